@@ -1,0 +1,549 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Whole bitmaps: counting, comparing, merging and the other set operations,
+ * draining, serialisation.
+ *
+ * They go through the words that the summaries name, so their cost follows
+ * what is dirty and not the size.  They hold the locks of all bitmaps that they
+ * must see whole: beside a clear a word may for a moment lack its summary bit.
+ * Marks run on meanwhile, and none is lost.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "internal.h"
+
+/* ---- counting: the caller holds the lock -------------------------------- */
+
+/* Dirty groups in [first, last]. */
+static uint64_t hb_count(const struct hb_block *b, uint64_t first, uint64_t last)
+{
+    uint64_t tail = last / HB_BITS, groups = 0;
+
+    for (uint64_t word = hb_next_bit(b, 1, first / HB_BITS); word <= tail;
+         word = hb_next_bit(b, 1, word + 1)) {
+        groups += hb_popcount(atomic_load(&b->level[0][word]) &
+                              hb_mask(word, first, last));
+    }
+    return groups;
+}
+
+uint64_t hbitmap_count(const HBitmap *hb)
+{
+    /* The remembered count is no part of what a caller means by const. */
+    HBitmap *own = (HBitmap *)(uintptr_t)hb;
+    uint64_t groups;
+
+    if (atomic_load(&hb->count_state) == HB_COUNT_VALID) {
+        return atomic_load(&hb->count) << hb->granularity;
+    }
+    hb_lock(hb);
+    if (atomic_load(&hb->count_state) == HB_COUNT_VALID) {
+        groups = atomic_load(&hb->count);
+    } else {
+        const struct hb_block *b = hb_block_of(hb);
+        int running = HB_COUNT_RUNNING;
+
+        atomic_store(&own->count_state, HB_COUNT_RUNNING);
+        groups = b->ngroups ? hb_count(b, 0, b->ngroups - 1) : 0;
+        atomic_store(&own->count, groups);
+        /* Valid unless a mark came in between, see hb_count_changed. */
+        atomic_compare_exchange_strong(&own->count_state, &running,
+                                       HB_COUNT_VALID);
+    }
+    hb_unlock(hb);
+    return groups << hb->granularity;
+}
+
+uint64_t hbitmap_count_range(const HBitmap *hb, uint64_t start, uint64_t count)
+{
+    const struct hb_block *b;
+    uint64_t items = 0;
+
+    hb_lock(hb);
+    b = hb_block_of(hb);
+    if (start < b->size && count) {
+        uint64_t end = start + hb_min(count, b->size - start);
+        uint64_t first = start >> hb->granularity;
+        uint64_t last = (end - 1) >> hb->granularity;
+
+        /* The outer two groups may be cut, the ones between are whole. */
+        if (first == last) {
+            items = hb_count(b, first, last) * (end - start);
+        } else {
+            items = hb_count(b, first, first) *
+                        (((first + 1) << hb->granularity) - start) +
+                    hb_count(b, last, last) *
+                        (end - (last << hb->granularity));
+            if (last - first > 1) {
+                items += hb_count(b, first + 1, last - 1) << hb->granularity;
+            }
+        }
+    }
+    hb_unlock(hb);
+    return items;
+}
+
+uint64_t hbitmap_nonzero_words(const HBitmap *hb)
+{
+    const struct hb_block *b;
+    uint64_t words = 0;
+
+    hb_lock(hb);
+    b = hb_block_of(hb);
+    for (uint64_t word = hb_next_bit(b, 1, 0); word != HB_NONE;
+         word = hb_next_bit(b, 1, word + 1)) {
+        words += atomic_load(&b->level[0][word]) != 0;
+    }
+    hb_unlock(hb);
+    return words;
+}
+
+/* ---- two bitmaps, word by word ------------------------------------------ */
+
+static bool hb_same_shape(const HBitmap *a, const HBitmap *b)
+{
+    return a->granularity == b->granularity &&
+           hb_block_of(a)->size == hb_block_of(b)->size;
+}
+
+/* The first leaf word at or after `word` that one of them has a summary bit
+ * for (NULL: is not asked), or HB_NONE.  Same shape. */
+static uint64_t hb_next_word(const struct hb_block *a, const struct hb_block *b,
+                             const struct hb_block *c, uint64_t word)
+{
+    uint64_t next = hb_next_bit(a, 1, word);
+
+    if (b && next != word) {
+        next = hb_min(next, hb_next_bit(b, 1, word));
+    }
+    if (c && next != word) {
+        next = hb_min(next, hb_next_bit(c, 1, word));
+    }
+    return next;
+}
+
+int hbitmap_equal(const HBitmap *a, const HBitmap *b)
+{
+    bool equal;
+
+    hb_lock_all(a, b, NULL);
+    equal = hb_same_shape(a, b);
+    if (equal && a != b) {
+        const struct hb_block *x = hb_block_of(a), *y = hb_block_of(b);
+
+        for (uint64_t word = hb_next_word(x, y, NULL, 0);
+             equal && word != HB_NONE;
+             word = hb_next_word(x, y, NULL, word + 1)) {
+            equal = atomic_load(&x->level[0][word]) ==
+                    atomic_load(&y->level[0][word]);
+        }
+    }
+    hb_unlock_all(a, b, NULL);
+    return equal;
+}
+
+/* Is no bit of a among b's bits, each flipped by `flip`? */
+static int hb_none_in(const HBitmap *a, const HBitmap *b, uint64_t flip)
+{
+    int none = -EINVAL;
+
+    hb_lock_all(a, b, NULL);
+    if (hb_same_shape(a, b)) {
+        const struct hb_block *x = hb_block_of(a), *y = hb_block_of(b);
+
+        none = 1;
+        for (uint64_t word = hb_next_bit(x, 1, 0); none && word != HB_NONE;
+             word = hb_next_bit(x, 1, word + 1)) {
+            none = !(atomic_load(&x->level[0][word]) &
+                     (atomic_load(&y->level[0][word]) ^ flip));
+        }
+    }
+    hb_unlock_all(a, b, NULL);
+    return none;
+}
+
+int hbitmap_is_subset(const HBitmap *a, const HBitmap *b)
+{
+    /* A mark that reaches both between the two loads must not show a bitmap
+     * as no subset of itself. */
+    return a == b ? 1 : hb_none_in(a, b, UINT64_MAX);
+}
+
+int hbitmap_is_disjoint(const HBitmap *a, const HBitmap *b)
+{
+    return hb_none_in(a, b, 0);
+}
+
+/* ---- set operations ----------------------------------------------------- */
+
+enum hb_op { HB_OR, HB_AND, HB_ANDNOT, HB_XOR };
+
+static inline uint64_t hb_apply(enum hb_op op, uint64_t a, uint64_t b)
+{
+    switch (op) {
+    case HB_OR:
+        return a | b;
+    case HB_AND:
+        return a & b;
+    case HB_ANDNOT:
+        return a & ~b;
+    case HB_XOR:
+        return a ^ b;
+    }
+    return 0;
+}
+
+/*
+ * result = a op b, all of one shape; the caller holds the locks.
+ *
+ * Each word of the result is changed by its difference: bits to set are or'ed
+ * in, bits to go are and'ed out.  So a mark that comes in between stays, also
+ * where the result is a or b.
+ */
+static bool hb_combine(enum hb_op op, const struct hb_block *a,
+                       const struct hb_block *b, const struct hb_block *result)
+{
+    /* Words that only the result names change too, unless it is an operand and
+     * so has them named by it; words that only one operand names stay as they
+     * are where the other operand is the result. */
+    const struct hb_block *x = a, *y = b, *z = result;
+    bool changed = false;
+
+    if (result == a) {
+        x = op == HB_AND ? a : b;
+        y = z = NULL;
+    } else if (result == b) {
+        x = op == HB_AND ? b : a;
+        y = op == HB_ANDNOT ? b : NULL;
+        z = NULL;
+    }
+    for (uint64_t next = hb_next_word(x, y, z, 0); next != HB_NONE;
+         next = hb_next_word(x, y, z, next)) {
+        uint64_t parent = next / HB_BITS, set = 0, empty = 0;
+        uint64_t named = atomic_load(&x->level[1][parent]);
+
+        if (y) {
+            named |= atomic_load(&y->level[1][parent]);
+        }
+        if (z) {
+            named |= atomic_load(&z->level[1][parent]);
+        }
+        for (; named; named &= named - 1) {
+            uint64_t word = parent * HB_BITS + hb_lowest(named);
+            hb_word *leaf = &result->level[0][word];
+            uint64_t old = atomic_load(leaf);
+            /* One load each: the same word must not differ from itself. */
+            uint64_t va = a == result ? old : atomic_load(&a->level[0][word]);
+            uint64_t vb = b == result ? old : b == a ? va
+                                            : atomic_load(&b->level[0][word]);
+            uint64_t new = hb_apply(op, va, vb);
+
+            if (old & ~new) {
+                old = atomic_fetch_and(leaf, ~(old & ~new)) & new;
+                changed = true;
+            }
+            if (new & ~old) {
+                atomic_fetch_or(leaf, new & ~old);
+                changed = true;
+            }
+            if (new) {
+                set |= hb_bit(word);
+            } else {
+                empty |= hb_bit(word);
+            }
+        }
+        empty &= atomic_load(&result->level[1][parent]);
+        if (set) {
+            hb_or(&result->level[1][parent], set);
+            hb_summarise(result, 1, parent);
+        }
+        if (empty) {
+            hb_unsummarise(result, 1, parent, empty);
+        }
+        next = (parent + 1) * HB_BITS;
+    }
+    return changed;
+}
+
+/* Marks in `to` what is dirty in `from`, of any granularity; the caller holds
+ * the lock of `from`. */
+static bool hb_or_areas(const HBitmap *from, const HBitmap *to)
+{
+    const struct hb_block *b = hb_block_of(to);
+    uint64_t next = 0, area[2];
+    bool changed = false;
+
+    while (hbitmap_areas(from, next, UINT64_MAX, area, 1, &next)) {
+        changed |= hb_mark(b, area[0] >> to->granularity,
+                           (area[0] + area[1] - 1) >> to->granularity);
+    }
+    return changed;
+}
+
+/* result = a or b, of any granularities; the caller holds the locks. */
+static bool hb_merge_areas(const HBitmap *a, const HBitmap *b,
+                           const HBitmap *result)
+{
+    const struct hb_block *r = hb_block_of(result);
+    bool changed = false;
+
+    if (a != result && b != result && r->ngroups) {
+        changed = hb_clear(r, 0, r->ngroups - 1, NULL);
+    }
+    if (a != result) {
+        changed |= hb_or_areas(a, result);
+    }
+    if (b != result && b != a) {
+        changed |= hb_or_areas(b, result);
+    }
+    return changed;
+}
+
+static int hb_operate(enum hb_op op, const HBitmap *a, const HBitmap *b,
+                      HBitmap *result)
+{
+    bool changed = false;
+    int err = 0;
+
+    hb_lock_all(a, b, result);
+    if (hb_same_shape(a, result) && hb_same_shape(b, result)) {
+        changed = hb_combine(op, hb_block_of(a), hb_block_of(b),
+                             hb_block_of(result));
+    } else if (op == HB_OR &&
+               hb_block_of(a)->size == hb_block_of(result)->size &&
+               hb_block_of(b)->size == hb_block_of(result)->size) {
+        changed = hb_merge_areas(a, b, result);
+    } else {
+        err = -EINVAL;
+    }
+    if (changed) {
+        hb_count_changed(result);
+    }
+    hb_unlock_all(a, b, result);
+    return err;
+}
+
+int hbitmap_merge(const HBitmap *a, const HBitmap *b, HBitmap *result)
+{
+    return hb_operate(HB_OR, a, b, result);
+}
+
+int hbitmap_and(const HBitmap *a, const HBitmap *b, HBitmap *result)
+{
+    return hb_operate(HB_AND, a, b, result);
+}
+
+int hbitmap_andnot(const HBitmap *a, const HBitmap *b, HBitmap *result)
+{
+    return hb_operate(HB_ANDNOT, a, b, result);
+}
+
+int hbitmap_xor(const HBitmap *a, const HBitmap *b, HBitmap *result)
+{
+    return hb_operate(HB_XOR, a, b, result);
+}
+
+/* ---- draining ----------------------------------------------------------- */
+
+int hbitmap_drain(HBitmap *hb, uint64_t start, uint64_t count, HBitmap *into)
+{
+    const struct hb_block *b;
+    uint64_t first, last;
+    int err = 0;
+
+    if (hb == into) {
+        return -EINVAL;
+    }
+    /* Marks in `into` need no lock; the one of hb is enough. */
+    hb_lock(hb);
+    b = hb_block_of(hb);
+    if (!hb_same_shape(hb, into)) {
+        err = -EINVAL;
+    } else if (count) {
+        err = hb_whole_groups(hb, b, start, count, &first, &last);
+        if (!err && hb_clear(b, first, last, hb_block_of(into))) {
+            hb_count_changed(hb);
+            hb_count_changed(into);
+        }
+    }
+    hb_unlock(hb);
+    return err;
+}
+
+/* ---- serialisation ------------------------------------------------------ */
+
+static inline uint64_t hb_little_endian(uint64_t word)
+{
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    return __builtin_bswap64(word);
+#else
+    return word;
+#endif
+}
+
+bool hbitmap_is_serializable(const HBitmap *hb)
+{
+    return hb->granularity < 64 - HB_SHIFT;
+}
+
+uint64_t hbitmap_serialization_align(const HBitmap *hb)
+{
+    return hbitmap_is_serializable(hb) ? UINT64_C(64) << hb->granularity : 0;
+}
+
+/* The leaf words [*first, *last] of a chunk; count is not 0. */
+static int hb_chunk(const HBitmap *hb, const struct hb_block *b,
+                    uint64_t start, uint64_t count,
+                    uint64_t *first, uint64_t *last)
+{
+    uint64_t inside = hbitmap_serialization_align(hb) - 1;
+    uint64_t last_group;
+
+    if (!hbitmap_is_serializable(hb)) {
+        return -EINVAL;
+    }
+    if (start >= b->size || count > hb_round_up(hb, b->size) - start) {
+        return -ERANGE;
+    }
+    last_group = (start + count - 1) >> hb->granularity;
+    if ((start & inside) || (last_group != b->ngroups - 1 && (count & inside))) {
+        return -EINVAL;
+    }
+    *first = (start >> hb->granularity) / HB_BITS;
+    *last = last_group / HB_BITS;
+    return 0;
+}
+
+uint64_t hbitmap_serialization_size(const HBitmap *hb,
+                                    uint64_t start, uint64_t count)
+{
+    uint64_t first, last;
+
+    if (!count || hb_chunk(hb, hb_block_of(hb), start, count, &first, &last)) {
+        return 0;
+    }
+    return (last - first + 1) * sizeof(uint64_t);
+}
+
+int hbitmap_serialize_part(const HBitmap *hb, uint8_t *buf,
+                           uint64_t start, uint64_t count)
+{
+    const struct hb_block *b;
+    uint64_t first, last;
+    int err = 0;
+
+    if (!count) {
+        return 0;
+    }
+    hb_lock(hb);
+    b = hb_block_of(hb);
+    err = hb_chunk(hb, b, start, count, &first, &last);
+    /* Up to 64 words, those under one word of level 1, at a time: where none
+     * of them is dirty the leaf is not touched. */
+    while (!err && first <= last) {
+        uint64_t parent = first / HB_BITS;
+        uint64_t end = hb_min(last + 1, (parent + 1) * HB_BITS);
+        size_t nbytes = (size_t)(end - first) * sizeof(uint64_t);
+
+        if (!(atomic_load(&b->level[1][parent]) & hb_mask_from(first))) {
+            memset(buf, 0, nbytes);
+        } else {
+            for (uint64_t i = 0; i < end - first; i++) {
+                uint64_t word =
+                    hb_little_endian(atomic_load(&b->level[0][first + i]));
+
+                memcpy(buf + i * sizeof(word), &word, sizeof(word));
+            }
+        }
+        buf += nbytes;
+        first = end;
+    }
+    hb_unlock(hb);
+    return err;
+}
+
+/*
+ * The words of a chunk become those at `buf`, or all `fill` where that is NULL,
+ * and the summaries follow at once: what hbitmap_deserialize_finish would do
+ * later for the whole bitmap costs next to nothing while the words are at hand.
+ */
+static int hb_load_words(HBitmap *hb, const uint8_t *buf, uint64_t fill,
+                         uint64_t start, uint64_t count)
+{
+    const struct hb_block *b;
+    uint64_t first, last;
+    int err;
+
+    if (!count) {
+        return 0;
+    }
+    hb_lock(hb);
+    b = hb_block_of(hb);
+    err = hb_chunk(hb, b, start, count, &first, &last);
+    while (!err && first <= last) {
+        uint64_t parent = first / HB_BITS;
+        uint64_t end = hb_min(last + 1, (parent + 1) * HB_BITS);
+        uint64_t named = atomic_load(&b->level[1][parent]);
+        uint64_t set = 0, empty = 0;
+
+        for (; first < end; first++) {
+            uint64_t word = fill;
+
+            if (buf) {
+                memcpy(&word, buf, sizeof(word));
+                word = hb_little_endian(word);
+                buf += sizeof(word);
+            }
+            word &= hb_used(b, first);
+            if (word) {
+                set |= hb_bit(first);
+                atomic_store_explicit(&b->level[0][first], word, HB_BULK);
+            } else if (named & hb_bit(first)) {
+                /* Words that no summary names are zero, and stay untouched. */
+                empty |= hb_bit(first);
+                atomic_store_explicit(&b->level[0][first], 0, HB_BULK);
+            }
+        }
+        hb_fence();
+        if (set) {
+            hb_or(&b->level[1][parent], set);
+            hb_summarise(b, 1, parent);
+        }
+        if (empty) {
+            hb_unsummarise(b, 1, parent, empty);
+        }
+    }
+    if (!err) {
+        hb_count_changed(hb);
+    }
+    hb_unlock(hb);
+    return err;
+}
+
+int hbitmap_deserialize_part(HBitmap *hb, const uint8_t *buf,
+                             uint64_t start, uint64_t count, bool finish)
+{
+    (void)finish;
+    return hb_load_words(hb, buf, 0, start, count);
+}
+
+int hbitmap_deserialize_zeroes(HBitmap *hb, uint64_t start, uint64_t count,
+                               bool finish)
+{
+    (void)finish;
+    return hb_load_words(hb, NULL, 0, start, count);
+}
+
+int hbitmap_deserialize_ones(HBitmap *hb, uint64_t start, uint64_t count,
+                             bool finish)
+{
+    (void)finish;
+    return hb_load_words(hb, NULL, UINT64_MAX, start, count);
+}
+
+void hbitmap_deserialize_finish(HBitmap *hb)
+{
+    /* Nothing is left to do: see hb_load_words. */
+    (void)hb;
+}

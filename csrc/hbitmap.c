@@ -1,0 +1,602 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The levels of a bitmap: its memory, marks, clears, counts and truncation.
+ * The protocol that lets marks run without a lock stands in internal.h.
+ */
+#if defined(__linux__) && !defined(_GNU_SOURCE)
+#define _GNU_SOURCE         /* MAP_NORESERVE, MADV_NOHUGEPAGE */
+#endif
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+/* ---- memory ------------------------------------------------------------- */
+
+/* From here on levels are mapped, so that what is never marked takes no
+ * memory. */
+#ifndef HB_MAP_MIN
+#define HB_MAP_MIN ((size_t)256 << 10)
+#endif
+
+#ifndef MAP_NORESERVE
+#define MAP_NORESERVE 0
+#endif
+
+#ifdef HB_TEST_ALLOC
+int hb_test_alloc_fails(void);
+#else
+#define hb_test_alloc_fails() 0
+#endif
+
+static void *hb_zalloc(size_t nbytes)
+{
+    void *memory = NULL;
+
+    if (hb_test_alloc_fails() ||
+        posix_memalign(&memory, HB_CACHE_LINE, nbytes) != 0) {
+        return NULL;
+    }
+    return memset(memory, 0, nbytes);
+}
+
+static void *hb_map(size_t nbytes)
+{
+    void *memory;
+
+    if (hb_test_alloc_fails()) {
+        return NULL;
+    }
+    memory = mmap(NULL, nbytes, PROT_READ | PROT_WRITE,
+                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) {
+        return NULL;
+    }
+#ifdef MADV_NOHUGEPAGE
+    /* A huge page for a single mark would undo the sparseness.  Only advice:
+     * a kernel that knows no huge pages refuses it, and is right. */
+    (void)madvise(memory, nbytes, MADV_NOHUGEPAGE);
+#endif
+    return memory;
+}
+
+static size_t hb_align(size_t nbytes, size_t to)
+{
+    return (nbytes + (to - 1)) & ~(to - 1);
+}
+
+/* A block for `size` items, all clean, over `leaf` unless that is NULL.  NULL
+ * with errno. */
+static struct hb_block *hb_block_new(uint64_t size, int granularity,
+                                     uint64_t *leaf, size_t nleaf)
+{
+    struct hb_block shape = { .size = size };
+    struct hb_block *b;
+    uint64_t nwords;
+    size_t nbytes, leaf_at = 0, page = HB_CACHE_LINE;
+    char *memory;
+
+    if (granularity < 0 || granularity > 63 || size > INT64_MAX) {
+        errno = EINVAL;
+        return NULL;
+    }
+    shape.ngroups = size ? ((size - 1) >> granularity) + 1 : 0;
+    if (shape.ngroups > UINT64_C(1) << HBITMAP_LOG_MAX_SIZE) {
+        errno = EINVAL;
+        return NULL;
+    }
+    nwords = shape.ngroups ? (shape.ngroups - 1) / HB_BITS + 1 : 1;
+    if (leaf && nwords > nleaf) {
+        errno = EINVAL;
+        return NULL;
+    }
+    nbytes = hb_align(sizeof(shape), HB_CACHE_LINE);
+    do {
+        shape.nwords[shape.nlevels++] = nwords;
+        if (shape.nlevels > 1) {
+            nbytes += hb_align((size_t)nwords * sizeof(hb_word), HB_CACHE_LINE);
+        }
+        nwords = (nwords - 1) / HB_BITS + 1;
+    } while (shape.nlevels < HB_MIN_LEVELS ||
+             shape.nwords[shape.nlevels - 1] > 1);
+    if (!leaf) {
+        if (nbytes + (size_t)shape.nwords[0] * sizeof(hb_word) >= HB_MAP_MIN) {
+            page = (size_t)sysconf(_SC_PAGESIZE);
+        }
+        leaf_at = hb_align(nbytes, page);
+        nbytes = hb_align(leaf_at + (size_t)shape.nwords[0] * sizeof(hb_word),
+                          HB_CACHE_LINE);
+    }
+    if (nbytes >= HB_MAP_MIN) {
+        shape.mapped = nbytes;
+        memory = hb_map(nbytes);
+    } else {
+        memory = hb_zalloc(nbytes);
+    }
+    if (!memory) {
+        errno = ENOMEM;
+        return NULL;
+    }
+
+    b = (struct hb_block *)memory;
+    *b = shape;
+    /* _Atomic uint64_t has the size and the alignment of uint64_t wherever it
+     * is lock-free, which the assertion below makes sure of. */
+    b->level[0] = leaf ? (hb_word *)leaf : (hb_word *)(memory + leaf_at);
+    memory += hb_align(sizeof(shape), HB_CACHE_LINE);
+    for (unsigned k = 1; k < b->nlevels; k++) {
+        b->level[k] = (hb_word *)memory;
+        memory += hb_align((size_t)b->nwords[k] * sizeof(hb_word), HB_CACHE_LINE);
+    }
+    return b;
+}
+
+_Static_assert(ATOMIC_LLONG_LOCK_FREE == 2 && sizeof(hb_word) == sizeof(uint64_t),
+               "HBitmap needs lock-free 64-bit atomics");
+
+static void hb_block_free(struct hb_block *b)
+{
+    while (b) {
+        struct hb_block *older = b->older;
+
+        if (b->mapped) {
+            munmap(b, b->mapped);
+        } else {
+            free(b);
+        }
+        b = older;
+    }
+}
+
+/* ---- life --------------------------------------------------------------- */
+
+static HBitmap *hb_new(uint64_t size, int granularity,
+                       uint64_t *leaf, size_t nleaf)
+{
+    struct hb_block *b = hb_block_new(size, granularity, leaf, nleaf);
+    HBitmap *hb;
+
+    if (!b) {
+        return NULL;
+    }
+    hb = hb_zalloc(sizeof(*hb));
+    if (!hb || pthread_mutex_init(&hb->lock, NULL) != 0) {
+        free(hb);
+        hb_block_free(b);
+        errno = ENOMEM;
+        return NULL;
+    }
+    atomic_init(&hb->block, b);
+    hb->granularity = granularity;
+    hb->foreign_leaf = leaf != NULL;
+    atomic_init(&hb->count_state, HB_COUNT_STALE);
+    atomic_init(&hb->count, 0);
+    return hb;
+}
+
+HBitmap *hbitmap_alloc(uint64_t size, int granularity)
+{
+    return hb_new(size, granularity, NULL, 0);
+}
+
+HBitmap *hbitmap_alloc_on(uint64_t size, int granularity,
+                          uint64_t *words, size_t nwords)
+{
+    HBitmap *hb;
+    const struct hb_block *b;
+
+    if (!words || (uintptr_t)words % sizeof(uint64_t) != 0) {
+        errno = EINVAL;
+        return NULL;
+    }
+    hb = hb_new(size, granularity, words, nwords);
+    if (!hb) {
+        return NULL;
+    }
+    b = hb_block_of(hb);
+    for (uint64_t word = 0; word < b->nwords[0]; word++) {
+        uint64_t value = atomic_load(&b->level[0][word]);
+
+        if (value & ~hb_used(b, word)) {
+            value &= hb_used(b, word);
+            atomic_store(&b->level[0][word], value);
+        }
+        if (value) {
+            hb_summarise(b, 0, word);
+        }
+    }
+    return hb;
+}
+
+void hbitmap_free(HBitmap *hb)
+{
+    if (hb) {
+        hb_block_free(hb_block_of(hb));
+        pthread_mutex_destroy(&hb->lock);
+        free(hb);
+    }
+}
+
+int hbitmap_truncate(HBitmap *hb, uint64_t size)
+{
+    struct hb_block *old, *b;
+    int err = 0;
+
+    hb_lock(hb);
+    old = hb_block_of(hb);
+    if (size == old->size) {
+        goto out;
+    }
+    if (hb->foreign_leaf || hb->pins) {
+        err = -EBUSY;
+        goto out;
+    }
+    b = hb_block_new(size, hb->granularity, NULL, 0);
+    if (!b) {
+        err = -errno;
+        goto out;
+    }
+    for (uint64_t word = hb_next_bit(old, 1, 0); word < b->nwords[0];
+         word = hb_next_bit(old, 1, word + 1)) {
+        uint64_t value = atomic_load(&old->level[0][word]) & hb_used(b, word);
+
+        if (value) {
+            atomic_store(&b->level[0][word], value);
+            hb_summarise(b, 0, word);
+        }
+    }
+    b->older = old;
+    atomic_store(&hb->block, b);
+    hb_count_changed(hb);
+out:
+    hb_unlock(hb);
+    return err;
+}
+
+void hbitmap_pin(HBitmap *hb)
+{
+    hb_lock(hb);
+    hb->pins++;
+    hb_unlock(hb);
+}
+
+void hbitmap_unpin(HBitmap *hb)
+{
+    hb_lock(hb);
+    hb->pins--;
+    hb_unlock(hb);
+}
+
+/* ---- marks -------------------------------------------------------------- */
+
+bool hb_mark(const struct hb_block *b, uint64_t first, uint64_t last)
+{
+    bool gained = false;
+
+    for (unsigned k = 0; k < b->nlevels; k++) {
+        hb_word *level = b->level[k];
+        uint64_t head = first / HB_BITS, tail = last / HB_BITS;
+        bool changed = hb_or(&level[head], hb_mask(head, first, last));
+
+        if (head != tail) {
+            for (uint64_t word = head + 1; word < tail; word++) {
+                if (atomic_load(&level[word]) != UINT64_MAX) {
+                    /* Relaxed: a clear that empties the word after this store
+                     * has taken the mark, one that did so before it left the
+                     * word to this store.  What the protocol needs, the word
+                     * set before the next level is looked at, is the fence's
+                     * doing. */
+                    atomic_store_explicit(&level[word], UINT64_MAX,
+                                          HB_BULK);
+                    changed = true;
+                }
+            }
+            changed |= hb_or(&level[tail], hb_mask(tail, first, last));
+            hb_fence();
+        }
+        if (k == 0) {
+            gained = changed;
+#ifdef HB_BREAK_EARLY_EXIT
+            /* For the stress test: the mistake that internal.h warns of. */
+            if (!gained) {
+                return false;
+            }
+#endif
+        }
+        first = head;
+        last = tail;
+    }
+    return gained;
+}
+
+int hbitmap_set(HBitmap *hb, uint64_t start, uint64_t count)
+{
+    const struct hb_block *b = hb_block_of(hb);
+
+    if (count == 0) {
+        return 0;
+    }
+    if (!hb_in_range(b, start, count)) {
+        return -ERANGE;
+    }
+    if (hb_mark(b, start >> hb->granularity,
+                (start + count - 1) >> hb->granularity)) {
+        hb_count_changed(hb);
+    }
+    return 0;
+}
+
+int hbitmap_set_many(HBitmap *hb, const uint64_t *starts,
+                     const uint64_t *counts, size_t n)
+{
+    const struct hb_block *b = hb_block_of(hb);
+    bool gained = false;
+    int err = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        if (counts[i] && !hb_in_range(b, starts[i], counts[i])) {
+            return -ERANGE;
+        }
+    }
+    for (size_t i = 0; i < n; i++) {
+        uint64_t start = starts[i], count = counts[i];
+
+        if (count == 0) {
+            continue;
+        }
+        /* Again: the arrays are the caller's, who may be changing them. */
+        if (!hb_in_range(b, start, count)) {
+            err = -ERANGE;
+            break;
+        }
+        gained |= hb_mark(b, start >> hb->granularity,
+                          (start + count - 1) >> hb->granularity);
+    }
+    if (gained) {
+        hb_count_changed(hb);
+    }
+    return err;
+}
+
+/* ---- clears ------------------------------------------------------------- */
+
+void hb_unsummarise(const struct hb_block *b, unsigned k, uint64_t word,
+                    uint64_t bits)
+{
+    for (;;) {
+        uint64_t left = atomic_fetch_and(&b->level[k][word], ~bits) & ~bits;
+        bool restored = false;
+
+        /* The second look.  A mark of a word below that came after the first
+         * look and still found the summary bit set came before the fetch_and
+         * in the one order of all these accesses, so it is seen here. */
+        while (bits) {
+            uint64_t below = word * HB_BITS + hb_lowest(bits);
+
+            bits &= bits - 1;
+            if (atomic_load(&b->level[k - 1][below])) {
+                hb_summarise(b, k - 1, below);
+                restored = true;
+            }
+        }
+        if (left || restored || k + 1 == b->nlevels) {
+            return;
+        }
+        /* This word was empty in its turn. */
+        bits = hb_bit(word);
+        word /= HB_BITS;
+        k++;
+    }
+}
+
+bool hb_clear(const struct hb_block *b, uint64_t first, uint64_t last,
+              const struct hb_block *into)
+{
+    hb_word *leaf = b->level[0];
+    uint64_t head = first / HB_BITS, tail = last / HB_BITS;
+    bool changed = false;
+
+    /* One word of level 1, so up to 64 leaf words, at a time. */
+    for (uint64_t next = hb_next_bit(b, 1, head); next <= tail;
+         next = hb_next_bit(b, 1, next)) {
+        uint64_t parent = next / HB_BITS;
+        uint64_t named = atomic_load(&b->level[1][parent]) &
+                         hb_mask(parent, next, tail);
+        uint64_t empty = 0, moved = 0;
+
+        for (uint64_t bits = named; bits; bits &= bits - 1) {
+            uint64_t word = parent * HB_BITS + hb_lowest(bits);
+            uint64_t mask = hb_mask(word, first, last);
+            uint64_t old = atomic_load(&leaf[word]);
+
+            if (old & mask) {
+                if (mask == UINT64_MAX && !into) {
+                    /* Relaxed: a mark that this store overwrites overlaps this
+                     * clear, one that comes after it is found by the second
+                     * look, and that comes after a read-modify-write, which
+                     * keeps this store before it. */
+                    atomic_store_explicit(&leaf[word], 0, HB_BULK);
+                    old = 0;
+                    changed = true;
+                } else {
+                    uint64_t taken;
+
+                    old = atomic_fetch_and(&leaf[word], ~mask);
+                    taken = old & mask;
+                    old &= ~mask;
+                    if (taken) {
+                        changed = true;
+                        if (into) {
+                            hb_or(&into->level[0][word], taken);
+                            moved |= hb_bit(word);
+                        }
+                    }
+                }
+            }
+            if (!old) {
+                empty |= hb_bit(word);
+            }
+        }
+        if (moved) {
+            hb_or(&into->level[1][parent], moved);
+            hb_summarise(into, 1, parent);
+        }
+        if (empty) {
+            hb_unsummarise(b, 1, parent, empty);
+        }
+        next = (parent + 1) * HB_BITS;
+    }
+    return changed;
+}
+
+int hb_whole_groups(const HBitmap *hb, const struct hb_block *b,
+                    uint64_t start, uint64_t count,
+                    uint64_t *first, uint64_t *last)
+{
+    uint64_t inside = (UINT64_C(1) << hb->granularity) - 1;
+    uint64_t end = start + count;
+
+    /* A start in the last group, and an end at the size rounded up, are both
+     * within the rounded size, which fits 64 bits. */
+    if (start >= b->size || count > hb_round_up(hb, b->size) - start) {
+        return -ERANGE;
+    }
+    if ((start & inside) || ((end & inside) && end != b->size)) {
+        return end > b->size ? -ERANGE : -EINVAL;
+    }
+    *first = start >> hb->granularity;
+    *last = (end - 1) >> hb->granularity;
+    return 0;
+}
+
+int hbitmap_reset(HBitmap *hb, uint64_t start, uint64_t count)
+{
+    const struct hb_block *b;
+    uint64_t first, last;
+    int err;
+
+    if (count == 0) {
+        return 0;
+    }
+    hb_lock(hb);
+    b = hb_block_of(hb);
+    err = hb_whole_groups(hb, b, start, count, &first, &last);
+    if (!err && hb_clear(b, first, last, NULL)) {
+        hb_count_changed(hb);
+    }
+    hb_unlock(hb);
+    return err;
+}
+
+void hbitmap_reset_all(HBitmap *hb)
+{
+    const struct hb_block *b;
+
+    hb_lock(hb);
+    b = hb_block_of(hb);
+    if (b->ngroups && hb_clear(b, 0, b->ngroups - 1, NULL)) {
+        hb_count_changed(hb);
+    }
+    hb_unlock(hb);
+}
+
+int hbitmap_take(HBitmap *hb, uint64_t item)
+{
+    const struct hb_block *b;
+    int taken = -ERANGE;
+
+    hb_lock(hb);
+    b = hb_block_of(hb);
+    if (item < b->size) {
+        uint64_t group = item >> hb->granularity;
+
+        taken = hb_clear(b, group, group, NULL);
+        if (taken) {
+            hb_count_changed(hb);
+        }
+    }
+    hb_unlock(hb);
+    return taken;
+}
+
+/* ---- questions ---------------------------------------------------------- */
+
+uint64_t hbitmap_size(const HBitmap *hb)
+{
+    return hb_block_of(hb)->size;
+}
+
+int hbitmap_granularity(const HBitmap *hb)
+{
+    return hb->granularity;
+}
+
+bool hbitmap_get(const HBitmap *hb, uint64_t item)
+{
+    const struct hb_block *b = hb_block_of(hb);
+    uint64_t group = item >> hb->granularity;
+
+    return item < b->size &&
+           (atomic_load(&b->level[0][group / HB_BITS]) & hb_bit(group)) != 0;
+}
+
+bool hbitmap_empty(const HBitmap *hb)
+{
+    return hb_next_bit(hb_block_of(hb), 0, 0) == HB_NONE;
+}
+
+const uint64_t *hbitmap_words(const HBitmap *hb, size_t *nwords)
+{
+    const struct hb_block *b = hb_block_of(hb);
+
+    *nwords = (size_t)b->nwords[0];
+    return (const uint64_t *)b->level[0];
+}
+
+/* ---- locks -------------------------------------------------------------- */
+
+static void hb_order(const HBitmap **a, const HBitmap **b)
+{
+    if ((uintptr_t)*a > (uintptr_t)*b) {
+        const HBitmap *t = *a;
+
+        *a = *b;
+        *b = t;
+    }
+}
+
+void hb_lock_all(const HBitmap *a, const HBitmap *b, const HBitmap *c)
+{
+    hb_order(&a, &b);
+    hb_order(&b, &c);
+    hb_order(&a, &b);
+    if (a) {
+        hb_lock(a);
+    }
+    if (b != a) {
+        hb_lock(b);
+    }
+    if (c != b) {
+        hb_lock(c);
+    }
+}
+
+void hb_unlock_all(const HBitmap *a, const HBitmap *b, const HBitmap *c)
+{
+    hb_order(&a, &b);
+    hb_order(&b, &c);
+    hb_order(&a, &b);
+    if (c != b) {
+        hb_unlock(c);
+    }
+    if (b != a) {
+        hb_unlock(b);
+    }
+    if (a) {
+        hb_unlock(a);
+    }
+}

@@ -1,0 +1,280 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * HBitmap: a hierarchical bitmap for tracking what was written to.
+ *
+ * `size` items (bytes, sectors, pages), one bit for each group of
+ * 2^granularity of them.  Above the leaf words stand summary levels: bit N of
+ * a level is set if word N of the level below is not zero, so the next dirty
+ * group is found in O(levels) steps however empty the bitmap is.
+ *
+ *     size 8, granularity 1:      set(3, 2)  ->  leaf 0110, count 4
+ *     items  0 1 2 3 4 5 6 7
+ *     groups  0   1   2   3
+ *
+ * Workload: marks by the million from several threads, of which most hit what
+ * is dirty already; now and then somebody drains, merges or iterates.
+ *
+ * UNITS.  start, count, size and item are in items; ranges are half-open
+ * [start, start + count); a count of 0 does nothing.  Marks and resets never
+ * clamp: a range that leaves the bitmap, or overflows, is refused.  Searches
+ * clamp: a start beyond the size finds nothing, an end beyond it means the
+ * size.
+ *
+ * ERRORS.  A function that can be called wrongly returns 0 or a negative errno
+ * and has then changed nothing: -ERANGE, the range is not inside the bitmap;
+ * -EINVAL, it cuts a group (reset, drain), the bitmaps do not fit each other,
+ * or an argument makes no sense; -EBUSY, the bitmap is pinned; -ENOMEM.
+ * Nothing here aborts or prints.
+ *
+ * THREADS.  Every function may run in several threads on one bitmap, but for
+ * hbitmap_free.  Marks (set, set_many, the target of drain) take no lock.
+ * Whatever clears bits takes one lock inside the bitmap, and so does whatever
+ * has to see all of it (count, merge, compare, serialize, drain); with several
+ * bitmaps the locks are taken in the order of their addresses.  Promised:
+ *   (a) once all calls have returned, no summary bit is clear over a word that
+ *       is not zero;
+ *   (b) a mark that returned before a drain began is in that drain, or was
+ *       taken by a clear that overlapped it: no mark is ever lost;
+ *   (c) once all calls have returned, the count is exact.
+ * Searches and iterators take no lock: beside a clear of the same word they
+ * may pass over a mark which that clear overlapped; it is there once the clear
+ * has returned.  A truncate beside other calls is safe for memory, but a mark
+ * that overlaps it may go to the old size and be lost.
+ * The promises are about the bitmap.  A mark that finds its bit set is no
+ * memory barrier for your data: a thread that writes data, marks it, and has
+ * it copied by another thread which clears the mark first and reads the data
+ * then, puts atomic_thread_fence(memory_order_seq_cst) between writing and
+ * marking (Python code under the GIL has that already).
+ * A bitmap must not be used on both sides of a fork().
+ */
+#ifndef PYBITMAP_HBITMAP_H
+#define PYBITMAP_HBITMAP_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* cdef: begin */
+
+/* At most 2^HBITMAP_LOG_MAX_SIZE groups. */
+#define HBITMAP_LOG_MAX_SIZE 41
+
+typedef struct HBitmap HBitmap;
+
+/* Lives where the caller wants, usually on the stack; needs no clean-up.
+ * The members are the implementation's. */
+typedef struct HBitmapIter {
+    const HBitmap *hb;
+    uint64_t group;         /* the next group to look at */
+} HBitmapIter;
+
+/* ---- life --------------------------------------------------------------- */
+
+/*
+ * All clean.  size: at most INT64_MAX items; granularity: 0..63, the log2 of
+ * the items in a group.  Memory of large bitmaps is only mapped, and touched
+ * when it is marked.  NULL with errno EINVAL (size, granularity or number of
+ * groups out of range) or ENOMEM.
+ */
+HBitmap *hbitmap_alloc(uint64_t size, int granularity);
+
+/*
+ * The same over leaf words of the caller's: `words` is 8-byte aligned, holds
+ * at least max(1, ceil(groups / 64)) words of the machine's byte order, and
+ * outlives the bitmap.  Set bits are adopted, bits beyond the end are cleared.
+ * The memory is neither freed nor resized here (truncate: -EBUSY) and must
+ * not be under two HBitmaps at a time.  NULL as above.
+ */
+HBitmap *hbitmap_alloc_on(uint64_t size, int granularity,
+                          uint64_t *words, size_t nwords);
+
+/* Frees hb and all that it holds.  No other call may be running.  NULL is
+ * fine. */
+void hbitmap_free(HBitmap *hb);
+
+/*
+ * Grow: the new items are clean.  Shrink: groups wholly beyond the new end go,
+ * a group that the end cuts stays.  The old memory lives on until
+ * hbitmap_free, for calls that are still in it.  -EBUSY while pinned or over
+ * the caller's words, -EINVAL for a size that hbitmap_alloc refuses, -ENOMEM.
+ */
+int hbitmap_truncate(HBitmap *hb, uint64_t size);
+
+/* Between pin and unpin hbitmap_truncate is refused, so size and words stay. */
+void hbitmap_pin(HBitmap *hb);
+void hbitmap_unpin(HBitmap *hb);
+
+/* ---- marks -------------------------------------------------------------- */
+
+/* Marks every group that the range touches.  -ERANGE. */
+int hbitmap_set(HBitmap *hb, uint64_t start, uint64_t count);
+
+/* n ranges [starts[i], starts[i] + counts[i]).  -ERANGE: one of them is not
+ * inside the bitmap, none was marked.  (If another thread changes the arrays
+ * meanwhile, some may have been marked.) */
+int hbitmap_set_many(HBitmap *hb, const uint64_t *starts,
+                     const uint64_t *counts, size_t n);
+
+/*
+ * Cleans whole groups.  start is a multiple of 2^granularity; start + count
+ * is one too, or is the size: a partly covered group never becomes clean.
+ * (The size rounded up to a group is accepted as the end.)  -ERANGE, -EINVAL.
+ */
+int hbitmap_reset(HBitmap *hb, uint64_t start, uint64_t count);
+void hbitmap_reset_all(HBitmap *hb);
+
+/* Cleans the group that holds `item`: 1 if it was dirty, 0 if it was clean,
+ * -ERANGE.  Of several threads that take one group, one gets the 1. */
+int hbitmap_take(HBitmap *hb, uint64_t item);
+
+/* ---- questions ---------------------------------------------------------- */
+
+uint64_t hbitmap_size(const HBitmap *hb);
+int hbitmap_granularity(const HBitmap *hb);
+
+/* Is the group of `item` dirty?  Outside the bitmap: false. */
+bool hbitmap_get(const HBitmap *hb, uint64_t item);
+bool hbitmap_empty(const HBitmap *hb);
+
+/* Dirty groups << granularity (so it may exceed the size).  O(1) if nothing
+ * changed since it was last asked, else a popcount over the words that the
+ * summaries name. */
+uint64_t hbitmap_count(const HBitmap *hb);
+
+/* Dirty items in the range, clipped to it and to the size. */
+uint64_t hbitmap_count_range(const HBitmap *hb, uint64_t start, uint64_t count);
+
+/* Leaf words that are not zero (a hint of how dense the bitmap is). */
+uint64_t hbitmap_nonzero_words(const HBitmap *hb);
+
+/* The leaf words and, in *nwords, how many: max(1, ceil(groups / 64)); live,
+ * in the machine's byte order, bit N % 64 of word N / 64 is group N.  Valid
+ * until truncate or free (see hbitmap_pin). */
+const uint64_t *hbitmap_words(const HBitmap *hb, size_t *nwords);
+
+/*
+ * Same size, granularity and bits; are all of a's bits in b; have they none in
+ * common.  1 or 0.  The last two: -EINVAL where size or granularity differ.
+ */
+int hbitmap_equal(const HBitmap *a, const HBitmap *b);
+int hbitmap_is_subset(const HBitmap *a, const HBitmap *b);
+int hbitmap_is_disjoint(const HBitmap *a, const HBitmap *b);
+
+/* ---- searches ----------------------------------------------------------- */
+
+/* The starts of dirty groups in order, beginning with the group that holds
+ * `first`; -1 at the end.  Setting, resetting and truncating meanwhile is
+ * safe; what is set behind the iterator is not seen. */
+void hbitmap_iter_init(HBitmapIter *hbi, const HBitmap *hb, uint64_t first);
+int64_t hbitmap_iter_next(HBitmapIter *hbi);
+
+/* Up to n of them at once into `items`; returns how many, fewer than n only
+ * at the end. */
+size_t hbitmap_iter_fill(HBitmapIter *hbi, uint64_t *items, size_t n);
+
+/* The first dirty (clean) item at or after start and before start + count, or
+ * -1.  INT64_MAX as count means to the end; negative arguments find nothing. */
+int64_t hbitmap_next_dirty(const HBitmap *hb, int64_t start, int64_t count);
+int64_t hbitmap_next_zero(const HBitmap *hb, int64_t start, int64_t count);
+
+/*
+ * The first run of dirty items in [start, end), cut at `end` and at
+ * max_dirty_count (> 0) items.  False, and nothing stored, if there is none.
+ *
+ *     size 10, granularity 2, leaf 110:   (1, 10, INT64_MAX)  ->  1, 7
+ */
+bool hbitmap_next_dirty_area(const HBitmap *hb, int64_t start, int64_t end,
+                             int64_t max_dirty_count,
+                             int64_t *dirty_start, int64_t *dirty_count);
+
+/* Is `start` dirty, and for how many of the `count` items from there does it
+ * stay so?  *pnum is 0 only if the clamped range is empty (then: false). */
+bool hbitmap_status(const HBitmap *hb, int64_t start, int64_t count,
+                    int64_t *pnum);
+
+/*
+ * The dirty areas of [start, end) as pairs (start, count), at most max_areas
+ * of them, into 2 * max_areas words.  Returns how many; *next is where to go
+ * on, and is the (clamped) end once all have been given.
+ */
+size_t hbitmap_areas(const HBitmap *hb, uint64_t start, uint64_t end,
+                     uint64_t *areas, size_t max_areas, uint64_t *next);
+
+/* ---- whole bitmaps ------------------------------------------------------ */
+
+/*
+ * result = a or b; any of the three may be the same.  Sizes must be equal
+ * (-EINVAL); granularities may differ, a dirty group then marks every group of
+ * the result that it touches.
+ */
+int hbitmap_merge(const HBitmap *a, const HBitmap *b, HBitmap *result);
+
+/* result = a and b, a and not b, a xor b; any of the three may be the same.
+ * Sizes and granularities must be equal (-EINVAL). */
+int hbitmap_and(const HBitmap *a, const HBitmap *b, HBitmap *result);
+int hbitmap_andnot(const HBitmap *a, const HBitmap *b, HBitmap *result);
+int hbitmap_xor(const HBitmap *a, const HBitmap *b, HBitmap *result);
+
+/*
+ * Moves the dirty bits of a range (whole groups, as for hbitmap_reset) from hb
+ * into `into`, whose own bits stay: each mark is in exactly one of the two
+ * afterwards.  Same size and granularity, and not the same bitmap (-EINVAL);
+ * -ERANGE.
+ */
+int hbitmap_drain(HBitmap *hb, uint64_t start, uint64_t count, HBitmap *into);
+
+/* ---- serialisation ------------------------------------------------------ */
+
+/*
+ * The leaf bits as little-endian 64-bit words, the same on every machine.
+ * A chunk starts at a multiple of hbitmap_serialization_align() items, and so
+ * it ends, unless its last item is in the last group.  -EINVAL for any other
+ * chunk and for bitmaps that are not serializable (granularity 58 and more:
+ * the alignment does not fit 64 bits), -ERANGE outside the bitmap.
+ */
+bool hbitmap_is_serializable(const HBitmap *hb);
+uint64_t hbitmap_serialization_align(const HBitmap *hb);
+
+/* Bytes of a chunk; 0 for an empty one, and for one that is refused. */
+uint64_t hbitmap_serialization_size(const HBitmap *hb,
+                                    uint64_t start, uint64_t count);
+
+/* buf: hbitmap_serialization_size(hb, start, count) bytes, any alignment. */
+int hbitmap_serialize_part(const HBitmap *hb, uint8_t *buf,
+                           uint64_t start, uint64_t count);
+
+/*
+ * Replaces the bits of a chunk; bits beyond the end of the bitmap are dropped.
+ * Call hbitmap_deserialize_finish, or pass finish = true, after the last chunk
+ * and before the bitmap is used.  Beside other calls the bits may come out
+ * wrong, memory stays safe.
+ */
+int hbitmap_deserialize_part(HBitmap *hb, const uint8_t *buf,
+                             uint64_t start, uint64_t count, bool finish);
+int hbitmap_deserialize_zeroes(HBitmap *hb, uint64_t start, uint64_t count,
+                               bool finish);
+int hbitmap_deserialize_ones(HBitmap *hb, uint64_t start, uint64_t count,
+                             bool finish);
+void hbitmap_deserialize_finish(HBitmap *hb);
+
+/* ---- self-check --------------------------------------------------------- */
+
+/*
+ * Validates every invariant: levels, summaries, no bit beyond the end, the
+ * remembered count.  0, or -EINVAL with the reason in words in *reason (NULL
+ * is fine; valid until the thread's next call).  Reads the whole bitmap; no
+ * other call should be running.
+ */
+int hbitmap_check(const HBitmap *hb, const char **reason);
+
+/* cdef: end */
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

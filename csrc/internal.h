@@ -1,0 +1,271 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What the files of the core share: the block of levels, the arithmetic over
+ * them, and the two movements of the protocol, marking upwards and clearing
+ * upwards.
+ *
+ * A bitmap's size, leaf and summaries sit in one block behind an atomic
+ * pointer.  Each call loads that pointer once and works on what it got:
+ * truncate publishes a new block and keeps the old one until hbitmap_free.
+ *
+ *     level 2   1                                one word: the top
+ *     level 1   1 0 1 ... 0                      bit N: word N of level 0 is not 0
+ *     level 0   0..010  0..0  1..1  ...  0..0    the leaf: bit N is group N
+ *
+ * Invariant, once all calls have returned: a bit of level k + 1 is set if its
+ * word of level k is not zero.  (The reverse may fail: a stale summary bit over
+ * a zero word costs a search one look, and goes with the next clear.)
+ *
+ * PROTOCOL.  Every access is sequentially consistent unless the comment beside
+ * it argues otherwise.
+ *   A mark sets its leaf bits, then on every level up to the top the bits above
+ *   them, whether or not its leaf bits were set already: the marker that set
+ *   them may not have come to the summaries yet, and a drain that began now
+ *   would pass the word over although this mark has returned.
+ *   A clear (one at a time: it holds the lock) empties leaf words, then takes
+ *   the bits above those it saw empty, then looks at the words again.  A mark
+ *   that came in between either found its summary bit taken and sets it again,
+ *   or found it still set; then its leaf bit was there before the clear took
+ *   the summary bit, so the second look finds it and restores every level.
+ */
+#ifndef PYBITMAP_INTERNAL_H
+#define PYBITMAP_INTERNAL_H
+
+#include <pthread.h>
+#include <stdalign.h>
+#include <stdatomic.h>
+
+#include "hbitmap.h"
+
+#if defined(__SANITIZE_THREAD__)
+#define HB_TSAN 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define HB_TSAN 1
+#endif
+#endif
+
+typedef _Atomic uint64_t hb_word;
+
+enum {
+    HB_BITS = 64,           /* bits in a word, and words under a summary word */
+    HB_SHIFT = 6,
+    HB_MIN_LEVELS = 2,      /* there is always a summary over the leaf */
+    HB_MAX_LEVELS = 7,      /* 2^41 groups: 2^35 2^29 2^23 2^17 2^11 2^5 1 words */
+    HB_CACHE_LINE = 64,
+};
+
+/* No such bit or word. */
+#define HB_NONE UINT64_MAX
+
+struct hb_block {
+    uint64_t size;                      /* items */
+    uint64_t ngroups;                   /* bits of the leaf in use */
+    unsigned nlevels;
+    uint64_t nwords[HB_MAX_LEVELS];     /* [0] is the leaf */
+    hb_word *level[HB_MAX_LEVELS];
+    struct hb_block *older;             /* what truncate has replaced */
+    size_t mapped;                      /* bytes to unmap; 0: from malloc */
+};
+
+/* What the remembered count is worth. */
+enum {
+    HB_COUNT_STALE,         /* something changed since */
+    HB_COUNT_RUNNING,       /* somebody counts, and nothing changed so far */
+    HB_COUNT_VALID,
+};
+
+struct HBitmap {
+    /* Read by every mark and hardly ever written. */
+    _Atomic(struct hb_block *) block;
+    int granularity;
+    bool foreign_leaf;                  /* the leaf is the caller's memory */
+    atomic_int count_state;
+
+    /* What clears write: on a line of its own, out of the marks' way. */
+    alignas(HB_CACHE_LINE) pthread_mutex_t lock;
+    _Atomic uint64_t count;             /* dirty groups, see count_state */
+    unsigned pins;                      /* under the lock */
+};
+
+/* ---- arithmetic --------------------------------------------------------- */
+
+static inline struct hb_block *hb_block_of(const HBitmap *hb)
+{
+    return atomic_load(&hb->block);
+}
+
+/* Bits from `first % 64` upwards; bits up to and including `last % 64`. */
+static inline uint64_t hb_mask_from(uint64_t first)
+{
+    return UINT64_MAX << (first % HB_BITS);
+}
+
+static inline uint64_t hb_mask_to(uint64_t last)
+{
+    return UINT64_MAX >> (HB_BITS - 1 - last % HB_BITS);
+}
+
+/* The bits of word `word` that lie in the bit range [first, last]; the word
+ * holds at least one of them. */
+static inline uint64_t hb_mask(uint64_t word, uint64_t first, uint64_t last)
+{
+    uint64_t mask = UINT64_MAX;
+
+    if (word == first / HB_BITS) {
+        mask &= hb_mask_from(first);
+    }
+    if (word == last / HB_BITS) {
+        mask &= hb_mask_to(last);
+    }
+    return mask;
+}
+
+static inline uint64_t hb_bit(uint64_t bit)
+{
+    return UINT64_C(1) << (bit % HB_BITS);
+}
+
+static inline unsigned hb_lowest(uint64_t word)
+{
+    return (unsigned)__builtin_ctzll(word);
+}
+
+static inline unsigned hb_popcount(uint64_t word)
+{
+    return (unsigned)__builtin_popcountll(word);
+}
+
+static inline uint64_t hb_min(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+/* size rounded up to whole groups; fits, as size <= INT64_MAX. */
+static inline uint64_t hb_round_up(const HBitmap *hb, uint64_t size)
+{
+    uint64_t group = UINT64_C(1) << hb->granularity;
+
+    return (size + (group - 1)) & ~(group - 1);
+}
+
+static inline bool hb_in_range(const struct hb_block *b,
+                               uint64_t start, uint64_t count)
+{
+    return start <= b->size && count <= b->size - start;
+}
+
+/* The bits of a leaf word that stand for groups. */
+static inline uint64_t hb_used(const struct hb_block *b, uint64_t word)
+{
+    if (word < b->ngroups / HB_BITS) {
+        return UINT64_MAX;
+    }
+    return word > b->ngroups / HB_BITS ? 0 : hb_bit(b->ngroups) - 1;
+}
+
+/* What reset and drain take: whole groups, see hbitmap_reset.  The groups in
+ * [*first, *last]; count is not 0.  0, -ERANGE or -EINVAL. */
+int hb_whole_groups(const HBitmap *hb, const struct hb_block *b,
+                    uint64_t start, uint64_t count,
+                    uint64_t *first, uint64_t *last);
+
+/*
+ * Between relaxed stores of whole words and the look at the next level.
+ * ThreadSanitizer knows no fences; its build stores in sequential consistency
+ * instead.
+ */
+#ifdef HB_TSAN
+#define HB_BULK memory_order_seq_cst
+#define hb_fence() ((void)0)
+#else
+#define HB_BULK memory_order_relaxed
+#define hb_fence() atomic_thread_fence(memory_order_seq_cst)
+#endif
+
+/* ---- marking upwards ---------------------------------------------------- */
+
+/*
+ * Sets `mask` in a word; were some of its bits clear?  The test before the
+ * read-modify-write keeps the line shared where nothing is to be done, which is
+ * the common case.  It takes nothing from the protocol: what it saw set was
+ * set by somebody at that moment, a clear that takes it comes later, and the
+ * caller goes on to the next level either way.
+ */
+static inline bool hb_or(hb_word *word, uint64_t mask)
+{
+    if ((atomic_load(word) & mask) == mask) {
+        return false;
+    }
+    return (~atomic_fetch_or(word, mask) & mask) != 0;
+}
+
+/* Sets the bit above `word` of level k, and so on up to the top. */
+static inline void hb_summarise(const struct hb_block *b, unsigned k,
+                                uint64_t word)
+{
+    while (++k < b->nlevels) {
+        hb_or(&b->level[k][word / HB_BITS], hb_bit(word));
+        word /= HB_BITS;
+    }
+}
+
+/* Marks the groups [first, last]; was one of them clean? */
+bool hb_mark(const struct hb_block *b, uint64_t first, uint64_t last);
+
+/*
+ * To be called after leaf bits have changed.
+ *
+ * Pairs with hbitmap_count, which stores RUNNING before it reads the leaf.  If
+ * the load here comes before that store, so does the change, and the count
+ * includes it; if it comes after, the state is seen and made stale.
+ */
+static inline void hb_count_changed(HBitmap *hb)
+{
+    if (atomic_load(&hb->count_state) != HB_COUNT_STALE) {
+        atomic_store(&hb->count_state, HB_COUNT_STALE);
+    }
+}
+
+/* ---- clearing upwards: the caller holds the lock ------------------------ */
+
+/* `bits` of word `word` of level k (1 or higher) stand over words that were
+ * seen empty: takes them, looks again, goes on upwards. */
+void hb_unsummarise(const struct hb_block *b, unsigned k, uint64_t word,
+                    uint64_t bits);
+
+/* Clears the groups [first, last], and marks in `into`, unless that is NULL,
+ * those that were dirty.  Was there one? */
+bool hb_clear(const struct hb_block *b, uint64_t first, uint64_t last,
+              const struct hb_block *into);
+
+/* ---- searching ---------------------------------------------------------- */
+
+/*
+ * The first set bit of level k at or after `bit`, or HB_NONE.  On level 0 that
+ * is a dirty group; above, a word of level k - 1 that may be non-zero.
+ */
+uint64_t hb_next_bit(const struct hb_block *b, unsigned k, uint64_t bit);
+
+/* The same for groups, below `limit`; `limit` if there is none. */
+uint64_t hb_next_dirty(const struct hb_block *b, uint64_t group, uint64_t limit);
+uint64_t hb_next_clean(const struct hb_block *b, uint64_t group, uint64_t limit);
+
+/* ---- locks -------------------------------------------------------------- */
+
+/* The lock is not part of what a caller means by const. */
+static inline void hb_lock(const HBitmap *hb)
+{
+    pthread_mutex_lock((pthread_mutex_t *)(uintptr_t)&hb->lock);
+}
+
+static inline void hb_unlock(const HBitmap *hb)
+{
+    pthread_mutex_unlock((pthread_mutex_t *)(uintptr_t)&hb->lock);
+}
+
+/* Up to three bitmaps, some of which may be the same; NULL: there is none. */
+void hb_lock_all(const HBitmap *a, const HBitmap *b, const HBitmap *c);
+void hb_unlock_all(const HBitmap *a, const HBitmap *b, const HBitmap *c);
+
+#endif
