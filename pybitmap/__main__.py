@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: MIT
+"""The `pybitmap` command, also `python -m pybitmap`.
+
+Its packages are an extra of the library, so this says how to get them where they are missing.
+"""
+
+from __future__ import annotations
+
+import sys
+
+INTERRUPTED = 130  # exit code: 128 + SIGINT
+
+
+def main() -> int:
+    """Runs the command with the arguments of the process and returns its exit code."""
+    try:
+        try:
+            from .cli import main as run
+        except ModuleNotFoundError as error:
+            missing = (error.name or "").partition(".")[0]
+            if missing not in ("click", "rich"):
+                raise
+            print(
+                f"pybitmap: the command line needs {missing}, which is not installed.\n"
+                "In a clone of this project: pip install '.[cli]'\n"
+                "(The name on the package index belongs to an unrelated project.)",
+                file=sys.stderr,
+            )
+            return 2
+        return run()
+    except KeyboardInterrupt:
+        # A second Ctrl-C may have cut short what restores the terminal.
+        show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
+        print(f"{show_cursor}pybitmap: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

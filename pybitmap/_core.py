@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: MIT
+"""The only module that touches the compiled code.
+
+It names the C functions, gives them types, and turns their return codes into exceptions. The
+contract of each function stands in ``csrc/hbitmap.h``. The names are the functions themselves
+and not wrappers: a mark costs one call.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from array import array
+from operator import index
+from typing import TYPE_CHECKING, Any, Callable
+
+from ._cffi import ffi, lib
+from .errors import BitmapError, InvalidError, MismatchError, RangeError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+#: A C object or pointer; cffi has no types for them.
+CData = Any
+
+MAX_SIZE = 2**63 - 1
+MAX_GROUPS: int = 2**lib.HBITMAP_LOG_MAX_SIZE
+
+hbitmap_truncate: Callable[[CData, int], int] = lib.hbitmap_truncate
+hbitmap_pin: Callable[[CData], None] = lib.hbitmap_pin
+hbitmap_unpin: Callable[[CData], None] = lib.hbitmap_unpin
+hbitmap_set: Callable[[CData, int, int], int] = lib.hbitmap_set
+hbitmap_set_many: Callable[[CData, CData, CData, int], int] = lib.hbitmap_set_many
+hbitmap_reset: Callable[[CData, int, int], int] = lib.hbitmap_reset
+hbitmap_reset_all: Callable[[CData], None] = lib.hbitmap_reset_all
+hbitmap_take: Callable[[CData, int], int] = lib.hbitmap_take
+hbitmap_size: Callable[[CData], int] = lib.hbitmap_size
+hbitmap_get: Callable[[CData, int], bool] = lib.hbitmap_get
+hbitmap_empty: Callable[[CData], bool] = lib.hbitmap_empty
+hbitmap_count: Callable[[CData], int] = lib.hbitmap_count
+hbitmap_count_range: Callable[[CData, int, int], int] = lib.hbitmap_count_range
+hbitmap_nonzero_words: Callable[[CData], int] = lib.hbitmap_nonzero_words
+hbitmap_words: Callable[[CData, CData], CData] = lib.hbitmap_words
+hbitmap_equal: Callable[[CData, CData], int] = lib.hbitmap_equal
+hbitmap_is_subset: Callable[[CData, CData], int] = lib.hbitmap_is_subset
+hbitmap_is_disjoint: Callable[[CData, CData], int] = lib.hbitmap_is_disjoint
+hbitmap_iter_init: Callable[[CData, CData, int], None] = lib.hbitmap_iter_init
+hbitmap_iter_fill: Callable[[CData, CData, int], int] = lib.hbitmap_iter_fill
+hbitmap_next_dirty: Callable[[CData, int, int], int] = lib.hbitmap_next_dirty
+hbitmap_next_zero: Callable[[CData, int, int], int] = lib.hbitmap_next_zero
+hbitmap_next_dirty_area: Callable[[CData, int, int, int, CData, CData], bool] = (
+    lib.hbitmap_next_dirty_area
+)
+hbitmap_status: Callable[[CData, int, int, CData], bool] = lib.hbitmap_status
+hbitmap_areas: Callable[[CData, int, int, CData, int, CData], int] = lib.hbitmap_areas
+hbitmap_merge: Callable[[CData, CData, CData], int] = lib.hbitmap_merge
+hbitmap_and: Callable[[CData, CData, CData], int] = lib.hbitmap_and
+hbitmap_andnot: Callable[[CData, CData, CData], int] = lib.hbitmap_andnot
+hbitmap_xor: Callable[[CData, CData, CData], int] = lib.hbitmap_xor
+hbitmap_drain: Callable[[CData, int, int, CData], int] = lib.hbitmap_drain
+hbitmap_is_serializable: Callable[[CData], bool] = lib.hbitmap_is_serializable
+hbitmap_serialization_align: Callable[[CData], int] = lib.hbitmap_serialization_align
+hbitmap_serialization_size: Callable[[CData, int, int], int] = lib.hbitmap_serialization_size
+hbitmap_serialize_part: Callable[[CData, CData, int, int], int] = lib.hbitmap_serialize_part
+hbitmap_deserialize_part: Callable[[CData, CData, int, int, bool], int] = (
+    lib.hbitmap_deserialize_part
+)
+
+#: C memory, freed with the object: ``new("uint64_t[]", 16)``. Zeroed.
+new: Callable[..., CData] = ffi.new
+#: The same, not zeroed: for what is written whole at once.
+new_unset: Callable[..., CData] = ffi.new_allocator(should_clear_after_alloc=False)
+#: The first ``n`` values of C memory as a list.
+unpack: Callable[[CData, int], list[int]] = ffi.unpack
+#: C memory as a buffer of bytes.
+buffer: Callable[[CData, int], Any] = ffi.buffer
+
+#: Formats of the struct module for a uint64 of this machine ("" and "@": native).
+_UINT64_FORMATS = {
+    prefix + code
+    for prefix in ("", "@", "=", "<" if sys.byteorder == "little" else ">")
+    for code in ("Q", "L")
+}
+
+
+def hbitmap_alloc(size: int, granularity: int) -> CData:
+    """A new ``HBitmap *`` that is freed with the object.
+
+    :raises InvalidError: for sizes and granularities that hbitmap_alloc refuses
+    """
+    size, granularity = index(size), index(granularity)
+    if not 0 <= granularity <= 63:
+        raise InvalidError(f"granularity {granularity} is not in 0..63 (log2 of items per bit)")
+    check_size(size, granularity)
+    hb = lib.hbitmap_alloc(size, granularity)
+    if not hb:
+        raise no_memory(size, granularity)
+    return ffi.gc(hb, lib.hbitmap_free)
+
+
+def check_size(size: int, granularity: int) -> None:
+    """Refuses sizes that no bitmap of this granularity can have."""
+    if not 0 <= size <= MAX_SIZE:
+        raise InvalidError(f"size {size} is not in 0..{MAX_SIZE} items")
+    if size > MAX_GROUPS << granularity:
+        raise InvalidError(
+            f"size {size} makes more than {MAX_GROUPS} groups of {1 << granularity} items; "
+            f"use a larger granularity"
+        )
+
+
+def no_memory(size: int, granularity: int) -> MemoryError:
+    return MemoryError(f"no memory for a bitmap of {size} items, granularity {granularity}")
+
+
+def failed(code: int, hb: CData, start: int, count: int) -> BitmapError:
+    """The exception for a call on the range ``[start, start + count)`` that returned ``code``."""
+    size = hbitmap_size(hb)
+    if code == -errno.ERANGE:
+        return out_of_range(hb, start, count)
+    if code == -errno.EINVAL:
+        group = 1 << lib.hbitmap_granularity(hb)
+        return InvalidError(
+            f"range [{start}, {start + count}) does not consist of whole groups of {group} items "
+            f"(only at the end of the bitmap, {size}, may a group be cut)"
+        )
+    return BitmapError(f"range [{start}, {start + count}): {errno.errorcode.get(-code, code)}")
+
+
+def out_of_range(hb: CData, start: int, count: int) -> RangeError:
+    return RangeError(
+        f"range [{start}, {start + count}) is not inside the bitmap of {hbitmap_size(hb)} items"
+    )
+
+
+def mismatch(a: CData, b: CData) -> MismatchError:
+    """The exception for two bitmaps that a call found not to fit each other."""
+    if hbitmap_size(a) != hbitmap_size(b):
+        return MismatchError(
+            f"the bitmaps' sizes differ: {hbitmap_size(a)} and {hbitmap_size(b)} items"
+        )
+    return MismatchError(
+        f"the bitmaps' granularities differ: {lib.hbitmap_granularity(a)} and "
+        f"{lib.hbitmap_granularity(b)}"
+    )
+
+
+def address(pointer: CData) -> int:
+    return int(ffi.cast("uintptr_t", pointer))
+
+
+def pinned_words(hb: CData) -> memoryview:
+    """The leaf words, live: a read-only view of bytes that pins the bitmap while it exists."""
+    hbitmap_pin(hb)
+    nwords = new("size_t *")
+    pointer = hbitmap_words(hb, nwords)
+    owner = ffi.gc(pointer, lambda _: hbitmap_unpin(hb))
+    return memoryview(buffer(owner, 8 * nwords[0])).toreadonly()
+
+
+def uint64_array(name: str, data: ReadableBuffer) -> tuple[CData, int]:
+    """A buffer of uint64 as ``uint64_t[]`` without a copy, and its number of elements.
+
+    :raises TypeError: if it is not a buffer of native uint64
+    :raises InvalidError: if it is not contiguous and of one dimension
+    """
+    try:
+        view = memoryview(data)
+    except TypeError:
+        raise TypeError(
+            f"{name} must be a buffer of uint64 (array('Q') or a NumPy array, for example), "
+            f"not {type(data).__name__}"
+        ) from None
+    if view.format not in _UINT64_FORMATS or view.itemsize != 8:
+        raise TypeError(f"{name} must be a buffer of uint64, not of format {view.format!r}")
+    if view.ndim != 1 or not view.c_contiguous:
+        raise InvalidError(f"{name} must be contiguous and of one dimension")
+    pointer = ffi.from_buffer("uint64_t[]", view)
+    if address(pointer) % 8:
+        pointer = ffi.from_buffer("uint64_t[]", array("Q", view.tobytes()))
+    return pointer, len(view)
+
+
+def byte_array(name: str, data: ReadableBuffer) -> tuple[CData, int]:
+    """A buffer of bytes as ``uint8_t[]`` without a copy, and its length.
+
+    :raises TypeError: if it is not a buffer of single bytes
+    :raises InvalidError: if it is not contiguous
+    """
+    try:
+        view = memoryview(data)
+    except TypeError:
+        raise TypeError(f"{name} must be bytes-like, not {type(data).__name__}") from None
+    if view.itemsize != 1:
+        raise TypeError(f"{name} must be a buffer of bytes, not of format {view.format!r}")
+    if not view.c_contiguous:
+        raise InvalidError(f"{name} must be contiguous")
+    return ffi.from_buffer("uint8_t[]", view), view.nbytes
+
+
+def check(hb: CData) -> None:
+    """Validates every invariant of a bitmap; an AssertionError says what is broken."""
+    reason = new("const char **")
+    if lib.hbitmap_check(hb, reason):
+        raise AssertionError(ffi.string(reason[0]).decode())

@@ -1,0 +1,862 @@
+# SPDX-License-Identifier: MIT
+"""HBitmap: the hierarchical bitmap of ``csrc/hbitmap.h`` as a Python set.
+
+A bit stands for a group of ``2**granularity`` items. As a set it holds the starts of its dirty
+groups; as a bitmap it is marked and searched in ranges ``(start, count)`` of items, half-open::
+
+    size 8, granularity 1: set(3, 2)  ->  groups 0110  ->  {2, 4}, areas (2, 4), count() 4
+
+Marks and resets never clamp: a range that leaves the bitmap is refused and nothing changes.
+Searches clamp, and give None where there is nothing.
+
+Every method may run in several threads at once; the guarantees stand at the head of
+``csrc/hbitmap.h``.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import sys
+from array import array
+from collections.abc import Iterable, Iterator, MutableSet
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
+from operator import index
+from pickle import PickleBuffer
+from typing import TYPE_CHECKING, Any, Callable, cast
+
+from . import _core
+from ._core import (
+    CData,
+    hbitmap_count,
+    hbitmap_get,
+    hbitmap_iter_fill,
+    hbitmap_iter_init,
+    hbitmap_reset,
+    hbitmap_set,
+)
+from .errors import InvalidError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+    Operation = Callable[[CData, CData, CData], int]
+
+_TO_THE_END = _core.MAX_SIZE
+
+#: How many items or areas a Python iterator fetches at a time: the first time, and at most.
+_FIRST_BATCH, _LAST_BATCH = 16, 1024
+
+
+class HBitmap(MutableSet[int]):
+    """A hierarchical bitmap of ``size`` items with one bit for ``2**granularity`` of them.
+
+    :param size: in items (bytes, sectors, pages): 0..2**63 - 1, at most 2**41 groups
+    :param granularity: log2 of the items that a bit stands for, 0..63
+    :raises InvalidError: (a ValueError) if one of them is out of range
+    :raises MemoryError: if there is no memory; what is never marked takes none
+
+    All clean at first. Memory: one bit per group, 1/63 more for the summaries.
+
+    >>> hb = HBitmap(1 << 20, granularity=12)
+    >>> hb.set(5000, 4096)
+    >>> list(hb.areas()), 5000 in hb, len(hb)
+    ([(4096, 8192)], True, 2)
+    """
+
+    # _clears counts what may have cleared bits, for iterators that hold a batch of them.
+    __slots__ = ("__weakref__", "_clears", "_granularity", "_hb")
+
+    def __init__(self, size: int, granularity: int = 0) -> None:
+        self._hb: CData = _core.hbitmap_alloc(size, granularity)
+        self._granularity = index(granularity)
+        self._clears = 0
+
+    # ---- marks ------------------------------------------------------------------------------
+
+    def set(self, start: int, count: int = 1) -> None:
+        """Mark every group that the ``count`` items from ``start`` on touch; 0 marks nothing.
+
+        :raises RangeError: (a ValueError) if the range is not inside the bitmap
+        """
+        if type(start) is not int or type(count) is not int:
+            start, count = index(start), index(count)
+        try:
+            code = hbitmap_set(self._hb, start, count)
+        except OverflowError:
+            raise _core.out_of_range(self._hb, start, count) from None
+        if code:
+            raise _core.failed(code, self._hb, start, count)
+
+    def set_many(self, starts: ReadableBuffer, counts: ReadableBuffer) -> None:
+        """Mark the ranges ``(starts[i], counts[i])``, all or none of them.
+
+        :param starts: a buffer of uint64, shape (n,), in items: an array('Q'), a NumPy array
+        :param counts: the same, as long
+        :raises RangeError: if one of the ranges is not inside the bitmap; it is named
+        :raises TypeError: for buffers of anything else
+        :raises InvalidError: if the lengths differ
+        """
+        c_starts, nstarts = _core.uint64_array("starts", starts)
+        c_counts, ncounts = _core.uint64_array("counts", counts)
+        if nstarts != ncounts:
+            raise InvalidError(f"{nstarts} starts and {ncounts} counts")
+        if _core.hbitmap_set_many(self._hb, c_starts, c_counts, nstarts):
+            size = self.size
+            for i, (start, count) in enumerate(zip(memoryview(starts), memoryview(counts))):
+                if start + count > size and count:
+                    error = _core.out_of_range(self._hb, start, count)
+                    raise type(error)(f"write {i}: {error}")
+            raise InvalidError("starts or counts changed while they were being marked")
+
+    def reset(self, start: int, count: int | None = None) -> None:
+        """Clean the groups of a range; ``count`` None: the one group at ``start``.
+
+        The range must consist of whole groups (at its end it may be cut by the end of the
+        bitmap): a partly covered group never becomes clean.
+
+        :raises RangeError: if the range is not inside the bitmap
+        :raises InvalidError: if it cuts a group
+        """
+        start = index(start)
+        count = 1 << self._granularity if count is None else index(count)
+        try:
+            code = hbitmap_reset(self._hb, start, count)
+        except OverflowError:
+            raise _core.out_of_range(self._hb, start, count) from None
+        if code:
+            raise _core.failed(code, self._hb, start, count)
+        self._clears += 1
+
+    def reset_all(self) -> None:
+        """Clean everything."""
+        _core.hbitmap_reset_all(self._hb)
+        self._clears += 1
+
+    # ---- questions --------------------------------------------------------------------------
+
+    @property
+    def size(self) -> int:
+        """Number of items."""
+        return _core.hbitmap_size(self._hb)
+
+    @property
+    def granularity(self) -> int:
+        """log2 of the number of items that a bit stands for."""
+        return self._granularity
+
+    def get(self, item: int) -> bool:
+        """Is the group of ``item`` dirty? Beyond the end of the bitmap: False.
+
+        :raises RangeError: if ``item`` is negative
+        """
+        item = index(item)
+        try:
+            return hbitmap_get(self._hb, item)
+        except OverflowError:
+            if item < 0:
+                raise _core.out_of_range(self._hb, item, 1) from None
+            return False
+
+    def count(self, start: int | None = None, count: int | None = None) -> int:
+        """Dirty items. Without arguments: of whole groups, so it may exceed the size, and takes
+        no time if nothing has changed since it was last asked. With ``start``: in the ``count``
+        items from there on (None: to the end), clipped to them and to the size.
+
+        :raises RangeError: if ``start`` or ``count`` is negative
+        """
+        if start is None and count is None:
+            return hbitmap_count(self._hb)
+        start, count = self._search_range(0 if start is None else start, count)
+        return _core.hbitmap_count_range(self._hb, start, count)
+
+    def empty(self) -> bool:
+        """Is nothing dirty?"""
+        return _core.hbitmap_empty(self._hb)
+
+    def __bool__(self) -> bool:
+        return not self.empty()
+
+    def __len__(self) -> int:
+        """Number of dirty groups."""
+        return hbitmap_count(self._hb) >> self._granularity
+
+    def __contains__(self, item: object) -> bool:
+        """Is it an item of a dirty group? Never an error."""
+        try:
+            return hbitmap_get(self._hb, item if type(item) is int else index(cast(int, item)))
+        except (TypeError, OverflowError):
+            return False
+
+    def __getitem__(self, item: int) -> bool:
+        """Is the group of ``item`` dirty?
+
+        :raises RangeError: (an IndexError) if it is not inside the bitmap
+        """
+        if isinstance(item, slice):
+            raise TypeError("slices can only be assigned to; see areas() and status()")
+        item = index(item)
+        if not 0 <= item < self.size:
+            raise _core.out_of_range(self._hb, item, 1)
+        return hbitmap_get(self._hb, item)
+
+    def __setitem__(self, key: int | slice, value: bool) -> None:
+        """``hb[item] = True``, ``hb[start:stop] = False``: as :meth:`set` and :meth:`reset`."""
+        if isinstance(key, slice):
+            if key.step is not None and index(key.step) != 1:
+                raise InvalidError(f"slices of a bitmap have step 1, not {key.step}")
+            start = 0 if key.start is None else index(key.start)
+            count = (self.size if key.stop is None else index(key.stop)) - start
+        else:
+            start, count = index(key), 1
+        # Also NumPy's bool, which is no bool.
+        if value is not True and value is not False and type(value).__name__ not in _BOOLS:
+            raise TypeError(f"a bit is True or False, not {value!r}")
+        if value:
+            self.set(start, count)
+        else:
+            self.reset(start, count if isinstance(key, slice) else None)
+
+    def __repr__(self) -> str:
+        return f"<HBitmap size={self.size} granularity={self._granularity} dirty={self.count()}>"
+
+    # ---- searches ---------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[int]:
+        return self.iter()
+
+    def iter(self, first: int = 0) -> Iterator[int]:
+        """The starts of the dirty groups in order, from the group that holds ``first`` on.
+
+        Everything may happen to the bitmap meanwhile: what this object clears ahead of the
+        iterator is not given any more; what is marked ahead may or may not be, and the same
+        holds for whatever other threads do.
+
+        :raises RangeError: if ``first`` is negative
+        """
+        return self._items(self._search_range(first, None)[0])
+
+    def _items(self, first: int) -> Iterator[int]:
+        hbi = _core.new("HBitmapIter *")
+        hbitmap_iter_init(hbi, self._hb, first)
+        batch = _FIRST_BATCH
+        items = _core.new("uint64_t[]", _LAST_BATCH)
+        while True:
+            clears = self._clears
+            nitems = hbitmap_iter_fill(hbi, items, batch)
+            full = nitems == batch
+            batch = min(2 * batch, _LAST_BATCH)
+            for item in _core.unpack(items, nitems):
+                if self._clears != clears:
+                    # The rest of the batch may not be dirty any more. Small steps from here
+                    # on: whoever clears what they get will do so again.
+                    hbitmap_iter_init(hbi, self._hb, item)
+                    full, batch = True, 1
+                    break
+                yield item
+            if not full:
+                return
+
+    def areas(self, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:
+        """The dirty areas ``(start, count)`` in order, in items, clipped to ``[start, end)``.
+
+        What happens to the bitmap meanwhile counts as for :meth:`iter`.
+
+        :raises RangeError: if ``start`` or ``end`` is negative
+        """
+        return self._areas(*self._search_bounds(start, end))
+
+    def _areas(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        batch = _FIRST_BATCH
+        pairs = _core.new("uint64_t[]", 2 * _LAST_BATCH)
+        going_on = _core.new("uint64_t *")
+        while True:
+            clears = self._clears
+            nareas = _core.hbitmap_areas(self._hb, start, end, pairs, batch, going_on)
+            full, start = nareas == batch, going_on[0]
+            batch = min(2 * batch, _LAST_BATCH)
+            flat = _core.unpack(pairs, 2 * nareas)
+            for area in zip(flat[::2], flat[1::2]):
+                if self._clears != clears:
+                    full, start, batch = True, area[0], 1
+                    break
+                yield area
+            if not full:
+                return
+
+    def areas_array(self, start: int = 0, end: int | None = None) -> memoryview:
+        """The areas of :meth:`areas` at once: a memoryview of format 'Q', shape (n, 2).
+
+        ``numpy.asarray`` takes it without a copy.
+        """
+        start, end = self._search_bounds(start, end)
+        batch = 4 * _LAST_BATCH
+        pairs = _core.new_unset("uint64_t[]", 2 * batch)
+        going_on = _core.new("uint64_t *")
+        data = bytearray()
+        while True:
+            nareas = _core.hbitmap_areas(self._hb, start, end, pairs, batch, going_on)
+            data += _core.buffer(pairs, 16 * nareas)
+            start = going_on[0]
+            if nareas < batch:
+                break
+        if not data:
+            # A cast cannot make a shape with a 0 in it, a slice can.
+            return memoryview(bytearray(16)).cast("Q", [1, 2])[:0]
+        return memoryview(data).cast("Q", [len(data) // 16, 2])
+
+    def next_dirty(self, start: int, count: int | None = None) -> int | None:
+        """The first dirty item of the ``count`` items from ``start`` on (None: to the end).
+
+        :raises RangeError: if one of them is negative
+        """
+        item = _core.hbitmap_next_dirty(self._hb, *self._search_range(start, count))
+        return None if item < 0 else item
+
+    def next_zero(self, start: int, count: int | None = None) -> int | None:
+        """The first clean item of the ``count`` items from ``start`` on (None: to the end).
+
+        :raises RangeError: if one of them is negative
+        """
+        item = _core.hbitmap_next_zero(self._hb, *self._search_range(start, count))
+        return None if item < 0 else item
+
+    def next_dirty_area(
+        self, start: int, end: int | None = None, max_count: int | None = None
+    ) -> tuple[int, int] | None:
+        """The first dirty area ``(start, count)`` in ``[start, end)``, at most ``max_count`` long.
+
+        :raises RangeError: if ``start`` or ``end`` is negative
+        :raises InvalidError: if ``max_count`` is less than 1
+        """
+        start, end = self._search_bounds(start, end)
+        limit = _TO_THE_END if max_count is None else min(index(max_count), _TO_THE_END)
+        if limit < 1:
+            raise InvalidError(f"max_count is at least 1, not {max_count}")
+        pair = _core.new("int64_t[2]")
+        if not _core.hbitmap_next_dirty_area(self._hb, start, end, limit, pair, pair + 1):
+            return None
+        return pair[0], pair[1]
+
+    def status(self, start: int, count: int | None = None) -> tuple[bool, int]:
+        """``(dirty, count)``: is ``start`` dirty, and for how many items does it stay so?
+
+        At most ``count`` of them (None: to the end). ``(False, 0)`` beyond the end.
+
+        :raises RangeError: if one of them is negative
+        """
+        same = _core.new("int64_t *")
+        dirty = _core.hbitmap_status(self._hb, *self._search_range(start, count), same)
+        return dirty, same[0]
+
+    def _search_range(self, start: int, count: int | None) -> tuple[int, int]:
+        """What C takes: both within 0..INT64_MAX, which is beyond every bitmap."""
+        start = index(start)
+        count = _TO_THE_END if count is None else index(count)
+        if start < 0 or count < 0:
+            raise _core.out_of_range(self._hb, start, count)
+        return min(start, _TO_THE_END), min(count, _TO_THE_END)
+
+    def _search_bounds(self, start: int, end: int | None) -> tuple[int, int]:
+        start = index(start)
+        end = _TO_THE_END if end is None else index(end)
+        if start < 0 or end < 0:
+            raise _core.out_of_range(self._hb, start, end - start)
+        return min(start, _TO_THE_END), min(end, _TO_THE_END)
+
+    # ---- as a set ---------------------------------------------------------------------------
+
+    def add(self, item: int) -> None:
+        """Mark the group of ``item``.
+
+        :raises RangeError: if it is not inside the bitmap
+        """
+        self.set(item)
+
+    def discard(self, item: object) -> None:
+        """Clean the group of ``item``; whatever is no item of a dirty group is ignored."""
+        self._take(item)
+
+    def remove(self, item: object) -> None:
+        """Clean the group of ``item``.
+
+        :raises KeyError: if it is no item of a dirty group
+        """
+        if not self._take(item):
+            raise KeyError(item)
+
+    def _take(self, item: object) -> bool:
+        try:
+            taken = _core.hbitmap_take(self._hb, index(cast(int, item)))
+        except (TypeError, OverflowError):
+            return False
+        self._clears += 1
+        return taken == 1
+
+    def pop(self) -> int:
+        """Clean the first dirty group and return its start; each is given to one caller only.
+
+        :raises KeyError: if nothing is dirty
+        """
+        while (item := self.next_dirty(0)) is not None:
+            if self._take(item):
+                return item
+        raise KeyError("pop from an empty bitmap")
+
+    def clear(self) -> None:
+        """Clean everything."""
+        self.reset_all()
+
+    def copy(self) -> HBitmap:
+        """A bitmap of the same size, granularity and bits."""
+        return self._operation(_core.hbitmap_merge, self)
+
+    def __copy__(self) -> HBitmap:
+        return self.copy()
+
+    def __deepcopy__(self, memo: object) -> HBitmap:
+        return self.copy()
+
+    def merge(self, other: HBitmap) -> None:
+        """Mark what is dirty in ``other``, of the same size and any granularity.
+
+        :raises MismatchError: (a ValueError) if the sizes differ
+        """
+        if not isinstance(other, HBitmap):
+            raise TypeError(f"merge takes an HBitmap, not {type(other).__name__}; see update()")
+        self._operate(_core.hbitmap_merge, other)
+
+    def _operate(self, operation: Operation, other: HBitmap) -> None:
+        """self = self op other, in C."""
+        if operation(self._hb, other._hb, self._hb):
+            raise _core.mismatch(self._hb, other._hb)
+        self._clears += 1
+
+    def _operation(self, operation: Operation, other: HBitmap) -> HBitmap:
+        """A new bitmap of the shape of self: self op other, in C."""
+        result = HBitmap(self.size, self._granularity)
+        if operation(self._hb, other._hb, result._hb):
+            raise _core.mismatch(self._hb, other._hb)
+        return result
+
+    def _coerce(self, other: Iterable[object], strict: bool) -> HBitmap:
+        """``other``, or the groups of its elements as a bitmap of the shape of self.
+
+        Elements that are no items of the bitmap are refused if ``strict``, else ignored.
+        """
+        if isinstance(other, HBitmap):
+            return other
+        result = HBitmap(self.size, self._granularity)
+        if strict:
+            result._add_all(other)
+        else:
+            size = result.size
+            items = []
+            for element in other:
+                try:
+                    item = index(cast(int, element))
+                except TypeError:
+                    continue
+                if 0 <= item < size:
+                    items.append(item)
+            result._add_all(items)
+        return result
+
+    def _add_all(self, elements: Iterable[object]) -> None:
+        """Mark the groups of all elements, or none if one is no item of the bitmap."""
+        items = array("Q")
+        for element in elements:
+            item = index(cast(int, element))
+            if not 0 <= item <= _TO_THE_END:
+                raise _core.out_of_range(self._hb, item, 1)
+            items.append(item)
+        self.set_many(items, array("Q", [1]) * len(items))
+
+    def update(self, *others: Iterable[int]) -> None:
+        """Mark the groups of all elements of the others.
+
+        :raises MismatchError: if another HBitmap has another size (granularities may differ)
+        :raises RangeError: if an element is not inside the bitmap
+        """
+        for other in others:
+            if isinstance(other, HBitmap):
+                self.merge(other)
+            else:
+                self._add_all(other)
+
+    def intersection_update(self, *others: Iterable[object]) -> None:
+        """Keep only the groups that all others have elements in.
+
+        :raises MismatchError: if another HBitmap has another size or granularity
+        """
+        for other in others:
+            self._operate(_core.hbitmap_and, self._coerce(other, strict=False))
+
+    def difference_update(self, *others: Iterable[object]) -> None:
+        """Clean the groups that one of the others has elements in.
+
+        :raises MismatchError: if another HBitmap has another size or granularity
+        """
+        for other in others:
+            self._operate(_core.hbitmap_andnot, self._coerce(other, strict=False))
+
+    def symmetric_difference_update(self, other: Iterable[int]) -> None:
+        """Flip the groups that the other has elements in (each once).
+
+        :raises MismatchError: if another HBitmap has another size or granularity
+        :raises RangeError: if an element is not inside the bitmap
+        """
+        self._operate(_core.hbitmap_xor, self._coerce(other, strict=True))
+
+    def union(self, *others: Iterable[int]) -> HBitmap:
+        """A new bitmap, of this one's granularity: see :meth:`update`."""
+        result = self.copy()
+        result.update(*others)
+        return result
+
+    def intersection(self, *others: Iterable[object]) -> HBitmap:
+        """A new bitmap: see :meth:`intersection_update`."""
+        result = self.copy()
+        result.intersection_update(*others)
+        return result
+
+    def difference(self, *others: Iterable[object]) -> HBitmap:
+        """A new bitmap: see :meth:`difference_update`."""
+        result = self.copy()
+        result.difference_update(*others)
+        return result
+
+    def symmetric_difference(self, other: Iterable[int]) -> HBitmap:
+        """A new bitmap: see :meth:`symmetric_difference_update`."""
+        return self._operation(_core.hbitmap_xor, self._coerce(other, strict=True))
+
+    # The operators take any iterable, as those of collections.abc.Set do.
+
+    def __or__(self, other: Iterable[int]) -> HBitmap:  # type: ignore[override]
+        if not isinstance(other, Iterable):
+            return NotImplemented
+        return self._operation(_core.hbitmap_merge, self._coerce(other, strict=True))
+
+    def __and__(self, other: Iterable[object]) -> HBitmap:
+        if not isinstance(other, Iterable):
+            return NotImplemented
+        return self._operation(_core.hbitmap_and, self._coerce(other, strict=False))
+
+    def __sub__(self, other: Iterable[object]) -> HBitmap:
+        if not isinstance(other, Iterable):
+            return NotImplemented
+        return self._operation(_core.hbitmap_andnot, self._coerce(other, strict=False))
+
+    def __xor__(self, other: Iterable[int]) -> HBitmap:  # type: ignore[override]
+        if not isinstance(other, Iterable):
+            return NotImplemented
+        return self._operation(_core.hbitmap_xor, self._coerce(other, strict=True))
+
+    __ror__ = __or__
+    __rand__ = __and__
+    __rxor__ = __xor__
+
+    def __rsub__(self, other: Iterable[int]) -> HBitmap:
+        if not isinstance(other, Iterable):
+            return NotImplemented
+        return self._coerce(other, strict=True).difference(self)
+
+    def __ior__(self, other: Iterable[int]) -> HBitmap:  # type: ignore[override]
+        if not isinstance(other, Iterable):
+            return NotImplemented
+        self.update(other)
+        return self
+
+    def __iand__(self, other: Iterable[object]) -> HBitmap:
+        if not isinstance(other, Iterable):
+            return NotImplemented
+        self.intersection_update(other)
+        return self
+
+    def __isub__(self, other: Iterable[object]) -> HBitmap:
+        if not isinstance(other, Iterable):
+            return NotImplemented
+        self.difference_update(other)
+        return self
+
+    def __ixor__(self, other: Iterable[int]) -> HBitmap:  # type: ignore[override]
+        if not isinstance(other, Iterable):
+            return NotImplemented
+        self.symmetric_difference_update(other)
+        return self
+
+    # Comparisons with other sets are literal: set(hb) against theirs.
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        """With an HBitmap: the same size, granularity and bits."""
+        if isinstance(other, HBitmap):
+            return bool(_core.hbitmap_equal(self._hb, other._hb))
+        if not isinstance(other, AbstractSet):
+            return NotImplemented
+        return len(self) == len(other) and all(item in other for item in self)
+
+    def __le__(self, other: AbstractSet[Any]) -> bool:
+        """
+        :raises MismatchError: if another HBitmap has another size or granularity
+        """
+        if isinstance(other, HBitmap):
+            return self._compare(_core.hbitmap_is_subset, self, other)
+        if not isinstance(other, AbstractSet):
+            return NotImplemented
+        return all(item in other for item in self)
+
+    def __ge__(self, other: AbstractSet[Any]) -> bool:
+        """
+        :raises MismatchError: if another HBitmap has another size or granularity
+        """
+        if isinstance(other, HBitmap):
+            return self._compare(_core.hbitmap_is_subset, other, self)
+        if not isinstance(other, AbstractSet):
+            return NotImplemented
+        return frozenset(self) >= frozenset(other)
+
+    def __lt__(self, other: AbstractSet[Any]) -> bool:
+        if not isinstance(other, AbstractSet):
+            return NotImplemented
+        return self <= other and self != other
+
+    def __gt__(self, other: AbstractSet[Any]) -> bool:
+        if not isinstance(other, AbstractSet):
+            return NotImplemented
+        return self >= other and self != other
+
+    def isdisjoint(self, other: Iterable[Any]) -> bool:
+        """Have they no element in common?
+
+        :raises MismatchError: if another HBitmap has another size or granularity
+        """
+        if isinstance(other, HBitmap):
+            return self._compare(_core.hbitmap_is_disjoint, self, other)
+        elements = _as_set(other)
+        return not any(item in elements for item in self)
+
+    def issubset(self, other: Iterable[Any]) -> bool:
+        """Are all elements in the other too?"""
+        return self <= _as_set(other)
+
+    def issuperset(self, other: Iterable[Any]) -> bool:
+        """Are all elements of the other in here too?"""
+        return self >= _as_set(other)
+
+    @staticmethod
+    def _compare(function: Callable[[CData, CData], int], a: HBitmap, b: HBitmap) -> bool:
+        answer = function(a._hb, b._hb)
+        if answer < 0:
+            raise _core.mismatch(a._hb, b._hb)
+        return bool(answer)
+
+    # ---- whole bitmaps ----------------------------------------------------------------------
+
+    def drain(
+        self, start: int = 0, count: int | None = None, into: HBitmap | None = None
+    ) -> HBitmap:
+        """Move the dirty bits of a range out of here; returns the bitmap that has them now.
+
+        A mark that another thread makes meanwhile is in one of the two bitmaps, never in none
+        and never in both.
+
+        :param start: a whole number of groups, in items
+        :param count: None: to the end
+        :param into: takes the bits to those it has; None: a new bitmap
+        :raises RangeError: if the range is not inside the bitmap
+        :raises InvalidError: if it cuts a group, or ``into`` is this bitmap
+        :raises MismatchError: if ``into`` has another size or granularity
+        """
+        start = index(start)
+        count = self.size - start if count is None else index(count)
+        if into is None:
+            into = HBitmap(self.size, self._granularity)
+        elif not isinstance(into, HBitmap):
+            raise TypeError(f"into must be an HBitmap, not {type(into).__name__}")
+        elif into is self:
+            raise InvalidError("a bitmap cannot be drained into itself")
+        elif into._granularity != self._granularity or into.size != self.size:
+            raise _core.mismatch(self._hb, into._hb)
+        try:
+            code = _core.hbitmap_drain(self._hb, start, count, into._hb)
+        except OverflowError:
+            raise _core.out_of_range(self._hb, start, count) from None
+        if code:
+            raise _core.failed(code, self._hb, start, count)
+        self._clears += 1
+        return into
+
+    def truncate(self, size: int) -> None:
+        """Change the size. New items are clean; groups wholly beyond the end go.
+
+        :raises BufferError: while the bitmap is pinned, or :attr:`words` of it exist
+        :raises InvalidError: for a size that no bitmap of this granularity can have
+        """
+        size = index(size)
+        _core.check_size(size, self._granularity)
+        code = _core.hbitmap_truncate(self._hb, size)
+        if code == -errno.EBUSY:
+            raise BufferError("the bitmap cannot be resized while it is pinned or exported")
+        if code:
+            raise _core.no_memory(size, self._granularity)
+        self._clears += 1
+
+    @property
+    def words(self) -> memoryview:
+        """The leaf words, live: read-only, format 'Q', shape (max(1, groups / 64 rounded up),).
+
+        Bit ``n % 64`` of word ``n // 64`` is group ``n``, in the machine's byte order. While the
+        view exists the bitmap cannot be truncated.
+        """
+        return _core.pinned_words(self._hb).cast("Q")
+
+    def sha256(self) -> str:
+        """SHA-256 of the leaf words, in hex, as QEMU's x-debug-block-dirty-bitmap-sha256 has it."""
+        return hashlib.sha256(_core.pinned_words(self._hb)).hexdigest()
+
+    @contextmanager
+    def pin(self) -> Iterator[int]:
+        """``with hb.pin() as address``: the ``HBitmap *`` for native code.
+
+        Valid within the block; meanwhile :meth:`truncate` raises BufferError.
+        """
+        _core.hbitmap_pin(self._hb)
+        try:
+            yield _core.address(self._hb)
+        finally:
+            _core.hbitmap_unpin(self._hb)
+
+    # ---- serialisation ----------------------------------------------------------------------
+
+    def serialize(self, start: int = 0, count: int | None = None) -> bytes:
+        """The bits of a chunk as little-endian 64-bit words, the same on every machine.
+
+        ``start`` and ``count`` (None: to the end) are multiples of ``64 << granularity`` items;
+        the last chunk may end at the end of the bitmap.
+
+        :raises RangeError: if the chunk is not inside the bitmap
+        :raises InvalidError: if it is not aligned, or the granularity is 58 or more
+        """
+        start = index(start)
+        count = self.size - start if count is None else index(count)
+        self._check_serializable()
+        if not 0 <= start <= self.size or count < 0:
+            raise _core.out_of_range(self._hb, start, count)
+        try:
+            nbytes = _core.hbitmap_serialization_size(self._hb, start, count)
+        except OverflowError:
+            raise _core.out_of_range(self._hb, start, count) from None
+        data = _core.new_unset("uint8_t[]", nbytes)
+        code = _core.hbitmap_serialize_part(self._hb, data, start, count)
+        if code:
+            raise self._bad_chunk(code, start, count)
+        return bytes(_core.buffer(data, nbytes))
+
+    def deserialize(self, data: ReadableBuffer, start: int = 0) -> None:
+        """Replace the bits from ``start`` on by those in ``data``; see :meth:`serialize`.
+
+        Bits beyond the end of the bitmap are dropped. Not to be called beside marks.
+
+        :param data: a buffer of bytes: whole words, not more than there are from ``start`` on
+        :raises RangeError: if ``start`` is not inside the bitmap
+        :raises InvalidError: for data of another length, or a ``start`` that is not aligned
+        """
+        start = index(start)
+        c_data, nbytes = _core.byte_array("data", data)
+        self._check_serializable()
+        size = self.size
+        if not 0 <= start <= size:
+            raise _core.out_of_range(self._hb, start, 0)
+        align = _core.hbitmap_serialization_align(self._hb)
+        most = 8 * -(-(size - start) // align)
+        if nbytes % 8 or nbytes > most:
+            raise InvalidError(
+                f"{nbytes} bytes of data: from item {start} on the bitmap of {size} items takes "
+                f"whole 8-byte words, {most} bytes at most"
+            )
+        count = size - start if nbytes == most else nbytes // 8 * align
+        code = _core.hbitmap_deserialize_part(self._hb, c_data, start, count, True)
+        if code:
+            raise self._bad_chunk(code, start, count)
+        self._clears += 1
+
+    def _check_serializable(self) -> None:
+        if not _core.hbitmap_is_serializable(self._hb):
+            raise InvalidError(f"granularity {self._granularity} is not serializable (at most 57)")
+
+    def _bad_chunk(self, code: int, start: int, count: int) -> Exception:
+        if code == -errno.EINVAL:
+            return InvalidError(
+                f"chunk [{start}, {start + count}) is not aligned to "
+                f"{_core.hbitmap_serialization_align(self._hb)} items"
+            )
+        return _core.failed(code, self._hb, start, count)
+
+    @classmethod
+    def from_bytes(cls, data: ReadableBuffer, size: int, granularity: int = 0) -> HBitmap:
+        """A bitmap from all of what :meth:`serialize` gave.
+
+        :raises InvalidError: if ``data`` is not just as long as such a bitmap's
+        """
+        hb = cls(size, granularity)
+        nbytes = _core.byte_array("data", data)[1]
+        expected = _core.hbitmap_serialization_size(hb._hb, 0, hb.size)
+        hb._check_serializable()
+        if nbytes != expected:
+            raise InvalidError(
+                f"{nbytes} bytes of data: a bitmap of {hb.size} items, granularity "
+                f"{hb._granularity}, has {expected}"
+            )
+        hb.deserialize(data)
+        return hb
+
+    def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
+        """Leaf words where more than 1/8 of them are not zero, else areas.
+
+        From protocol 5 on they can go out of band.
+        """
+        nwords = max(1, -(-self.size >> self._granularity) // 64)
+        dense = (
+            _core.hbitmap_is_serializable(self._hb)
+            and 8 * _core.hbitmap_nonzero_words(self._hb) > nwords
+        )
+        data: Any
+        if dense:
+            data = self.serialize()
+        else:
+            areas = self.areas_array()
+            data = _little_endian(areas.cast("B") if areas.nbytes else b"")
+        if index(cast(int, protocol)) >= 5:
+            data = PickleBuffer(data)
+        elif not isinstance(data, bytes):
+            data = bytes(data)
+        return _unpickle, (self.size, self._granularity, dense, data)
+
+
+#: What a bit can be set to, by the name of its type: NumPy is not imported for it.
+_BOOLS = ("bool", "bool_")
+
+
+def _as_set(elements: Iterable[Any]) -> AbstractSet[Any]:
+    return elements if isinstance(elements, AbstractSet) else frozenset(elements)
+
+
+def _little_endian(data: ReadableBuffer) -> ReadableBuffer:
+    """uint64 of this machine as little-endian ones, or back."""
+    if sys.byteorder == "little":
+        return data
+    words = array("Q", bytes(data))
+    words.byteswap()
+    return words.tobytes()
+
+
+def _unpickle(size: int, granularity: int, dense: bool, data: ReadableBuffer) -> HBitmap:
+    if dense:
+        return HBitmap.from_bytes(data, size, granularity)
+    hb = HBitmap(size, granularity)
+    areas = array("Q", bytes(_little_endian(data)))
+    hb.set_many(areas[::2], areas[1::2])
+    return hb
