@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: MIT
+# What a developer types. Everything happens in $(VENV) and build/, nothing outside.
+
+PYTHON ?= python3
+VENV ?= .venv
+CC ?= cc
+
+BIN = $(VENV)/bin
+SOURCES = $(wildcard csrc/*.c)
+HEADERS = $(wildcard csrc/*.h tests/c/*.h)
+# A change of one of these means that the package has to be built again.
+BUILD_FILES = pyproject.toml setup.py csrc/ffi_build.py $(SOURCES) $(wildcard csrc/*.h)
+
+CFLAGS_C = -std=c11 -g -Wall -Wextra -Wpedantic -Wconversion -Werror -Icsrc -Itests/c
+ASAN = -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
+TSAN = -O1 -fsanitize=thread
+
+.PHONY: help run test build bench lint types asan asan-c asan-py tsan wheel clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+run: $(VENV)/.cli ## Replay a real guest's writes and compare with QEMU's own bitmaps
+	$(BIN)/pybitmap replay examples/traces/guest-files.trace.gz \
+	    --expect examples/traces/guest-files.json
+
+test: $(VENV)/.test ## Run the tests
+	$(BIN)/python -m pytest
+
+build: $(VENV)/.dev ## Build in place, with all that development needs
+
+bench: $(VENV)/.dev ## Measure the core operations (BENCH_OPTS=... goes to pytest)
+	$(BIN)/python -m pytest bench -o python_files='bench_*.py' $(BENCH_OPTS)
+
+lint: $(VENV)/.dev ## Check style with ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev ## Check types with mypy --strict
+	$(BIN)/mypy
+
+asan: asan-c asan-py ## Run the tests in C and those of the core under ASan and UBSan
+
+tsan: build/tsan/test_threads build/tsan/test_model ## Run the tests in C under TSan
+	build/tsan/test_threads
+	build/tsan/test_model
+
+wheel: $(VENV)/.dev ## Build the wheel and the source archive into dist/
+	$(BIN)/pip -q install build
+	$(BIN)/python -m build
+
+clean: ## Remove all that was built
+	rm -rf build dist *.egg-info $(VENV) pybitmap/_cffi.c pybitmap/*.so pybitmap/_cffi.*.so
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# $(VENV)/.NAME: the package is installed in place with the extra NAME. (setuptools warns of every
+# installation in place.)
+$(VENV)/.%: $(BUILD_FILES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	PYTHONWARNINGS=ignore $(BIN)/pip -q --disable-pip-version-check install -e '.[$*]'
+	@touch $@
+
+asan-c: build/asan/test_model build/asan/test_threads
+	build/asan/test_model
+	build/asan/test_threads
+
+# The interpreter is not instrumented, so the sanitizer is loaded before it; what the interpreter
+# leaks is not ours to report.
+asan-py: build/asan/site/pybitmap $(VENV)/.test
+	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
+	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/asan/site PYTHONMALLOC=malloc \
+	    $(BIN)/python -m pytest -q -m core -p no:cacheprovider --import-mode=importlib
+
+build/asan/site/pybitmap: $(BUILD_FILES) $(wildcard pybitmap/*.py) | $(VENV)/.test
+	CFLAGS="$(ASAN) -g" LDFLAGS="-fsanitize=address,undefined" \
+	    $(BIN)/pip -q install --no-deps --upgrade --target build/asan/site .
+	@touch $@
+
+build/asan/%: tests/c/%.c $(SOURCES) $(HEADERS)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS_C) $(ASAN) -o $@ $< $(SOURCES) -pthread
+
+build/tsan/%: tests/c/%.c $(SOURCES) $(HEADERS)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS_C) $(TSAN) -o $@ $< $(SOURCES) -pthread

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: MIT
+"""Does an installed package work at all? Run with nothing but pybitmap installed, not by pytest."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pybitmap
+
+hb = pybitmap.HBitmap(1 << 40, granularity=16)
+hb.set(1_000_000, 100_000)
+assert list(hb.areas()) == [(983040, 131072)]
+assert len(hb.drain()) == 2
+assert not hb
+
+assert (Path(pybitmap.get_include()) / "hbitmap.h").is_file()
+names = {Path(source).name for source in pybitmap.get_sources()}
+assert {"hbitmap.c", "iter.c", "bulk.c", "check.c"} <= names, names
+assert (Path(pybitmap.__file__).parent / "py.typed").is_file()
+
+# Without the extra, the command says how to get it.
+command = subprocess.run([sys.executable, "-m", "pybitmap"], capture_output=True, text=True)
+assert command.returncode == 2, command
+assert "[cli]" in command.stderr, command
+
+print("smoke test passed:", pybitmap.__file__)
