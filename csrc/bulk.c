@@ -348,21 +348,23 @@ int hbitmap_xor(const HBitmap *a, const HBitmap *b, HBitmap *result)
 
 int hbitmap_drain(HBitmap *hb, uint64_t start, uint64_t count, HBitmap *into)
 {
-    const struct hb_block *b;
+    const struct hb_block *b, *target;
     uint64_t first, last;
     int err = 0;
 
     if (hb == into) {
         return -EINVAL;
     }
-    /* Marks in `into` need no lock; the one of hb is enough. */
+    /* Marks in `into` need no lock; the one of hb is enough.  Without its lock
+     * `into` may be truncated any time, so its block is asked for once. */
     hb_lock(hb);
     b = hb_block_of(hb);
-    if (!hb_same_shape(hb, into)) {
+    target = hb_block_of(into);
+    if (hb->granularity != into->granularity || b->size != target->size) {
         err = -EINVAL;
     } else if (count) {
         err = hb_whole_groups(hb, b, start, count, &first, &last);
-        if (!err && hb_clear(b, first, last, hb_block_of(into))) {
+        if (!err && hb_clear(b, first, last, target)) {
             hb_count_changed(hb);
             hb_count_changed(into);
         }

@@ -95,7 +95,8 @@ def hbitmap_alloc(size: int, granularity: int) -> CData:
     hb = lib.hbitmap_alloc(size, granularity)
     if not hb:
         raise no_memory(size, granularity)
-    return ffi.gc(hb, lib.hbitmap_free)
+    # The size tells PyPy's collector what hangs on the object, were it marked all over.
+    return ffi.gc(hb, lib.hbitmap_free, min((size >> granularity) // 8, 1 << 26))
 
 
 def check_size(size: int, granularity: int) -> None:

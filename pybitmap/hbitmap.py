@@ -210,8 +210,7 @@ class HBitmap(MutableSet[int]):
             count = (self.size if key.stop is None else index(key.stop)) - start
         else:
             start, count = index(key), 1
-        # Also NumPy's bool, which is no bool.
-        if value is not True and value is not False and type(value).__name__ not in _BOOLS:
+        if value not in (False, True):
             raise TypeError(f"a bit is True or False, not {value!r}")
         if value:
             self.set(start, count)
@@ -834,10 +833,6 @@ class HBitmap(MutableSet[int]):
         elif not isinstance(data, bytes):
             data = bytes(data)
         return _unpickle, (self.size, self._granularity, dense, data)
-
-
-#: What a bit can be set to, by the name of its type: NumPy is not imported for it.
-_BOOLS = ("bool", "bool_")
 
 
 def _as_set(elements: Iterable[Any]) -> AbstractSet[Any]:
