@@ -273,29 +273,61 @@ void hbitmap_unpin(HBitmap *hb)
 
 /* ---- marks -------------------------------------------------------------- */
 
+/*
+ * May word `word` of the leaf hold something?  Where the summary says no, a mark
+ * does not look before it writes: on fresh memory the look would cost a page
+ * fault of its own.  Nothing depends on the answer being right.
+ */
+static inline bool hb_maybe_dirty(const struct hb_block *b, uint64_t word)
+{
+    return (atomic_load_explicit(&b->level[1][word / HB_BITS],
+                                 memory_order_relaxed) & hb_bit(word)) != 0;
+}
+
+/* Sets `mask` in a word of level k; false only if its bits were set already. */
+static inline bool hb_set_bits(const struct hb_block *b, unsigned k,
+                               uint64_t word, uint64_t mask)
+{
+    if (k == 0 && !hb_maybe_dirty(b, word)) {
+        /* Not to use the old value is what makes this a single write. */
+        atomic_fetch_or(&b->level[0][word], mask);
+        return true;
+    }
+    return hb_or(&b->level[k][word], mask);
+}
+
+/* Sets all bits of the words [first, end) of level k; false only if they were
+ * set already. */
+static bool hb_set_words(const struct hb_block *b, unsigned k,
+                         uint64_t first, uint64_t end)
+{
+    bool changed = false;
+
+    for (uint64_t word = first; word < end; word++) {
+        /* Relaxed: a clear that empties the word after this store has taken
+         * the mark, one that did so before it left the word to this store.
+         * What the protocol needs, the word set before the next level is
+         * looked at, is the caller's fence. */
+        if ((k == 0 && !hb_maybe_dirty(b, word)) ||
+            atomic_load(&b->level[k][word]) != UINT64_MAX) {
+            atomic_store_explicit(&b->level[k][word], UINT64_MAX, HB_BULK);
+            changed = true;
+        }
+    }
+    return changed;
+}
+
 bool hb_mark(const struct hb_block *b, uint64_t first, uint64_t last)
 {
     bool gained = false;
 
     for (unsigned k = 0; k < b->nlevels; k++) {
-        hb_word *level = b->level[k];
         uint64_t head = first / HB_BITS, tail = last / HB_BITS;
-        bool changed = hb_or(&level[head], hb_mask(head, first, last));
+        bool changed = hb_set_bits(b, k, head, hb_mask(head, first, last));
 
         if (head != tail) {
-            for (uint64_t word = head + 1; word < tail; word++) {
-                if (atomic_load(&level[word]) != UINT64_MAX) {
-                    /* Relaxed: a clear that empties the word after this store
-                     * has taken the mark, one that did so before it left the
-                     * word to this store.  What the protocol needs, the word
-                     * set before the next level is looked at, is the fence's
-                     * doing. */
-                    atomic_store_explicit(&level[word], UINT64_MAX,
-                                          HB_BULK);
-                    changed = true;
-                }
-            }
-            changed |= hb_or(&level[tail], hb_mask(tail, first, last));
+            changed |= hb_set_words(b, k, head + 1, tail);
+            changed |= hb_set_bits(b, k, tail, hb_mask(tail, first, last));
             hb_fence();
         }
         if (k == 0) {

@@ -210,7 +210,7 @@ static inline void hb_summarise(const struct hb_block *b, unsigned k,
     }
 }
 
-/* Marks the groups [first, last]; was one of them clean? */
+/* Marks the groups [first, last]; false only if all were dirty already. */
 bool hb_mark(const struct hb_block *b, uint64_t first, uint64_t last);
 
 /*
