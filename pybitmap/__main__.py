@@ -6,6 +6,7 @@ Its packages are an extra of the library, so this says how to get them where the
 
 from __future__ import annotations
 
+import signal
 import sys
 
 INTERRUPTED = 130  # exit code: 128 + SIGINT
@@ -29,9 +30,11 @@ def main() -> int:
             return 2
         return run()
     except KeyboardInterrupt:
-        # A second Ctrl-C may have cut short what restores the terminal.
-        show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
-        print(f"{show_cursor}pybitmap: interrupted", file=sys.stderr)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one finds us leaving
+        stderr = sys.__stderr__  # a progress bar that was cut short may have replaced the other
+        if stderr is not None:
+            show_cursor = "\x1b[?25h" if stderr.isatty() else ""
+            print(f"{show_cursor}pybitmap: interrupted", file=stderr)
         return INTERRUPTED
 
 

@@ -1,0 +1,364 @@
+# SPDX-License-Identifier: MIT
+"""Readers of block-write traces: what was written to a disk, request by request.
+
+A trace is a text file, plain or gzip (told by its first two bytes, whatever
+its name).  Two formats are read:
+
+native      one request per line, `write|zero|discard OFFSET LENGTH`, in bytes,
+            decimal, ASCII.
+fio iolog   versions 2 and 3, as `fio --write_iolog` writes them; told by the
+            first line, `fio version N iolog`.  Source: fio(1), TRACE FILE
+            FORMAT.  `write` and `trim` are requests, other actions (`read`,
+            `sync`, `open`, ...) are passed over.
+
+Blank lines are skipped.  A trace without a single request is a trace: nothing
+was written.  Anything else that is not a request is an error that names the
+line; nothing is guessed or left out.
+
+Workload: hundreds of thousands of lines at a time, read once, then marked from
+the arrays at C speed.  No line is held that is longer than MAX_LINE plus one
+chunk of reading, so a file that is no trace at all costs no memory.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import gzip
+import hashlib
+import itertools
+import operator
+import os
+import re
+import stat
+import sys
+import zlib
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Optional
+
+from .errors import TraceError
+
+__all__ = ["Progress", "Trace", "printable", "read_trace"]
+
+MAX_LINE = 1 << 16  # bytes
+MAX_END = (1 << 63) - 1  # bytes: the largest device there can be
+_CHUNK = 1 << 20  # bytes read at once
+
+# Called now and then while reading: bytes read so far, and of how many (None
+# where that is not known: a pipe).
+Progress = Callable[[int, Optional[int]], object]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Write requests in the order in which they were made.
+
+    Request i covers `offsets[i]` .. `offsets[i] + lengths[i]`, in bytes, and stands in line
+    `lines[i]` of the file (from 1).  `array('Q')` each, so they pass to `HBitmap.set_many` as
+    they are.
+    """
+
+    path: str  #: where it was read from, for people
+    offsets: array[int]  #: bytes
+    lengths: array[int]  #: bytes, 0 included
+    lines: array[int]
+    writes: int
+    zeroes: int
+    discards: int
+    end: int  #: end of the furthest request, in bytes; 0 without requests
+    text_sha256: str  #: of the unzipped text, in hexadecimal
+
+    def __len__(self) -> int:
+        """The number of requests."""
+        return len(self.offsets)
+
+    def where(self, index: int) -> str:
+        """`path:line` of a request."""
+        return f"{self.path}:{self.lines[index]}"
+
+
+def read_trace(
+    path: str | os.PathLike[str],
+    *,
+    file: str | None = None,
+    progress: Progress | None = None,
+) -> Trace:
+    """Reads the trace at `path`; `-` is standard input.
+
+    file: of an iolog that writes to several files, the one wanted.
+    progress: see `Progress`.
+
+    Raises TraceError, naming file and line, for whatever is not a trace, and OSError, its
+    `filename` set, where the file cannot be read.
+    """
+    name = os.fspath(path)
+    source = "<stdin>" if name == "-" else printable(name)
+    try:
+        if name == "-":
+            if sys.stdin is None:
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            return _parse(source, _Text(sys.stdin.buffer, progress), file)
+        with open(name, "rb") as stream:
+            return _parse(source, _Text(stream, progress), file)
+    except EOFError:
+        raise TraceError(f"{source}: the gzip file is cut short") from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise TraceError(f"{source}: the gzip file is damaged: {error}") from None
+    except OSError as error:
+        if error.filename is None:
+            error.filename = source
+        raise
+
+
+class _Malformed(Exception):
+    """What is wrong with a line; which line it is, `_parse` knows."""
+
+
+def _parse(source: str, text: _Text, file: str | None) -> Trace:
+    requests = _Requests(None if file is None else os.fsencode(file))
+    try:
+        for batch in text.batches():
+            requests.feed(batch)
+    except _Malformed as error:
+        raise TraceError(f"{source}:{requests.number}: {error}") from None
+    files = requests.files
+    if file is not None and b"" in files:
+        raise TraceError(f"{source}: not a fio iolog, so there is no file {file!r} to choose")
+    if file is not None and requests.wanted not in files:
+        raise TraceError(f"{source}: has no write to {file!r}; it writes to {_names(files)}")
+    if file is None and len(files) > 1:
+        raise TraceError(
+            f"{source}: writes to {len(files)} files, {_names(files)};"
+            " choose one (file=NAME, on the command line --file NAME)"
+        )
+    return requests.trace(source, text.sha256())
+
+
+class _Requests:
+    """A trace in the making: fed with whole lines, keeps those that are wanted."""
+
+    def __init__(self, wanted: bytes | None) -> None:
+        self.wanted = wanted  # the file; None until the first request names one
+        self.files: dict[bytes, int] = {}  # requests to each; b"" in the native format
+        self.number = 0  # of the last line read
+        self._parse_line: _LineParser = _native_request
+        self._offsets = array("Q")
+        self._lengths = array("Q")
+        self._numbers = array("Q")
+        self._counts = [0, 0, 0]  # writes, zeroes, discards
+        self._end = 0
+
+    def trace(self, source: str, text_sha256: str) -> Trace:
+        writes, zeroes, discards = self._counts
+        return Trace(
+            path=source,
+            offsets=self._offsets,
+            lengths=self._lengths,
+            lines=self._numbers,
+            writes=writes,
+            zeroes=zeroes,
+            discards=discards,
+            end=self._end,
+            text_sha256=text_sha256,
+        )
+
+    def feed(self, batch: bytes) -> None:
+        lines = batch.split(b"\n")
+        if not lines[-1]:
+            lines.pop()
+        if self.number == 0 and lines[0].startswith(b"fio version "):
+            self.number = 1
+            self._parse_line = _iolog_parser(lines.pop(0))
+        if self._parse_line is _native_request and self._feed_plain(batch, len(lines)):
+            return
+        for line in lines:
+            self.number += 1
+            if len(line) > MAX_LINE:
+                raise _Malformed(f"a line of more than {MAX_LINE} bytes")
+            if line and not line.isspace():
+                request = self._parse_line(line)
+                if request is not None:
+                    self._add(*request)
+
+    def _add(self, kind: int, name: bytes, offset: int, length: int) -> None:
+        self.files[name] = self.files.get(name, 0) + 1
+        if self.wanted is None:
+            self.wanted = name
+        if name == self.wanted:
+            self._counts[kind] += 1
+            self._offsets.append(offset)
+            self._lengths.append(length)
+            self._numbers.append(self.number)
+            self._end = max(self._end, offset + length)
+
+    def _feed_plain(self, batch: bytes, nlines: int) -> bool:
+        """The same at once for a batch that has native requests in its plainest form only."""
+        requests = _PLAIN_REQUEST.findall(batch)  # at most one in a line
+        if self.wanted or len(requests) != nlines:
+            return False
+        verbs, starts, counts = zip(*requests)
+        offsets, lengths = array("Q", map(int, starts)), array("Q", map(int, counts))
+        end = max(map(operator.add, offsets, lengths))
+        if end > MAX_END:
+            return False
+        for verb, kind in _NATIVE_KINDS.items():
+            self._counts[kind] += verbs.count(verb)
+        self._offsets += offsets
+        self._lengths += lengths
+        self._numbers.extend(range(self.number + 1, self.number + 1 + nlines))
+        self._end = max(self._end, end)
+        self.number += nlines
+        return True
+
+
+class _Text:
+    """The text of a stream, unzipped if need be."""
+
+    def __init__(self, stream: BinaryIO, progress: Progress | None) -> None:
+        self._stream = stream
+        self._progress = progress
+        self._digest = hashlib.sha256()
+
+    def sha256(self) -> str:
+        """Of all text read so far."""
+        return self._digest.hexdigest()
+
+    def batches(self) -> Iterator[bytes]:
+        """Whole lines, many at a time; the last one may lack its line end.
+
+        A line that is longer than MAX_LINE may be cut, but not to MAX_LINE or less.
+        """
+        rest = b""
+        for chunk in self._chunks():
+            lines, newline, tail = chunk.rpartition(b"\n")
+            if newline:
+                yield rest + lines + newline
+                rest = b""
+            rest += tail
+            if len(rest) > MAX_LINE:
+                break
+        if rest:
+            yield rest
+
+    def _chunks(self) -> Iterator[bytes]:
+        stream = self._stream
+        status = os.fstat(stream.fileno())
+        total = status.st_size if stat.S_ISREG(status.st_mode) else None
+        text: Any = stream
+        if stream.peek(2)[:2] == b"\x1f\x8b":  # type: ignore[attr-defined]
+            text = gzip.GzipFile(fileobj=stream)
+        done = 0
+        while True:
+            chunk: bytes = text.read(_CHUNK)
+            if not chunk:
+                return
+            self._digest.update(chunk)
+            done = done + len(chunk) if total is None else stream.tell()
+            if self._progress is not None:
+                self._progress(done, total)
+            yield chunk
+
+
+# ---- formats ----------------------------------------------------------------
+
+# A line that is a request: the index of its kind (see `_Requests`), the file it
+# went to, offset and length.
+_Request = tuple[int, bytes, int, int]
+_LineParser = Callable[[bytes], Optional[_Request]]
+
+_PLAIN_REQUEST = re.compile(rb"^(write|zero|discard) ([0-9]{1,19}) ([0-9]{1,19})$", re.MULTILINE)
+_NATIVE_KINDS = {b"write": 0, b"zero": 1, b"discard": 2}
+
+
+def _native_request(line: bytes) -> _Request:
+    fields = line.split()
+    if len(fields) != 3:
+        raise _Malformed(f"expected `write|zero|discard OFFSET LENGTH`, found {_quoted(line)}")
+    verb, offset, length = fields
+    kind = _NATIVE_KINDS.get(verb)
+    if kind is None:
+        raise _Malformed(f"expected `write`, `zero` or `discard`, found {_quoted(verb)}")
+    return kind, b"", *_range(offset, length)
+
+
+# What fio logs of an I/O action: its kind, or None if it changes no data.
+_IOLOG_KINDS = {
+    b"write": 0,
+    b"trim": 2,
+    b"read": None,
+    b"sync": None,
+    b"datasync": None,
+    b"sync_file_range": None,
+    b"wait": None,
+}
+_IOLOG_FILE_ACTIONS = (b"add", b"open", b"close")
+
+
+def _iolog_parser(header: bytes) -> _LineParser:
+    """The parser for the version that the first line names."""
+    version = header.split()[2:]
+    if version == [b"2", b"iolog"]:
+        return functools.partial(_iolog_request, timed=False)
+    if version == [b"3", b"iolog"]:
+        return functools.partial(_iolog_request, timed=True)
+    raise _Malformed(f"only versions 2 and 3 of fio's iolog are known, found {_quoted(header)}")
+
+
+def _iolog_request(line: bytes, timed: bool) -> _Request | None:
+    # `[TIMESTAMP] FILENAME ACTION [OFFSET LENGTH]`, the timestamp in version 3.  Taken apart from
+    # the right: fio writes file names as they are, spaces included.
+    rest = line
+    if timed:
+        timestamp, *others = line.split(None, 1)
+        rest = others[0] if others else b""
+        if not timestamp.isdigit():
+            raise _Malformed(f"expected a timestamp, found {_quoted(timestamp)}")
+    fields = rest.rsplit(None, 3)
+    if len(fields) == 4 and fields[1] in _IOLOG_KINDS:
+        name, action, offset, length = fields
+        kind = _IOLOG_KINDS[action]
+        return None if kind is None else (kind, name, *_range(offset, length))
+    if len(fields) >= 2 and fields[-1] in _IOLOG_FILE_ACTIONS:
+        return None
+    raise _Malformed(
+        f"expected `{'TIMESTAMP ' if timed else ''}FILENAME ACTION [OFFSET LENGTH]`,"
+        f" found {_quoted(line)}"
+    )
+
+
+def _range(offset: bytes, length: bytes) -> tuple[int, int]:
+    """Both in bytes, and their sum at most MAX_END."""
+    # bytes.isdigit() is true of the ten ASCII digits only, where int() would
+    # take signs, underscores and blanks as well.
+    if not (offset.isdigit() and length.isdigit()):
+        wrong = length if offset.isdigit() else offset
+        raise _Malformed(f"expected a number of bytes in decimal, found {_quoted(wrong)}")
+    # 2^63 has 19 digits; int() is slow with thousands of them, or refuses.
+    if len(offset) > 19 or len(length) > 19 or int(offset) + int(length) > MAX_END:
+        raise _Malformed(f"offset {_quoted(offset)} + length {_quoted(length)} exceeds 2^63 - 1")
+    return int(offset), int(length)
+
+
+# ---- words for people --------------------------------------------------------
+
+
+def _quoted(field: bytes) -> str:
+    """Bytes from a file, safe for a terminal and not too long."""
+    shown = ascii(field[:60])[1:]
+    return shown if len(field) <= 60 else shown + "..."
+
+
+def _names(files: Iterable[bytes]) -> str:
+    shown = [repr(os.fsdecode(name)) for name in itertools.islice(files, 9)]
+    if len(shown) > 8:
+        shown[8] = "..."
+    return ", ".join(shown) or "none"
+
+
+def printable(text: str) -> str:
+    """Text from outside with nothing in it that could steer a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

@@ -1,0 +1,729 @@
+# SPDX-License-Identifier: MIT
+"""The `pybitmap` command: what it prints, and how it ends."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from peers import peer
+
+pytest.importorskip("click", reason="the command line is an extra: pip install '.[cli]'")
+pytest.importorskip("rich", reason="the command line is an extra: pip install '.[cli]'")
+
+from pybitmap import cli
+from pybitmap.cli import exact_size, main, mark, parse_size, picture, rough_size
+from pybitmap.trace import Trace
+
+EXAMPLES = Path(__file__).parent.parent / "examples" / "traces"
+TINY, TINY_TRUTH = str(EXAMPLES / "tiny.trace.gz"), str(EXAMPLES / "tiny.json")
+DELIVERED = sorted(path.stem for path in EXAMPLES.glob("*.json"))
+HIDE_CURSOR, SHOW_CURSOR = b"\x1b[?25l", b"\x1b[?25h"
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command in this process; standard output is no terminal."""
+
+    def run(*args: str | Path) -> Result:
+        code = main([str(arg) for arg in args])
+        return Result(code, *capsys.readouterr())
+
+    return run
+
+
+def spawn(*args: str | Path, **options: Any) -> Result:
+    """Runs it as a process of its own."""
+    options.setdefault("stdout", subprocess.PIPE)
+    command = [sys.executable, "-m", "pybitmap", *map(str, args)]
+    done = subprocess.run(command, stderr=subprocess.PIPE, timeout=120, **options)
+    return Result(done.returncode, (done.stdout or b"").decode(), done.stderr.decode())
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    path = tmp_path / "t.trace"
+    path.write_text("write 0 4096\nzero 65536 1\ndiscard 200000 512\n")
+    return path
+
+
+@pytest.fixture
+def truth() -> dict[str, Any]:
+    """QEMU's answer for `tiny`, to be spoilt."""
+    data: dict[str, Any] = json.loads(Path(TINY_TRUTH).read_text())
+    return data
+
+
+def saved(tmp_path: Path, data: object) -> Path:
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(data))
+    return path
+
+
+# ---- sizes ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes"),
+    [("0", 0), ("512", 512), ("4K", 4096), ("4k", 4096), ("64KiB", 65536), ("1M", 1 << 20),
+     ("3G", 3 << 30), ("2T", 2 << 40), ("7E", 7 << 60), (str((1 << 63) - 1), (1 << 63) - 1)],
+)  # fmt: skip
+def test_sizes_are_bytes_with_binary_suffixes(text: str, nbytes: int) -> None:
+    assert parse_size(text) == nbytes
+
+
+@pytest.mark.parametrize(
+    "text", ["", "K", "4 K", "-1", "+1", "1.5G", "0x10", "1_0", "4X", "4KB", "٣", "8E", "9" * 5000]
+)
+def test_other_sizes_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is not a size|is beyond"):
+        parse_size(text)
+
+
+@given(st.integers(0, (1 << 63) - 1) | st.integers(0, 62).map(lambda bit: 1 << bit))
+def test_an_exact_size_is_read_as_what_it_was(nbytes: int) -> None:
+    assert parse_size(exact_size(nbytes)) == nbytes
+
+
+def test_a_rough_size_is_for_people() -> None:
+    assert [rough_size(n) for n in (1024, 1313280, 64 << 30)] == ["1 KiB", "1.3 MiB", "64 GiB"]
+
+
+# ---- against QEMU -----------------------------------------------------------
+
+
+def test_there_are_delivered_traces() -> None:
+    assert {"tiny", "guest-files", "fio-a"} <= set(DELIVERED)
+
+
+@pytest.mark.parametrize("name", DELIVERED)
+def test_a_delivered_trace_is_equal_to_qemu(run: Run, name: str) -> None:
+    result = run("replay", EXAMPLES / f"{name}.trace.gz", "--expect", EXAMPLES / f"{name}.json")
+    assert (result.code, result.err) == (0, "")
+    assert "Equal to QEMU 7.2.22 in count, extents and SHA-256 at 512, 4K, 64K, 1M." in result.out
+
+
+@pytest.mark.parametrize("name", DELIVERED)
+def test_json_has_the_numbers_that_qemu_has(run: Run, name: str) -> None:
+    truth = json.loads((EXAMPLES / f"{name}.json").read_text())
+    trace = EXAMPLES / f"{name}.trace.gz"
+    report = json.loads(run("replay", trace, "--expect", EXAMPLES / f"{name}.json", "--json").out)
+    assert report["size"] == truth["disk_size"]
+    assert report["requests"] == truth["trace"]["requests"]
+    assert report["text_sha256"] == truth["trace"]["text_sha256"]
+    assert report["expect"]["equal"] is True
+    assert report["expect"]["differences"] == []
+    assert len(report["bitmaps"]) == len(truth["bitmaps"])
+    for ours, qemu in zip(report["bitmaps"], truth["bitmaps"]):
+        for field in ("granularity", "count", "extents_bytes", "extents_sha256", "sha256"):
+            assert ours[field] == qemu[field]
+        assert ours["areas"] == qemu["extents"]
+
+
+def test_some_granularities_of_the_truth_may_be_chosen(run: Run) -> None:
+    result = run("replay", TINY, "--expect", TINY_TRUTH, "--granularity", "4K", "--json")
+    assert [each["granularity"] for each in json.loads(result.out)["bitmaps"]] == [4096]
+    assert result.code == 0
+
+
+def test_another_order_of_requests_is_equal_too(run: Run, tmp_path: Path) -> None:
+    lines = gzip.decompress(Path(TINY).read_bytes()).splitlines(keepends=True)
+    path = tmp_path / "reversed"
+    path.write_bytes(b"".join(reversed(lines)))
+    assert run("replay", path, "--expect", TINY_TRUTH).code == 0
+
+
+SPOILT = [
+    ("count", 483841, "ours  483840\n    QEMU  483841"),
+    ("extents", 18, "ours  17\n    QEMU  18"),
+    ("extents_bytes", 1, "ours  483840\n    QEMU  1"),
+    ("extents_sha256", "0" * 64, f"QEMU  {'0' * 64}"),
+    ("sha256", "f" * 64, f"QEMU  {'f' * 64}"),
+]
+
+
+@pytest.mark.parametrize(("field", "wrong", "shown"), SPOILT)
+def test_a_different_value_is_shown_and_exits_1(
+    run: Run, tmp_path: Path, truth: dict[str, Any], field: str, wrong: object, shown: str
+) -> None:
+    truth["bitmaps"][0][field] = wrong
+    result = run("replay", TINY, "--expect", saved(tmp_path, truth))
+    assert result.code == 1
+    assert f"Different from QEMU 7.2.22 at 512.\n512 {field}\n    ours  " in result.out
+    assert shown in result.out
+    assert "Hint" not in result.out
+
+
+def test_the_first_extents_that_differ_are_shown(
+    run: Run, tmp_path: Path, truth: dict[str, Any]
+) -> None:
+    truth["bitmaps"][1]["extents_list"][3][1] += 4096
+    del truth["bitmaps"][1]["extents_list"][-1]
+    result = run("replay", TINY, "--expect", saved(tmp_path, truth))
+    assert result.code == 1
+    assert (
+        "4K extents_list[3]\n    ours  [262144, 135168]\n    QEMU  [262144, 139264]" in result.out
+    )
+    assert "4K extents_list[12]\n    ours  [1310720, 2560]\n    QEMU  none" in result.out
+
+
+def test_json_lists_the_differences(run: Run, tmp_path: Path, truth: dict[str, Any]) -> None:
+    truth["bitmaps"][2]["count"] = 0
+    result = run("replay", TINY, "--expect", saved(tmp_path, truth), "--json")
+    expect = json.loads(result.out)["expect"]
+    assert result.code == 1
+    assert expect["equal"] is False
+    assert expect["differences"] == [
+        {"granularity": 65536, "field": "count", "ours": 1179648, "qemu": 0}
+    ]
+
+
+def test_the_wrong_trace_is_hinted_at(run: Run, trace: Path) -> None:
+    result = run("replay", trace, "--expect", TINY_TRUTH)
+    assert result.code == 1
+    assert "Hint: the truth is of 22 requests, not 3.\n" in result.out
+    assert "Hint: the truth is of another trace: their texts' SHA-256 differ.\n" in result.out
+
+
+def test_a_disk_of_another_size_is_hinted_at(run: Run) -> None:
+    result = run("replay", TINY, "--expect", TINY_TRUTH, "--size", "1313792")
+    assert result.code == 1
+    assert "Hint: the truth is of a disk of 1313280 bytes, not 1313792.\n" in result.out
+
+
+def test_a_granularity_that_the_truth_lacks_is_refused(run: Run) -> None:
+    result = run("replay", TINY, "--expect", TINY_TRUTH, "--granularity", "512", "8K")
+    assert result.code == 2
+    assert "has no bitmap of granularity 8K; it has 512, 4K, 64K, 1M\n" in result.err
+
+
+def set_in(data: Any, value: object, *path: str | int) -> Any:
+    inner = data
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    return data
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        (["disk_size"], "64G", 'disk_size: expected a number from 0 to 2^63 - 1, found "64G"'),
+        (["disk_size"], True, "disk_size: expected a number from 0 to 2^63 - 1, found true"),
+        (["disk_size"], -1, "disk_size: expected a number from 0 to 2^63 - 1, found -1"),
+        (["disk_size"], 1e9, "found 1000000000.0"),
+        (["disk_size"], 1 << 63, "found 9223372036854775808"),
+        (["bitmaps"], {}, "bitmaps: expected a list, found {}"),
+        (["bitmaps"], [], "bitmaps: there is none"),
+        (["bitmaps", 1], None, "bitmaps[1]: expected an object"),
+        (["bitmaps", 1, "granularity"], 4097, "bitmaps[1].granularity: 4097 is no power of 2"),
+        (["bitmaps", 1, "granularity"], 0, "bitmaps[1].granularity: 0 is no power of 2"),
+        (["bitmaps", 1, "granularity"], 512, "bitmaps[1].granularity: 512 is there already"),
+        (["bitmaps", 1, "count"], None, "bitmaps[1].count: expected a number"),
+        (["bitmaps", 1, "extents"], 1.5, "bitmaps[1].extents: expected a number"),
+        (["bitmaps", 1, "sha256"], "abc", "bitmaps[1].sha256: expected 64 digits of lowercase"),
+        (["bitmaps", 1, "sha256"], 5, "bitmaps[1].sha256: expected 64 digits of lowercase"),
+        (["bitmaps", 1, "extents_list"], 5, "bitmaps[1].extents_list: expected a list, found 5"),
+        (["bitmaps", 1, "extents_list"], [[1]], "extents_list: expected [offset, length] each"),
+        (["bitmaps", 1, "extents_list"], ["ab"], "extents_list: expected [offset, length] each"),
+        (["trace"], [], "trace: expected an object"),
+        (["trace", "requests"], "many", "trace.requests: expected a number"),
+        (["qemu", "version"], 7, "qemu.version: expected text, found 7"),
+    ],
+)
+def test_a_malformed_truth_is_refused(
+    run: Run, tmp_path: Path, truth: Any, path: list[str | int], value: object, words: str
+) -> None:
+    file = saved(tmp_path, set_in(truth, value, *path))
+    result = run("replay", TINY, "--expect", file)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith(f"pybitmap: {file}: not a truth: ")
+    assert words in result.err
+
+
+@pytest.mark.parametrize("field", ["granularity", "count", "extents", "extents_sha256", "sha256"])
+def test_a_truth_without_a_field_is_refused(
+    run: Run, tmp_path: Path, truth: dict[str, Any], field: str
+) -> None:
+    del truth["bitmaps"][0][field]
+    result = run("replay", TINY, "--expect", saved(tmp_path, truth))
+    assert result.code == 2
+    assert f"bitmaps[0].{field}: expected " in result.err
+    assert result.err.endswith(", found nothing\n")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "not JSON: Expecting value"),
+        (b'{"disk_size": ', "not JSON: Expecting value: line 1 column 15"),
+        (b"[]", "not a truth: the file: expected an object"),
+        (b"\xff\xfe", "not a truth: not UTF-8"),
+        (b"[" * 100_000, "not a truth: nested too deep"),
+    ],
+)
+def test_what_is_no_json_is_refused(run: Run, tmp_path: Path, content: bytes, words: str) -> None:
+    file = tmp_path / "truth.json"
+    file.write_bytes(content)
+    result = run("replay", TINY, "--expect", file)
+    assert result.code == 2
+    assert result.err.startswith(f"pybitmap: {file}: {words}")
+
+
+def test_a_missing_truth_is_refused(run: Run, tmp_path: Path) -> None:
+    result = run("replay", TINY, "--expect", tmp_path / "none")
+    assert result == (2, "", f"pybitmap: {tmp_path}/none: No such file or directory\n")
+
+
+# ---- arguments --------------------------------------------------------------
+
+
+def granularities(result: Result) -> list[int]:
+    assert result.code == 0, result.err
+    return [each["granularity"] for each in json.loads(result.out)["bitmaps"]]
+
+
+def test_the_defaults_are_the_furthest_end_and_64k(run: Run, trace: Path) -> None:
+    report = json.loads(run("replay", trace, "--json").out)
+    assert report["size"] == 200512
+    assert [each["granularity"] for each in report["bitmaps"]] == [65536]
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--granularity", "512", "4096", "64K"],
+        ["--granularity", "512,4K,64K"],
+        ["--granularity=512,4K", "64K"],
+        ["--granularity", "512", "--granularity", "4K", "--granularity=64K"],
+        ["--granularity", "512", "4K,64KiB", "--size", "1M"],
+        ["--granularity", "512", "512", "4K", "64K", "4K"],
+    ],
+)
+def test_several_granularities_may_be_given(run: Run, trace: Path, args: list[str]) -> None:
+    assert granularities(run("replay", trace, "--json", *args)) == [512, 4096, 65536]
+    assert granularities(run("replay", *args, trace, "--json")) == [512, 4096, 65536]
+
+
+def test_after_two_dashes_a_number_is_the_name_of_a_trace(run: Run, tmp_path: Path) -> None:
+    result = run("replay", "--granularity", "512", "--", "4096")
+    assert result == (2, "", "pybitmap: 4096: No such file or directory\n")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--granularity", "1000"], "1000 is not a power of 2"),
+        (["--granularity", "0"], "0 is not a power of 2"),
+        (["--granularity", "512,"], "'' is not a size in bytes"),
+        (["--granularity", "fine"], "'fine' is not a size in bytes"),
+        (["--granularity"], "requires an argument"),
+        (["--size", "big"], "'big' is not a size in bytes"),
+        (["--size", "8E"], "'8E' is beyond 2^63 - 1 bytes"),
+        (["--fast"], "--fast"),
+        (["another"], "another"),
+    ],
+)
+def test_wrong_arguments_are_refused(run: Run, trace: Path, args: list[str], words: str) -> None:
+    result = run("replay", trace, *args)
+    assert (result.code, result.out) == (2, "")
+    assert words in result.err
+
+
+def test_no_trace_is_refused(run: Run) -> None:
+    assert run("replay").code == 2
+
+
+def test_an_unknown_command_is_refused(run: Run) -> None:
+    result = run("replya")
+    assert result.code == 2
+    assert "No such command 'replya'" in result.err
+
+
+@pytest.mark.parametrize("args", [["--help"], ["-h"], ["replay", "--help"]])
+def test_help_has_a_usage_line(run: Run, args: list[str]) -> None:
+    result = run(*args)
+    assert result.code == 0
+    assert result.out.startswith("Usage: pybitmap ")
+
+
+def test_the_version_is_that_of_the_package(run: Run) -> None:
+    assert run("--version") == (0, f"pybitmap {version('pybitmap')}\n", "")
+
+
+# ---- bad input --------------------------------------------------------------
+
+
+def test_a_malformed_line_is_named(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "bad"
+    path.write_text("write 0 1\nwrite 0\n")
+    assert run("replay", path) == (
+        2,
+        "",
+        f"pybitmap: {path}:2: expected `write|zero|discard OFFSET LENGTH`, found 'write 0'\n",
+    )
+
+
+def test_a_request_beyond_the_size_is_named(run: Run, trace: Path) -> None:
+    assert run("replay", trace, "--size", "65536") == (
+        2,
+        "",
+        f"pybitmap: {trace}:2: offset 65536 + length 1 is beyond the size of the disk, 65536\n",
+    )
+
+
+def test_a_missing_trace_is_refused(run: Run, tmp_path: Path) -> None:
+    result = run("replay", tmp_path / "none")
+    assert result == (2, "", f"pybitmap: {tmp_path}/none: No such file or directory\n")
+
+
+def test_a_directory_is_refused(run: Run, tmp_path: Path) -> None:
+    assert run("replay", tmp_path) == (2, "", f"pybitmap: {tmp_path}: Is a directory\n")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_an_unreadable_trace_is_refused(run: Run, trace: Path) -> None:
+    trace.chmod(0)
+    assert run("replay", trace) == (2, "", f"pybitmap: {trace}: Permission denied\n")
+
+
+def test_too_many_groups_are_refused(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "far"
+    path.write_text("write 9000000000000000000 1\n")
+    result = run("replay", path)
+    assert result.code == 2
+    assert result.err.startswith("pybitmap: a disk of 9000000000000000001 bytes at granularity 655")
+    assert len(result.err.splitlines()) == 1
+
+
+def test_a_lack_of_memory_is_told(run: Run, trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(size: int, granularity: int) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(cli, "HBitmap", no_memory)
+    result = run("replay", trace)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.endswith("at granularity 65536: not enough memory for the bitmap\n")
+
+
+def test_control_characters_of_a_name_do_not_reach_the_terminal(run: Run) -> None:
+    result = run("replay", "\x1b[31m\udcff")
+    assert result.err == "pybitmap: \\x1b[31m\\udcff: No such file or directory\n"
+
+
+# ---- fio --------------------------------------------------------------------
+
+
+def test_an_iolog_of_fio_is_replayed(run: Run, tmp_path: Path) -> None:
+    command = [peer("fio", "fio"), "--name=x", "--ioengine=null", "--size=1M", "--rw=randwrite"]
+    subprocess.run([*command, "--write_iolog=log"], cwd=tmp_path, check=True, capture_output=True)
+    report = json.loads(run("replay", tmp_path / "log", "--granularity", "4K", "--json").out)
+    assert report["requests"] == 256  # each 4 KiB block once
+    assert report["bitmaps"][0]["count"] == 1 << 20
+    assert report["bitmaps"][0]["areas"] == 1
+
+
+def test_an_iolog_of_several_files_needs_a_choice(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("fio version 2 iolog\na write 0 512\nb write 512 512\n")
+    refused = run("replay", path)
+    assert refused.code == 2
+    assert "writes to 2 files, 'a', 'b'" in refused.err
+    assert "--file NAME" in refused.err
+    assert json.loads(run("replay", path, "--file", "b", "--json").out)["writes"] == 1
+
+
+# ---- what is printed --------------------------------------------------------
+
+
+def test_the_table_has_whole_hashes_when_it_is_no_terminal(run: Run) -> None:
+    out = run("replay", TINY, "--expect", TINY_TRUTH).out
+    for bitmap in json.loads(Path(TINY_TRUTH).read_text())["bitmaps"]:
+        (row,) = [line for line in out.splitlines() if bitmap["sha256"] in line]
+        assert str(bitmap["count"]) in row.split()
+
+
+def test_a_trace_without_requests_is_replayed(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "t").write_bytes(b"")
+    result = run("replay", tmp_path / "t")
+    assert result.code == 0
+    assert "0 requests" in result.out
+    assert "on a disk of 0 bytes\n" in result.out
+
+
+def test_json_is_one_object_and_nothing_else(run: Run, trace: Path) -> None:
+    result = run("replay", trace, "--json", "--granularity", "4K")
+    report = json.loads(result.out)
+    assert result.err == ""
+    assert (report["writes"], report["zeroes"], report["discards"]) == (1, 1, 1)
+    assert report["bitmaps"][0]["areas"] == 3
+    assert report["bitmaps"][0]["share"] == report["bitmaps"][0]["extents_bytes"] / report["size"]
+
+
+def test_without_unicode_everything_is_ascii() -> None:
+    env = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    result = spawn("replay", TINY, "--expect", TINY_TRUTH, env=env)
+    assert result.code == 0
+    assert result.out.isascii()
+    assert "|####" in result.out
+
+
+def test_a_trace_is_read_from_standard_input() -> None:
+    result = spawn("replay", "-", "--expect", TINY_TRUTH, input=Path(TINY).read_bytes())
+    assert (result.code, result.err) == (0, "")
+
+
+def test_an_error_in_standard_input_names_it() -> None:
+    assert spawn("replay", "-", input=b"bad\n").err.startswith("pybitmap: <stdin>:1: expected ")
+
+
+def test_numpy_is_not_imported() -> None:
+    code = (
+        "import sys; from pybitmap.cli import main; "
+        f"code = main(['replay', {TINY!r}]); sys.exit(code or 'numpy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("name", ["click", "rich"])
+def test_a_missing_package_is_named_with_the_way_to_get_it(name: str) -> None:
+    code = (
+        f"import sys; sys.modules[{name!r}] = None; from pybitmap.__main__ import main; "
+        "sys.exit(main())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"pybitmap: the command line needs {name}".encode())
+    assert b"pip install '.[cli]'" in done.stderr
+
+
+# ---- the picture ------------------------------------------------------------
+
+
+def drawn(
+    writes: list[tuple[int, int]],
+    size: int,
+    granularity: int,
+    width: int = 80,
+    ascii_only: bool = False,
+) -> tuple[list[str], list[str]]:
+    """The rows of cells, and all lines."""
+    starts, counts = array("Q", [at for at, _ in writes]), array("Q", [n for _, n in writes])
+    trace = Trace("t", starts, counts, starts, len(writes), 0, 0, size, "")
+    marked = mark(trace, size, granularity, lambda count: None)
+    lines = list(picture(marked, size, width, ascii_only))
+    border = "|" if ascii_only else "│"
+    return [line.split(border)[1] for line in lines if border in line], lines
+
+
+@given(st.data(), st.integers(1, 1 << 50), st.integers(0, 20), st.integers(20, 250))
+def test_a_single_dirty_byte_is_seen(data: Any, size: int, log: int, width: int) -> None:
+    granularity = max(1 << log, 1 << max(0, size.bit_length() - 30))
+    at = data.draw(st.integers(0, size - 1))
+    rows, lines = drawn([(at, 1)], size, granularity, width)
+    assert len("".join(rows).replace(" ", "")) == 1
+    assert all(len(line) <= max(width, 32) for line in lines if "│" in line)
+    assert 1 <= len(rows) <= 16
+
+
+def test_a_dirty_disk_is_full() -> None:
+    rows, _ = drawn([(0, 1000)], 1000, 1)
+    assert set("".join(rows)) == {"█"}
+
+
+def test_shades_tell_the_share() -> None:
+    writes = [(0, 1), (4096, 1366), (8192, 2800), (12288, 4096)]
+    rows, _ = drawn(writes, 4096 * 1024, 1)
+    assert rows[0][:6] == "░▒▓█  "
+
+
+def test_the_picture_may_be_ascii() -> None:
+    rows, lines = drawn([(0, 1), (12288, 4096)], 4096 * 1024, 1, ascii_only=True)
+    assert rows[0][:5] == ".  # "
+    assert "".join(lines).isascii()
+
+
+def test_cells_are_not_finer_than_the_granularity() -> None:
+    rows, lines = drawn([(0, 1)], 3000, 512)
+    assert rows == ["█     "]
+    assert lines[-2].startswith("One cell is 512: ")
+
+
+# ---- how it ends ------------------------------------------------------------
+
+
+def test_a_reader_that_goes_away_is_no_error_to_speak_of() -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    try:
+        assert spawn("replay", TINY, stdout=write_end) == (141, "", "")
+    finally:
+        os.close(write_end)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+@pytest.mark.parametrize("args", [["replay", TINY], ["replay", TINY, "--json"], ["--help"]])
+def test_a_full_disk_is_told(args: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        result = spawn(*args, stdout=full)
+    assert result.code == 2
+    assert result.err.endswith("No space left on device\n")
+    assert len(result.err.splitlines()) == 1
+
+
+def test_without_standard_output_the_exit_code_still_tells() -> None:
+    command = 'exec "$0" -m pybitmap replay "$1" --expect "$2" >&-'
+    done = subprocess.run(["sh", "-c", command, sys.executable, TINY, TINY_TRUTH])
+    assert done.returncode == 0
+
+
+def test_without_standard_input_reading_it_is_refused() -> None:
+    command = 'exec "$0" -m pybitmap replay - <&-'
+    done = subprocess.run(["sh", "-c", command, sys.executable], capture_output=True)
+    assert (done.returncode, done.stderr) == (2, b"pybitmap: <stdin>: Bad file descriptor\n")
+
+
+class Terminal:
+    """The command in a terminal of its own: what it has shown so far, and its process."""
+
+    def __init__(self, args: tuple[str | Path, ...], columns: int) -> None:
+        self.shown = b""
+        self._master, slave = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "pybitmap", *map(str, args)],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env={**os.environ, "TERM": "xterm", "COLUMNS": str(columns), "LINES": "50"},
+        )
+        os.close(slave)
+
+    def read_until(self, words: bytes) -> None:
+        while words not in self.shown:
+            assert self._read(), f"it ended: {self.shown!r}"
+
+    def end(self) -> int:
+        """Reads all there is and gives the exit code."""
+        while self._read():
+            pass
+        return self.process.wait(60)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._master)
+
+    def _read(self) -> bool:
+        ready, _, _ = select.select([self._master], [], [], 60)
+        assert ready, f"it hangs: {self.shown!r}"
+        try:
+            data = os.read(self._master, 1 << 16)
+        except OSError:  # how Linux says that the other end was closed
+            data = b""
+        self.shown += data
+        return bool(data)
+
+
+@contextmanager
+def terminal(*args: str | Path, columns: int = 80) -> Iterator[Terminal]:
+    child = Terminal(args, columns)
+    try:
+        yield child
+    finally:
+        child.close()
+
+
+def cursor_is_visible(shown: bytes) -> bool:
+    return shown.rfind(SHOW_CURSOR) >= shown.rfind(HIDE_CURSOR)
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120, 200])
+def test_in_a_terminal_hashes_are_whole_where_they_fit(columns: int) -> None:
+    with terminal("replay", TINY, "--expect", TINY_TRUTH, columns=columns) as child:
+        assert child.end() == 0
+    sha256 = json.loads(Path(TINY_TRUTH).read_text())["bitmaps"][0]["sha256"]
+    assert (sha256.encode() in child.shown) == (columns >= 80)
+    assert cursor_is_visible(child.shown)
+
+
+@contextmanager
+def feeding(pipe: Path) -> Iterator[None]:
+    """Holds the writing end of a named pipe from when somebody reads it; nothing is written."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            writing = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+            break
+        except OSError:  # nobody reads yet
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    try:
+        yield
+    finally:
+        os.close(writing)
+
+
+def test_ctrl_c_while_reading_leaves_the_terminal_clean(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with terminal("replay", pipe) as child, feeding(pipe):
+        child.read_until(b"Reading")
+        child.process.send_signal(signal.SIGINT)
+        assert child.end() == 130
+    assert HIDE_CURSOR in child.shown
+    assert cursor_is_visible(child.shown)
+    assert child.shown.endswith(b"pybitmap: interrupted\r\n")
+    assert b"Traceback" not in child.shown
+
+
+def test_ctrl_c_while_marking_leaves_the_terminal_clean(tmp_path: Path) -> None:
+    path = tmp_path / "long"  # some 30 s of marking: 2 MiB of bits for each request
+    path.write_bytes(b"write 0 16777216\n" * 100_000)
+    with terminal("replay", path, "--granularity", "1") as child:
+        child.read_until(b"Marking")
+        child.process.send_signal(signal.SIGINT)
+        assert child.end() == 130
+    assert HIDE_CURSOR in child.shown
+    assert cursor_is_visible(child.shown)
+    assert child.shown.endswith(b"pybitmap: interrupted\r\n")
+    assert b"Traceback" not in child.shown
+
+
+def test_ctrl_c_without_a_terminal_is_one_line(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pybitmap", "replay", str(pipe)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    with feeding(pipe):
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, b"", b"pybitmap: interrupted\n")
