@@ -11,7 +11,8 @@ from __future__ import annotations
 import errno
 import sys
 from array import array
-from operator import index
+from functools import partial
+from operator import index, is_
 from typing import TYPE_CHECKING, Any, Callable
 
 from ._cffi import ffi, lib
@@ -150,12 +151,22 @@ def address(pointer: CData) -> int:
     return int(ffi.cast("uintptr_t", pointer))
 
 
-def pinned_words(hb: CData) -> memoryview:
-    """The leaf words, live: a read-only view of bytes that pins the bitmap while it exists."""
-    hbitmap_pin(hb)
+def words(hb: CData) -> memoryview:
+    """The leaf words, live, as a read-only view of bytes. For a while: does not pin the bitmap."""
     nwords = new("size_t *")
     pointer = hbitmap_words(hb, nwords)
-    owner = ffi.gc(pointer, lambda _: hbitmap_unpin(hb))
+    return memoryview(buffer(pointer, 8 * nwords[0])).toreadonly()
+
+
+def pinned_words(hb: CData) -> memoryview:
+    """The leaf words, live, as a read-only view of bytes that pins the bitmap while it exists."""
+    hbitmap_pin(hb)
+    pin = ffi.gc(hb, lib.hbitmap_unpin)
+    nwords = new("size_t *")
+    pointer = hbitmap_words(hb, nwords)
+    # The view holds the pointer, the pointer its destructor, and that the pin. It is a destructor
+    # without Python code (it compares, in vain), so that no Ctrl-C can be swallowed in it.
+    owner = ffi.gc(pointer, partial(is_, pin))
     return memoryview(buffer(owner, 8 * nwords[0])).toreadonly()
 
 

@@ -48,6 +48,8 @@ _TO_THE_END = _core.MAX_SIZE
 #: How many items or areas a Python iterator fetches at a time: the first time, and at most.
 _FIRST_BATCH, _LAST_BATCH = 16, 1024
 
+_DIGEST_STEP = 1 << 24  # bytes
+
 
 class HBitmap(MutableSet[int]):
     """A hierarchical bitmap of ``size`` items with one bit for ``2**granularity`` of them.
@@ -714,7 +716,13 @@ class HBitmap(MutableSet[int]):
 
     def sha256(self) -> str:
         """SHA-256 of the leaf words, in hex, as QEMU's x-debug-block-dirty-bitmap-sha256 has it."""
-        return hashlib.sha256(_core.pinned_words(self._hb)).hexdigest()
+        digest = hashlib.sha256()
+        with self.pin():
+            words = _core.words(self._hb)
+            # Not at once: it could not be interrupted.
+            for start in range(0, len(words), _DIGEST_STEP):
+                digest.update(words[start : start + _DIGEST_STEP])
+        return digest.hexdigest()
 
     @contextmanager
     def pin(self) -> Iterator[int]:

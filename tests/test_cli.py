@@ -27,8 +27,10 @@ from peers import peer
 pytest.importorskip("click", reason="the command line is an extra: pip install '.[cli]'")
 pytest.importorskip("rich", reason="the command line is an extra: pip install '.[cli]'")
 
-from pybitmap import cli
-from pybitmap.cli import exact_size, main, mark, parse_size, picture, rough_size
+from pybitmap import replay
+from pybitmap.cli import main, picture
+from pybitmap.replay import mark
+from pybitmap.sizes import exact_size, parse_size, rough_size
 from pybitmap.trace import Trace
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "traces"
@@ -425,7 +427,7 @@ def test_a_lack_of_memory_is_told(run: Run, trace: Path, monkeypatch: pytest.Mon
     def no_memory(size: int, granularity: int) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(cli, "HBitmap", no_memory)
+    monkeypatch.setattr(replay, "HBitmap", no_memory)
     result = run("replay", trace)
     assert (result.code, result.out) == (2, "")
     assert result.err.endswith("at granularity 65536: not enough memory for the bitmap\n")
@@ -536,7 +538,7 @@ def drawn(
     """The rows of cells, and all lines."""
     starts, counts = array("Q", [at for at, _ in writes]), array("Q", [n for _, n in writes])
     trace = Trace("t", starts, counts, starts, len(writes), 0, 0, size, "")
-    marked = mark(trace, size, granularity, lambda count: None)
+    marked = mark(trace, size, granularity, lambda *_: None)
     lines = list(picture(marked, size, width, ascii_only))
     border = "|" if ascii_only else "│"
     return [line.split(border)[1] for line in lines if border in line], lines
@@ -614,6 +616,7 @@ class Terminal:
 
     def __init__(self, args: tuple[str | Path, ...], columns: int) -> None:
         self.shown = b""
+        self._deadline = time.monotonic() + 120
         self._master, slave = pty.openpty()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "pybitmap", *map(str, args)],
@@ -640,8 +643,9 @@ class Terminal:
         os.close(self._master)
 
     def _read(self) -> bool:
-        ready, _, _ = select.select([self._master], [], [], 60)
-        assert ready, f"it hangs: {self.shown!r}"
+        left = self._deadline - time.monotonic()
+        ready, _, _ = select.select([self._master], [], [], max(0, left))
+        assert ready, f"it hangs: {self.shown[-1000:]!r}"
         try:
             data = os.read(self._master, 1 << 16)
         except OSError:  # how Linux says that the other end was closed

@@ -1,0 +1,374 @@
+# SPDX-License-Identifier: MIT
+"""Replaying a trace of block writes: the job behind `pybitmap replay`, without a terminal.
+
+The requests of a trace go through one bitmap per granularity; what these say then is, if wanted,
+compared with a truth, a file of what QEMU's own bitmaps said.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice, zip_longest
+from typing import Any, NoReturn, Optional, cast
+
+from .errors import InvalidError
+from .hbitmap import HBitmap
+from .sizes import MAX_SIZE, exact_size, exact_sizes, is_granularity
+from .trace import Trace, printable, read_trace
+
+DEFAULT_GRANULARITY = 65536
+
+#: Called now and then: what is being done, and how much of how much is (None: not known).
+Progress = Callable[[str, int, Optional[int]], object]
+
+
+# ---- marking ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Marked:
+    """What a bitmap of one granularity says after all requests of a trace."""
+
+    granularity: int  #: bytes
+    bitmap: HBitmap
+    seconds: float  #: spent marking, nothing else
+    count: int  #: dirty bytes as QEMU counts them: a partial last chunk counts whole
+    areas: int  #: QEMU's `extents`
+    areas_bytes: int  #: sum of their lengths, which end with the disk
+    areas_sha256: str  #: of them as text, `OFFSET LENGTH\\n` each
+    sha256: str  #: of the bits
+
+    @property
+    def share(self) -> float:
+        """Of the disk, what is dirty: 0..1."""
+        return self.areas_bytes / self.bitmap.size if self.bitmap.size else 0.0
+
+
+def mark(trace: Trace, size: int, granularity: int, progress: Progress) -> Marked:
+    """Marks every request in a fresh bitmap."""
+    where = f"a disk of {size} bytes at granularity {granularity}"
+    try:
+        bitmap = HBitmap(size, granularity.bit_length() - 1)
+    except InvalidError as error:
+        raise InvalidError(f"{where}: {error}") from None
+    except MemoryError:
+        raise MemoryError(f"{where}: not enough memory for the bitmap") from None
+    offsets, lengths = memoryview(trace.offsets), memoryview(trace.lengths)
+    seconds = 0.0
+    done, step = 0, 256
+    while done < len(trace):
+        starts, counts = offsets[done : done + step], lengths[done : done + step]
+        began = time.perf_counter()
+        bitmap.set_many(starts, counts)
+        elapsed = time.perf_counter() - began
+        seconds += elapsed
+        done += len(starts)
+        progress(f"Marking {exact_size(granularity)}", done, len(trace))
+        # As much at once as still lets Ctrl-C through without a wait.
+        step = step * 2 if elapsed < 0.05 else max(1, step // 2)
+
+    areas = 0
+    digest = hashlib.sha256()
+    each = iter(bitmap.areas())
+    while batch := list(islice(each, 4096)):
+        areas += len(batch)
+        digest.update("".join(f"{start} {count}\n" for start, count in batch).encode())
+    return Marked(
+        granularity=granularity,
+        bitmap=bitmap,
+        seconds=seconds,
+        count=bitmap.count(),
+        areas=areas,
+        areas_bytes=bitmap.count(0, size),
+        areas_sha256=digest.hexdigest(),
+        sha256=bitmap.sha256(),
+    )
+
+
+def check_size(trace: Trace, size: int) -> None:
+    """Refuses a trace of which a request ends beyond `size`, by its line."""
+    if trace.end <= size:
+        return
+    for index, (offset, length) in enumerate(zip(trace.offsets, trace.lengths)):
+        if offset + length > size:
+            raise InvalidError(
+                f"{trace.where(index)}: offset {offset} + length {length}"
+                f" is beyond the size of the disk, {size}"
+            )
+
+
+# ---- QEMU's truth -----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What QEMU says of one of its bitmaps; the names are those of the file."""
+
+    granularity: int
+    count: int
+    extents: int
+    extents_bytes: int
+    extents_sha256: str
+    extents_list: list[tuple[int, int]] | None
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Truth:
+    """A file of the format `qemu-write-trace-1` (examples/traces/README.md), as far as used."""
+
+    path: str
+    size: int
+    bitmaps: dict[int, Expected]  #: by granularity
+    qemu: str  #: name and version, for people
+    requests: int | None
+    text_sha256: str | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    granularity: int
+    field: str
+    ours: Any  #: a value of JSON
+    qemu: Any
+
+
+def read_truth(path: str) -> Truth:
+    """InvalidError, naming what is wrong, if it is not a truth; OSError."""
+    with open(path, encoding="utf-8") as file:
+        try:
+            return _truth(path, json.load(file))
+        except RecursionError:
+            raise InvalidError(f"{path}: not a truth: nested too deep") from None
+        except UnicodeDecodeError:
+            raise InvalidError(f"{path}: not a truth: not UTF-8") from None
+        except json.JSONDecodeError as error:
+            raise InvalidError(f"{path}: not JSON: {error}") from None
+        except ValueError as error:
+            raise InvalidError(f"{path}: not a truth: {error}") from None
+
+
+def _truth(path: str, data: Any) -> Truth:
+    top = _Fields("", data)
+    bitmaps: dict[int, Expected] = {}
+    for index, each in enumerate(top.items("bitmaps")):
+        fields = _Fields(f"bitmaps[{index}].", each)
+        granularity = fields.number("granularity")
+        if not is_granularity(granularity):
+            raise ValueError(f"{fields.name}granularity: {granularity} is no power of 2")
+        if granularity in bitmaps:
+            raise ValueError(f"{fields.name}granularity: {granularity} is there already")
+        bitmaps[granularity] = Expected(
+            granularity=granularity,
+            count=fields.number("count"),
+            extents=fields.number("extents"),
+            extents_bytes=fields.number("extents_bytes"),
+            extents_sha256=fields.sha256("extents_sha256"),
+            extents_list=fields.extents("extents_list") if "extents_list" in each else None,
+            sha256=fields.sha256("sha256"),
+        )
+    if not bitmaps:
+        raise ValueError("bitmaps: there is none")
+    trace = _Fields("trace.", top.data.get("trace", {}))
+    qemu = _Fields("qemu.", top.data.get("qemu", {}))
+    return Truth(
+        path=path,
+        size=top.number("disk_size"),
+        bitmaps=bitmaps,
+        qemu=f"QEMU {printable(qemu.text('version'))}" if "version" in qemu.data else "QEMU",
+        requests=trace.number("requests") if "requests" in trace.data else None,
+        text_sha256=trace.sha256("text_sha256") if "text_sha256" in trace.data else None,
+    )
+
+
+class _Fields:
+    """A JSON object whose fields are checked as they are taken; ValueError names them."""
+
+    def __init__(self, name: str, data: Any) -> None:
+        self.name = name  # what stands before the name of a field
+        if not isinstance(data, dict):
+            raise ValueError(f"{name.rstrip('.') or 'the file'}: expected an object")
+        self.data: dict[str, Any] = data
+
+    def text(self, field: str) -> str:
+        value = self.data.get(field)
+        if not isinstance(value, str):
+            self._refuse(field, "text")
+        return value
+
+    def number(self, field: str) -> int:
+        value = self.data.get(field)
+        if not _is_number(value):
+            self._refuse(field, "a number from 0 to 2^63 - 1")
+        return cast(int, value)
+
+    def sha256(self, field: str) -> str:
+        value = self.data.get(field)
+        if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
+            self._refuse(field, "64 digits of lowercase hexadecimal")
+        return value
+
+    def items(self, field: str) -> list[Any]:
+        value = self.data.get(field)
+        if not isinstance(value, list):
+            self._refuse(field, "a list")
+        return value
+
+    def extents(self, field: str) -> list[tuple[int, int]]:
+        extents = self.items(field)
+        for each in extents:
+            if not (isinstance(each, list) and len(each) == 2 and all(map(_is_number, each))):
+                self._refuse(field, "[offset, length] each")
+        return [(offset, length) for offset, length in extents]
+
+    def _refuse(self, field: str, expected: str) -> NoReturn:
+        found = json.dumps(self.data[field])[:60] if field in self.data else "nothing"
+        raise ValueError(f"{self.name}{field}: expected {expected}, found {found}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_SIZE
+
+
+def compare(marked: Marked, expected: Expected) -> list[Difference]:
+    """In what our bitmap differs from QEMU's."""
+    pairs: list[tuple[str, Any, Any]] = [
+        ("count", marked.count, expected.count),
+        ("extents", marked.areas, expected.extents),
+        ("extents_bytes", marked.areas_bytes, expected.extents_bytes),
+        ("extents_sha256", marked.areas_sha256, expected.extents_sha256),
+        ("sha256", marked.sha256, expected.sha256),
+    ]
+    if expected.extents_list is not None:
+        both = zip_longest(marked.bitmap.areas(), expected.extents_list)
+        differing = ((index, pair) for index, pair in enumerate(both) if pair[0] != pair[1])
+        for index, (ours, theirs) in islice(differing, 3):
+            pairs.append((f"extents_list[{index}]", ours and list(ours), theirs and list(theirs)))
+    return [
+        Difference(marked.granularity, field, ours, theirs)
+        for field, ours, theirs in pairs
+        if ours != theirs
+    ]
+
+
+# ---- the job ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A trace replayed, and compared if there was something to compare with."""
+
+    trace: Trace
+    size: int  #: bytes
+    bitmaps: list[Marked]
+    truth: Truth | None
+    differences: list[Difference]
+    hints: list[str]  #: why they may differ
+
+    @property
+    def marks(self) -> int:
+        """Requests times granularities."""
+        return len(self.trace) * len(self.bitmaps)
+
+    @property
+    def seconds(self) -> float:
+        """Spent marking, nothing else."""
+        return sum(marked.seconds for marked in self.bitmaps)
+
+
+def replay(
+    trace_path: str,
+    *,
+    size: int | None = None,
+    granularities: Sequence[int] = (),
+    expect: str | None = None,
+    file: str | None = None,
+    progress: Progress,
+) -> Replay:
+    """The job of `pybitmap replay`; the arguments are its options."""
+    truth = None if expect is None else read_truth(expect)
+    if truth is not None:
+        size = truth.size if size is None else size
+        granularities = granularities or list(truth.bitmaps)
+        missing = [each for each in granularities if each not in truth.bitmaps]
+        if missing:
+            raise InvalidError(
+                f"{truth.path}: has no bitmap of granularity {exact_sizes(missing)};"
+                f" it has {exact_sizes(truth.bitmaps)}"
+            )
+
+    progress("Reading", 0, None)
+    trace = read_trace(
+        trace_path, file=file, progress=lambda done, total: progress("Reading", done, total)
+    )
+    if size is None:
+        size = trace.end
+    check_size(trace, size)
+
+    bitmaps = []
+    for granularity in granularities or [DEFAULT_GRANULARITY]:
+        bitmaps.append(mark(trace, size, granularity, progress))
+
+    differences: list[Difference] = []
+    hints = []
+    if truth is not None:
+        for marked in bitmaps:
+            differences += compare(marked, truth.bitmaps[marked.granularity])
+        if differences and size != truth.size:
+            hints.append(f"the truth is of a disk of {truth.size} bytes, not {size}")
+        if differences and truth.requests not in (None, len(trace)):
+            hints.append(f"the truth is of {truth.requests} requests, not {len(trace)}")
+        if differences and truth.text_sha256 not in (None, trace.text_sha256):
+            hints.append("the truth is of another trace: their texts' SHA-256 differ")
+    return Replay(trace, size, bitmaps, truth, differences, hints)
+
+
+# ---- numbers ----------------------------------------------------------------
+
+
+def report(result: Replay) -> dict[str, Any]:
+    """The same as numbers: the object that --json prints."""
+    trace = result.trace
+    numbers: dict[str, Any] = {
+        "trace": trace.path,
+        "size": result.size,
+        "requests": len(trace),
+        "writes": trace.writes,
+        "zeroes": trace.zeroes,
+        "discards": trace.discards,
+        "text_sha256": trace.text_sha256,
+        "bitmaps": [
+            {
+                "granularity": marked.granularity,
+                "count": marked.count,
+                "share": marked.share,
+                "areas": marked.areas,
+                "extents_bytes": marked.areas_bytes,
+                "extents_sha256": marked.areas_sha256,
+                "sha256": marked.sha256,
+                "seconds": marked.seconds,
+                "marks_per_second": rate(len(trace), marked.seconds),
+            }
+            for marked in result.bitmaps
+        ],
+        "marks": result.marks,
+        "seconds": result.seconds,
+        "marks_per_second": rate(result.marks, result.seconds),
+    }
+    if result.truth is not None:
+        numbers["expect"] = {
+            "truth": result.truth.path,
+            "equal": not result.differences,
+            "differences": [vars(each) for each in result.differences],
+            "hints": result.hints,
+        }
+    return numbers
+
+
+def rate(marks: int, seconds: float) -> float | None:
+    return marks / seconds if seconds else None
