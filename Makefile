@@ -11,6 +11,8 @@ HEADERS = $(wildcard csrc/*.h tests/c/*.h)
 # A change of one of these means that the package has to be built again.
 BUILD_FILES = pyproject.toml setup.py csrc/ffi_build.py $(SOURCES) $(wildcard csrc/*.h)
 
+# The programs in C choose a seed by the clock and print it; SEED=N repeats a run.
+SEED ?=
 CFLAGS_C = -std=c11 -g -Wall -Wextra -Wpedantic -Wconversion -Werror -Icsrc -Itests/c
 ASAN = -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 TSAN = -O1 -fsanitize=thread
@@ -41,9 +43,8 @@ types: $(VENV)/.dev ## Check types with mypy --strict
 
 asan: asan-c asan-py ## Run the tests in C and those of the core under ASan and UBSan
 
-tsan: build/tsan/test_threads build/tsan/test_model ## Run the tests in C under TSan
-	build/tsan/test_threads
-	build/tsan/test_model
+tsan: build/tsan/test_threads ## Run the threads in C under TSan
+	build/tsan/test_threads $(SEED)
 
 wheel: $(VENV)/.dev ## Build the wheel and the source archive into dist/
 	$(BIN)/pip -q install build
@@ -61,26 +62,34 @@ $(VENV)/.%: $(BUILD_FILES)
 	PYTHONWARNINGS=ignore $(BIN)/pip -q --disable-pip-version-check install -e '.[$*]'
 	@touch $@
 
-asan-c: build/asan/test_model build/asan/test_threads
-	build/asan/test_model
-	build/asan/test_threads
+asan-c: build/asan/test_model build/asan/test_model_mapped build/asan/test_threads
+	for program in $^; do $$program $(SEED) || exit 1; done
+
+# Red zones stand only around what comes from malloc; the other build maps everything.
+build/asan/test_model: DEFINES = -DHB_TEST_ALLOC -DHB_MAP_MIN=SIZE_MAX
+build/asan/test_model_mapped: DEFINES = -DHB_TEST_ALLOC -DHB_MAP_MIN=1
+build/asan/test_threads: DEFINES = -DHB_MAP_MIN=SIZE_MAX
 
 # The interpreter is not instrumented, so the sanitizer is loaded before it; what the interpreter
 # leaks is not ours to report.
 asan-py: build/asan/site/pybitmap $(VENV)/.test
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/asan/site PYTHONMALLOC=malloc \
-	    $(BIN)/python -m pytest -q -m core -p no:cacheprovider --import-mode=importlib
+	    $(BIN)/python -m pytest -q -m core -p no:cacheprovider
 
 build/asan/site/pybitmap: $(BUILD_FILES) $(wildcard pybitmap/*.py) | $(VENV)/.test
 	CFLAGS="$(ASAN) -g" LDFLAGS="-fsanitize=address,undefined" \
 	    $(BIN)/pip -q install --no-deps --upgrade --target build/asan/site .
 	@touch $@
 
+build/asan/test_model_mapped: tests/c/test_model.c $(SOURCES) $(HEADERS)
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS_C) $(ASAN) $(DEFINES) -o $@ $< $(SOURCES) -pthread
+
 build/asan/%: tests/c/%.c $(SOURCES) $(HEADERS)
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS_C) $(ASAN) -o $@ $< $(SOURCES) -pthread
+	$(CC) $(CFLAGS_C) $(ASAN) $(DEFINES) -o $@ $< $(SOURCES) -pthread
 
 build/tsan/%: tests/c/%.c $(SOURCES) $(HEADERS)
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS_C) $(TSAN) -o $@ $< $(SOURCES) -pthread
+	$(CC) $(CFLAGS_C) $(TSAN) $(DEFINES) -o $@ $< $(SOURCES) -pthread

@@ -1,0 +1,1842 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Every function of hbitmap.h against a model: one byte per group, no levels,
+ * no words, no shifts but the one that finds the group.  Random operations on
+ * a family of bitmaps, and after each step everything is compared; then
+ * directed tests of the limits, of refused calls and of failing allocations.
+ *
+ *     test_model [SEED [ROUNDS]]
+ *
+ * Build with csrc and -DHB_TEST_ALLOC; -DHB_MAP_MIN=SIZE_MAX puts all memory
+ * under AddressSanitizer's red zones, -DHB_MAP_MIN=1 maps all of it.
+ * -DBREAK_MODEL breaks one operation of the model: the test has to fail.
+ */
+#include "support.h"
+
+#if defined(__GLIBC__) && !defined(SANITIZED)
+#include <fcntl.h>
+#include <malloc.h>
+#include <unistd.h>
+#if __GLIBC__ > 2 || __GLIBC_MINOR__ >= 33
+#define HAVE_MALLINFO2 1
+#endif
+#endif
+
+static uint64_t rng;
+
+/* The n-th allocation from now fails; 0: none does. */
+static unsigned fail_countdown;
+
+int hb_test_alloc_fails(void);
+int hb_test_alloc_fails(void)
+{
+    return fail_countdown && --fail_countdown == 0;
+}
+
+/* ---- the model ---------------------------------------------------------- */
+
+struct model {
+    uint64_t size;
+    int granularity;
+    uint64_t ngroups;
+    uint8_t *dirty;         /* one per group */
+};
+
+static uint64_t groups_of(uint64_t size, int granularity)
+{
+    return size ? ((size - 1) >> granularity) + 1 : 0;
+}
+
+static void m_init(struct model *m, uint64_t size, int granularity)
+{
+    m->size = size;
+    m->granularity = granularity;
+    m->ngroups = groups_of(size, granularity);
+    m->dirty = grab(m->ngroups);
+}
+
+static void m_free(struct model *m)
+{
+    free(m->dirty);
+    m->dirty = NULL;
+}
+
+static bool m_get(const struct model *m, uint64_t item)
+{
+    return item < m->size && m->dirty[item >> m->granularity];
+}
+
+static uint64_t m_group_start(const struct model *m, uint64_t group)
+{
+    return group << m->granularity;
+}
+
+/* Where the group ends within the bitmap. */
+static uint64_t m_group_end(const struct model *m, uint64_t group)
+{
+    return group + 1 == m->ngroups ? m->size : m_group_start(m, group + 1);
+}
+
+/* The size rounded up to a group: at most 2^63. */
+static uint64_t m_rounded(const struct model *m)
+{
+    return m->ngroups << m->granularity;
+}
+
+static bool m_inside(const struct model *m, uint64_t start, uint64_t count)
+{
+    return start <= m->size && count <= m->size - start;
+}
+
+static void m_put(struct model *m, uint64_t start, uint64_t count, uint8_t to)
+{
+    for (uint64_t group = start >> m->granularity;
+         count && group <= (start + count - 1) >> m->granularity; group++) {
+        m->dirty[group] = to;
+    }
+}
+
+static void m_truncate(struct model *m, uint64_t size)
+{
+    struct model old = *m;
+
+    m_init(m, size, old.granularity);
+    memcpy(m->dirty, old.dirty,
+           old.ngroups < m->ngroups ? old.ngroups : m->ngroups);
+    m_free(&old);
+}
+
+static uint64_t m_dirty_groups(const struct model *m)
+{
+    uint64_t dirty = 0;
+
+    for (uint64_t group = 0; group < m->ngroups; group++) {
+        dirty += m->dirty[group];
+    }
+    return dirty;
+}
+
+/* Where a search of [start, start + count) ends: the clamped end. */
+static uint64_t m_clamp(const struct model *m, uint64_t start, uint64_t count)
+{
+    if (start > m->size) {
+        return start;
+    }
+    return count > m->size - start ? m->size : start + count;
+}
+
+static int64_t m_next(const struct model *m, int64_t start, int64_t count,
+                      uint8_t wanted)
+{
+    uint64_t end;
+
+    if (start < 0 || count < 0) {
+        return -1;
+    }
+    end = m_clamp(m, (uint64_t)start, (uint64_t)count);
+    for (uint64_t item = (uint64_t)start; item < end;
+         item = m_group_end(m, item >> m->granularity)) {
+        if (m->dirty[item >> m->granularity] == wanted) {
+            return (int64_t)item;
+        }
+    }
+    return -1;
+}
+
+/* The end of the run that begins at `start`, not beyond `end`. */
+static uint64_t m_run_end(const struct model *m, uint64_t start, uint64_t end)
+{
+    uint8_t kind = m->dirty[start >> m->granularity];
+
+    while (start < end && m->dirty[start >> m->granularity] == kind) {
+        start = m_group_end(m, start >> m->granularity);
+    }
+    return start < end ? start : end;
+}
+
+static uint64_t m_count_range(const struct model *m, uint64_t start,
+                              uint64_t count)
+{
+    uint64_t end = m_clamp(m, start, count), items = 0;
+
+    while (start < end) {
+        uint64_t next = m_group_end(m, start >> m->granularity);
+
+        next = next < end ? next : end;
+        if (m_get(m, start)) {
+            items += next - start;
+        }
+        start = next;
+    }
+    return items;
+}
+
+/* What may come back for a range of whole groups (reset, drain). */
+enum { MAY_SUCCEED = 1, MAY_ERANGE = 2, MAY_EINVAL = 4 };
+
+static unsigned m_whole_groups(const struct model *m, uint64_t start,
+                               uint64_t count)
+{
+    uint64_t inside = (UINT64_C(1) << m->granularity) - 1;
+    uint64_t end = start + count;
+    unsigned may = 0;
+
+    if (count == 0) {
+        return MAY_SUCCEED;
+    }
+    if (end < start || start >= m->size ||
+        (end > m->size && end != m_rounded(m))) {
+        may |= MAY_ERANGE;
+    }
+    if ((start & inside) || (end != m->size && (end & inside))) {
+        /* Where the end is beyond the size too, either answer will do. */
+        may |= end > m->size ? MAY_EINVAL | MAY_ERANGE : MAY_EINVAL;
+    }
+    return may ? may : MAY_SUCCEED;
+}
+
+/* What may come back for a chunk of (de)serialisation. */
+static unsigned m_chunk(const struct model *m, uint64_t start, uint64_t count)
+{
+    uint64_t end = start + count, inside;
+    unsigned may = 0;
+
+    if (count == 0) {
+        return MAY_SUCCEED;
+    }
+    if (end < start || start >= m->size || end > m_rounded(m)) {
+        may |= MAY_ERANGE;
+    }
+    if (m->granularity >= 58) {
+        return may | MAY_EINVAL;
+    }
+    inside = (UINT64_C(64) << m->granularity) - 1;
+    if ((start & inside) ||
+        ((end & inside) && (end - 1) >> m->granularity != m->ngroups - 1)) {
+        may |= MAY_EINVAL;
+    }
+    return may ? may : MAY_SUCCEED;
+}
+
+/* Is `err` one of those? True if the call did its work. */
+static bool answered(int err, unsigned may)
+{
+    unsigned got = err == 0 ? MAY_SUCCEED :
+                   err == -ERANGE ? MAY_ERANGE :
+                   err == -EINVAL ? MAY_EINVAL : 0;
+
+    CHECK(got & may, "returned %d, expected one of %s%s%s", err,
+          may & MAY_SUCCEED ? "0 " : "", may & MAY_ERANGE ? "-ERANGE " : "",
+          may & MAY_EINVAL ? "-EINVAL" : "");
+    return err == 0;
+}
+
+/* ---- a family of bitmaps ------------------------------------------------ */
+
+enum { CANARY_WORDS = 4, MEMBERS = 4 };
+
+static const uint64_t canary = UINT64_C(0xc0ffee00dead0001);
+
+/* One bitmap and its model; some stand on memory of the test's. */
+struct member {
+    char name;
+    HBitmap *hb;
+    struct model m;
+    uint64_t *memory;       /* canaries, leaf words, canaries; or NULL */
+    size_t nwords;          /* leaf words between them */
+};
+
+static size_t words_of(const struct model *m)
+{
+    return m->ngroups ? (size_t)((m->ngroups - 1) / 64 + 1) : 1;
+}
+
+static uint64_t m_word(const struct model *m, uint64_t word)
+{
+    uint64_t value = 0;
+
+    for (uint64_t bit = 0; bit < 64 && word * 64 + bit < m->ngroups; bit++) {
+        value |= (uint64_t)m->dirty[word * 64 + bit] << bit;
+    }
+    return value;
+}
+
+static void compare(const struct member *x)
+{
+    const struct model *m = &x->m;
+    size_t nwords = 0;
+    const uint64_t *words = hbitmap_words(x->hb, &nwords);
+    uint64_t dirty = m_dirty_groups(m), nonzero = 0;
+
+    CHECK_EQ(hbitmap_size(x->hb), m->size);
+    CHECK_EQ(hbitmap_granularity(x->hb), m->granularity);
+    CHECK_EQ(nwords, words_of(m));
+    for (size_t word = 0; word < nwords; word++) {
+        uint64_t want = m_word(m, word);
+
+        CHECK(words[word] == want,
+              "%c: leaf word %zu is %016" PRIx64 ", not %016" PRIx64,
+              x->name, word, words[word], want);
+        nonzero += want != 0;
+    }
+    CHECK_EQ(hbitmap_empty(x->hb), dirty == 0);
+    /* Not always, so that both a fresh and a remembered count are met. */
+    if (rng_one_in(&rng, 2)) {
+        CHECK_EQ(hbitmap_count(x->hb), dirty << m->granularity);
+    }
+    CHECK_EQ(hbitmap_nonzero_words(x->hb), nonzero);
+    CHECK_VALID(x->hb);
+    for (size_t i = 0; x->memory && i < CANARY_WORDS; i++) {
+        CHECK_EQ(x->memory[i], canary);
+        CHECK_EQ(x->memory[CANARY_WORDS + x->nwords + i], canary);
+    }
+}
+
+static uint64_t random_word(void)
+{
+    switch (rng_below(&rng, 5)) {
+    case 0:
+        return 0;
+    case 1:
+        return UINT64_MAX;
+    case 2:
+        return UINT64_C(1) << rng_below(&rng, 64);
+    case 3:
+        return rng_next(&rng) & rng_next(&rng) & rng_next(&rng);
+    default:
+        return rng_next(&rng);
+    }
+}
+
+/* On memory of the test's own, whose bits are adopted. */
+static void member_on_memory(struct member *x, uint64_t size, int granularity)
+{
+    size_t spare = (size_t)rng_below(&rng, 3), total;
+
+    m_init(&x->m, size, granularity);
+    x->nwords = words_of(&x->m);
+    total = x->nwords + 2 * CANARY_WORDS;
+    x->memory = grab(total * sizeof(uint64_t));
+    for (size_t i = 0; i < total; i++) {
+        x->memory[i] = canary;
+    }
+    for (size_t word = 0; word < x->nwords; word++) {
+        uint64_t value = rng_one_in(&rng, 2) ? 0 : random_word();
+
+        x->memory[CANARY_WORDS + word] = value;
+        for (uint64_t bit = 0; bit < 64 && word * 64 + bit < x->m.ngroups; bit++) {
+            x->m.dirty[word * 64 + bit] = value >> bit & 1;
+        }
+    }
+    x->hb = hbitmap_alloc_on(size, granularity, x->memory + CANARY_WORDS,
+                             x->nwords + spare);
+    CHECK(x->hb != NULL, "errno %d", errno);
+}
+
+static void member_open(struct member *x, char name, uint64_t size,
+                        int granularity, bool on_memory)
+{
+    *x = (struct member){ .name = name };
+    if (on_memory) {
+        member_on_memory(x, size, granularity);
+    } else {
+        m_init(&x->m, size, granularity);
+        x->hb = hbitmap_alloc(size, granularity);
+        CHECK(x->hb != NULL, "errno %d", errno);
+    }
+}
+
+static void member_close(struct member *x)
+{
+    hbitmap_free(x->hb);
+    for (size_t i = 0; x->memory && i < x->nwords; i++) {
+        CHECK_EQ(x->memory[CANARY_WORDS + i], m_word(&x->m, i));
+    }
+    free(x->memory);
+    m_free(&x->m);
+}
+
+/* ---- arguments ---------------------------------------------------------- */
+
+/* A number in [0, size] that likes boundaries: of the bitmap, words, groups. */
+static uint64_t pick_item(const struct model *m)
+{
+    uint64_t item;
+
+    switch (rng_below(&rng, 8)) {
+    case 0:
+        return 0;
+    case 1:
+        return m->size;
+    case 2:
+        item = rng_below(&rng, 3);
+        return item < m->size ? m->size - item : 0;
+    case 3:
+    case 4:
+        item = m_group_start(m, rng_below(&rng, m->ngroups / 64 + 1) * 64);
+        break;
+    case 5:
+        item = m_group_start(m, rng_below(&rng, m->ngroups + 1));
+        break;
+    default:
+        item = rng_below(&rng, m->size + 1);
+        break;
+    }
+    item += rng_below(&rng, 3);
+    item = item ? item - 1 : 0;
+    return item < m->size ? item : m->size;
+}
+
+static uint64_t pick_wild(const struct model *m)
+{
+    static const uint64_t wild[] = {
+        0, 1, 2, 63, 64, INT64_MAX - 1, INT64_MAX, UINT64_C(1) << 63,
+        (UINT64_C(1) << 63) + 1, UINT64_MAX - 1, UINT64_MAX,
+    };
+    uint64_t which = rng_below(&rng, 16);
+
+    switch (which) {
+    case 11:
+        return m->size + 1;
+    case 12:
+        return m_rounded(m);
+    case 13:
+        return m_rounded(m) + 1;
+    case 14:
+        return rng_next(&rng);
+    case 15:
+        return pick_item(m);
+    default:
+        return wild[which];
+    }
+}
+
+/* A range inside the bitmap. */
+static void pick_range(const struct model *m, uint64_t *start, uint64_t *count)
+{
+    uint64_t a = pick_item(m), b = pick_item(m);
+
+    if (!rng_one_in(&rng, 6)) {     /* usually a short one */
+        uint64_t most = UINT64_C(1) << m->granularity;
+
+        most = rng_one_in(&rng, 2) ? most * 3 / 2 : most * (rng_below(&rng, 150) + 1);
+        b = a + rng_below(&rng, most) + 1;
+        b = b < a || b > m->size ? m->size : b;
+    }
+    *start = a < b ? a : b;
+    *count = a < b ? b - a : a - b;
+}
+
+/* Whole groups; but for now and then, when anything goes. */
+static void pick_whole_groups(const struct model *m, uint64_t *start,
+                              uint64_t *count)
+{
+    uint64_t inside = (UINT64_C(1) << m->granularity) - 1, end;
+
+    if (rng_one_in(&rng, 8)) {
+        *start = pick_wild(m);
+        *count = pick_wild(m);
+        return;
+    }
+    pick_range(m, start, count);
+    if (rng_one_in(&rng, 8)) {
+        return;
+    }
+    end = (*start + *count) & ~inside;
+    if (*start + *count == m->size || rng_one_in(&rng, 4)) {
+        end = rng_one_in(&rng, 2) ? m->size : m_rounded(m);
+    }
+    *start &= ~inside;
+    *count = end > *start ? end - *start : 0;
+}
+
+static void pick_chunk(const struct model *m, uint64_t *start, uint64_t *count)
+{
+    uint64_t inside, end;
+
+    pick_range(m, start, count);
+    if (rng_one_in(&rng, 8)) {
+        *start = pick_wild(m);
+        *count = pick_wild(m);
+    } else if (m->granularity < 58 && !rng_one_in(&rng, 8)) {
+        inside = (UINT64_C(64) << m->granularity) - 1;
+        end = (*start + *count) & ~inside;
+        *start &= ~inside;
+        if (*start + *count >= (m->size & ~inside) || rng_one_in(&rng, 4)) {
+            end = rng_one_in(&rng, 4) ? m_rounded(m) : m->size;
+        }
+        *count = end > *start ? end - *start : 0;
+    }
+}
+
+/* ---- operations --------------------------------------------------------- */
+
+static struct member family[MEMBERS];
+
+static struct member *any(void)
+{
+    return &family[rng_below(&rng, MEMBERS)];
+}
+
+static void op_set(void)
+{
+    struct member *x = any();
+    uint64_t start, count;
+    bool inside;
+
+    pick_range(&x->m, &start, &count);
+    if (rng_one_in(&rng, 6)) {
+        start = pick_wild(&x->m);
+        count = pick_wild(&x->m);
+    }
+    trace("%c: set %" PRIu64 " %" PRIu64, x->name, start, count);
+    inside = count == 0 || m_inside(&x->m, start, count);
+    CHECK_EQ(hbitmap_set(x->hb, start, count), inside ? 0 : -ERANGE);
+    if (inside) {
+#ifdef BREAK_MODEL
+        /* A group that the range only begins to touch stays clean. */
+        if (count > 1 && ((start + count - 1) >> x->m.granularity) !=
+                             (start >> x->m.granularity)) {
+            count--;
+        }
+#endif
+        m_put(&x->m, start, count, 1);
+    }
+}
+
+static void op_set_many(void)
+{
+    enum { MOST = 40 };
+    struct member *x = any();
+    uint64_t starts[MOST], counts[MOST];
+    size_t n = (size_t)rng_below(&rng, MOST + 1);
+    bool inside = true;
+
+    for (size_t i = 0; i < n; i++) {
+        pick_range(&x->m, &starts[i], &counts[i]);
+        if (rng_one_in(&rng, 150)) {
+            starts[i] = pick_wild(&x->m);
+            counts[i] = pick_wild(&x->m);
+        }
+        inside = inside &&
+                 (counts[i] == 0 || m_inside(&x->m, starts[i], counts[i]));
+    }
+    trace("%c: set_many of %zu, %s", x->name, n, inside ? "good" : "bad");
+    CHECK_EQ(hbitmap_set_many(x->hb, n ? starts : NULL, n ? counts : NULL, n),
+             inside ? 0 : -ERANGE);
+    for (size_t i = 0; inside && i < n; i++) {
+        m_put(&x->m, starts[i], counts[i], 1);
+    }
+}
+
+static void op_reset(void)
+{
+    struct member *x = any();
+    uint64_t start, count;
+
+    pick_whole_groups(&x->m, &start, &count);
+    trace("%c: reset %" PRIu64 " %" PRIu64, x->name, start, count);
+    if (answered(hbitmap_reset(x->hb, start, count),
+                 m_whole_groups(&x->m, start, count))) {
+        m_put(&x->m, start, count, 0);
+    }
+}
+
+static void op_reset_all(void)
+{
+    struct member *x = any();
+
+    trace("%c: reset_all", x->name);
+    hbitmap_reset_all(x->hb);
+    memset(x->m.dirty, 0, x->m.ngroups);
+}
+
+static void op_take(void)
+{
+    struct member *x = any();
+    uint64_t item = rng_one_in(&rng, 8) ? pick_wild(&x->m) : pick_item(&x->m);
+
+    trace("%c: take %" PRIu64, x->name, item);
+    CHECK_EQ(hbitmap_take(x->hb, item),
+             item >= x->m.size ? -ERANGE : m_get(&x->m, item));
+    if (item < x->m.size) {
+        m_put(&x->m, item, 1, 0);
+    }
+}
+
+static void op_get(void)
+{
+    struct member *x = any();
+
+    for (int i = 0; i < 10; i++) {
+        uint64_t item = i ? pick_item(&x->m) : pick_wild(&x->m);
+
+        trace("%c: get %" PRIu64, x->name, item);
+        CHECK_EQ(hbitmap_get(x->hb, item), m_get(&x->m, item));
+    }
+}
+
+static void op_count_range(void)
+{
+    struct member *x = any();
+
+    for (int i = 0; i < 5; i++) {
+        uint64_t start, count;
+
+        pick_range(&x->m, &start, &count);
+        if (i == 0) {
+            start = pick_wild(&x->m);
+        }
+        if (i <= 1) {
+            count = pick_wild(&x->m);
+        }
+        trace("%c: count_range %" PRIu64 " %" PRIu64, x->name, start, count);
+        CHECK_EQ(hbitmap_count_range(x->hb, start, count),
+                 m_count_range(&x->m, start, count));
+    }
+}
+
+static uint64_t pick_size(const struct model *m);
+
+/* One step of an iterator that stands at `group`: what it has to find. */
+static int64_t m_iter(const struct model *m, uint64_t *group)
+{
+    for (; *group < m->ngroups; ++*group) {
+        if (m->dirty[*group]) {
+            return (int64_t)m_group_start(m, (*group)++);
+        }
+    }
+    return -1;
+}
+
+static uint64_t first_group(const struct model *m, uint64_t first)
+{
+    /* A start beyond the size finds nothing. */
+    return first < m->size ? first >> m->granularity : UINT64_MAX;
+}
+
+/* An iterator, and changes to its bitmap between its steps. */
+static void op_iter(void)
+{
+    struct member *x = any();
+    uint64_t first = rng_one_in(&rng, 6) ? pick_wild(&x->m) : pick_item(&x->m);
+    uint64_t group = first_group(&x->m, first);
+    bool changing = rng_one_in(&rng, 2);
+    HBitmapIter hbi;
+
+    trace("%c: iter from %" PRIu64, x->name, first);
+    hbitmap_iter_init(&hbi, x->hb, first);
+    for (int i = 0; i < 300; i++) {
+        int64_t want;
+
+        if (changing && group != UINT64_MAX && rng_one_in(&rng, 4)) {
+            uint64_t start = pick_item(&x->m);
+
+            if (rng_one_in(&rng, 12)) {
+                uint64_t size = pick_size(&x->m);
+
+                trace("%c: truncate %" PRIu64 " in the iteration", x->name, size);
+                if (hbitmap_truncate(x->hb, size) == 0) {
+                    m_truncate(&x->m, size);
+                } else {
+                    CHECK(x->memory != NULL, "truncate refused");
+                }
+            } else if (start < x->m.size) {
+                bool set = rng_one_in(&rng, 2);
+
+                trace("%c: %s %" PRIu64 " in the iteration", x->name,
+                      set ? "set" : "take", start);
+                if (set) {
+                    CHECK_EQ(hbitmap_set(x->hb, start, 1), 0);
+                } else {
+                    CHECK_EQ(hbitmap_take(x->hb, start), m_get(&x->m, start));
+                }
+                m_put(&x->m, start, 1, set);
+            }
+        }
+        want = m_iter(&x->m, &group);
+        CHECK_EQ(hbitmap_iter_next(&hbi), want);
+        if (want < 0) {
+            CHECK_EQ(hbitmap_iter_next(&hbi), -1);
+            break;
+        }
+    }
+}
+
+static void op_iter_fill(void)
+{
+    struct member *x = any();
+    uint64_t first = rng_one_in(&rng, 6) ? pick_wild(&x->m) : pick_item(&x->m);
+    uint64_t group = first_group(&x->m, first);
+    HBitmapIter hbi;
+
+    trace("%c: iter_fill from %" PRIu64, x->name, first);
+    hbitmap_iter_init(&hbi, x->hb, first);
+    for (int i = 0; i < 20; i++) {
+        size_t n = (size_t)rng_below(&rng, rng_one_in(&rng, 2) ? 4 : 300), filled;
+        uint64_t *items = grab(n * sizeof(*items));     /* red zones at n */
+
+        filled = hbitmap_iter_fill(&hbi, items, n);
+        CHECK(filled <= n, "%zu of %zu", filled, n);
+        for (size_t k = 0; k < filled; k++) {
+            CHECK_EQ(items[k], m_iter(&x->m, &group));
+        }
+        free(items);
+        if (filled < n) {
+            CHECK_EQ(m_iter(&x->m, &group), -1);
+            CHECK_EQ(hbitmap_iter_next(&hbi), -1);
+            break;
+        }
+        if (rng_one_in(&rng, 3)) {      /* both ways, mixed */
+            CHECK_EQ(hbitmap_iter_next(&hbi), m_iter(&x->m, &group));
+        }
+    }
+}
+
+/* start and count for a search: any int64_t, but mostly within reach. */
+static void pick_search(const struct model *m, int64_t *start, int64_t *count)
+{
+    uint64_t s, c;
+
+    pick_range(m, &s, &c);
+    if (rng_one_in(&rng, 3)) {
+        c = INT64_MAX - (rng_one_in(&rng, 2) ? 0 : rng_below(&rng, 3));
+    }
+    if (rng_one_in(&rng, 6)) {
+        c = pick_wild(m);
+    }
+    if (rng_one_in(&rng, 6)) {
+        s = pick_wild(m);
+    }
+    *start = (int64_t)s;
+    *count = (int64_t)c;
+}
+
+static void op_next(void)
+{
+    struct member *x = any();
+
+    for (int i = 0; i < 6; i++) {
+        int64_t start, count;
+
+        pick_search(&x->m, &start, &count);
+        trace("%c: next_dirty, next_zero %" PRId64 " %" PRId64, x->name, start,
+              count);
+        CHECK_EQ(hbitmap_next_dirty(x->hb, start, count),
+                 m_next(&x->m, start, count, 1));
+        CHECK_EQ(hbitmap_next_zero(x->hb, start, count),
+                 m_next(&x->m, start, count, 0));
+    }
+}
+
+static void op_next_dirty_area(void)
+{
+    struct member *x = any();
+
+    for (int i = 0; i < 6; i++) {
+        int64_t start, count, end, most = INT64_MAX, want, found, area, length;
+
+        pick_search(&x->m, &start, &count);
+        end = rng_one_in(&rng, 4) ? count :
+              start < 0 || count < 0 || count > INT64_MAX - start ? INT64_MAX :
+                                                                    start + count;
+        if (rng_one_in(&rng, 2)) {
+            most = rng_one_in(&rng, 4) ? (int64_t)pick_wild(&x->m) :
+                                         (int64_t)pick_item(&x->m);
+        }
+        trace("%c: next_dirty_area %" PRId64 " %" PRId64 " %" PRId64, x->name,
+              start, end, most);
+        want = start < 0 || end < start || most <= 0 ? -1 :
+               m_next(&x->m, start, end - start, 1);
+        area = length = -77;
+        found = hbitmap_next_dirty_area(x->hb, start, end, most, &area, &length);
+        CHECK_EQ(found, want >= 0);
+        if (want < 0) {
+            CHECK_EQ(area, -77);
+            CHECK_EQ(length, -77);
+        } else {
+            uint64_t stop = m_clamp(&x->m, 0, (uint64_t)end);
+            uint64_t run = m_run_end(&x->m, (uint64_t)want, stop) - (uint64_t)want;
+
+            CHECK_EQ(area, want);
+            CHECK_EQ(length, run < (uint64_t)most ? run : (uint64_t)most);
+        }
+    }
+}
+
+static void op_status(void)
+{
+    struct member *x = any();
+
+    for (int i = 0; i < 6; i++) {
+        int64_t start, count, pnum = -77, want = 0;
+        bool dirty = false;
+
+        pick_search(&x->m, &start, &count);
+        if (start >= 0 && count > 0 && (uint64_t)start < x->m.size) {
+            uint64_t end = m_clamp(&x->m, (uint64_t)start, (uint64_t)count);
+
+            dirty = m_get(&x->m, (uint64_t)start);
+            want = (int64_t)m_run_end(&x->m, (uint64_t)start, end) - start;
+        }
+        trace("%c: status %" PRId64 " %" PRId64, x->name, start, count);
+        CHECK_EQ(hbitmap_status(x->hb, start, count, &pnum), dirty);
+        CHECK_EQ(pnum, want);
+    }
+}
+
+/* All areas of a range through a buffer of any size, tiny ones most of all. */
+static void op_areas(void)
+{
+    struct member *x = any();
+    uint64_t start = rng_one_in(&rng, 8) ? pick_wild(&x->m) : pick_item(&x->m);
+    uint64_t end = rng_one_in(&rng, 3) ? pick_wild(&x->m) : pick_item(&x->m);
+    uint64_t stop = end < x->m.size ? end : x->m.size, at = start;
+    size_t most = 1 + (size_t)rng_below(&rng, rng_one_in(&rng, 2) ? 3 : 200);
+    uint64_t *areas = grab(2 * most * sizeof(*areas));
+    uint64_t next = UINT64_MAX - 5;
+    size_t n;
+
+    trace("%c: areas %" PRIu64 " %" PRIu64 ", %zu at a time", x->name, start,
+          end, most);
+    CHECK_EQ(hbitmap_areas(x->hb, start, end, NULL, 0, &next), 0);
+    if (start < stop) {
+        CHECK(next <= (uint64_t)m_next(&x->m, (int64_t)start,
+                                       (int64_t)(stop - start), 1),
+              "without room it went on to %" PRIu64, next);
+    }
+    next = start;
+    do {
+        uint64_t from = next;
+
+        n = hbitmap_areas(x->hb, from, end, areas, most, &next);
+        CHECK(n <= most, "%zu of %zu", n, most);
+        for (size_t i = 0; i < n; i++) {
+            int64_t want = m_next(&x->m, (int64_t)at, (int64_t)(stop - at), 1);
+            uint64_t run_end;
+
+            CHECK_EQ(areas[2 * i], want);
+            run_end = m_run_end(&x->m, (uint64_t)want, stop);
+            CHECK_EQ(areas[2 * i + 1], run_end - (uint64_t)want);
+            at = run_end;
+        }
+        if (n == most) {
+            CHECK(next >= at && next <= stop && next > from,
+                  "next is %" PRIu64 ", the last area ended at %" PRIu64, next, at);
+        }
+    } while (n == most);
+    if (at < stop) {
+        CHECK_EQ(m_next(&x->m, (int64_t)at, (int64_t)(stop - at), 1), -1);
+    }
+    CHECK_EQ(next, stop);
+    free(areas);
+}
+
+static bool same_shape(const struct member *a, const struct member *b)
+{
+    return a->m.size == b->m.size && a->m.granularity == b->m.granularity;
+}
+
+static void op_compare(void)
+{
+    struct member *a = any(), *b = any();
+    bool same = same_shape(a, b), equal = same, subset = true, disjoint = true;
+
+    trace("%c %c: equal, is_subset, is_disjoint", a->name, b->name);
+    for (uint64_t group = 0; same && group < a->m.ngroups; group++) {
+        uint8_t va = a->m.dirty[group], vb = b->m.dirty[group];
+
+        equal = equal && va == vb;
+        subset = subset && va <= vb;
+        disjoint = disjoint && !(va && vb);
+    }
+    CHECK_EQ(hbitmap_equal(a->hb, b->hb), equal);
+    CHECK_EQ(hbitmap_is_subset(a->hb, b->hb), same ? subset : -EINVAL);
+    CHECK_EQ(hbitmap_is_disjoint(a->hb, b->hb), same ? disjoint : -EINVAL);
+}
+
+/* Marks in `to` whatever the dirty groups of `from` touch. */
+static void m_mark_all(struct model *to, const struct model *from)
+{
+    for (uint64_t group = 0; group < from->ngroups; group++) {
+        if (from->dirty[group]) {
+            uint64_t start = m_group_start(from, group);
+
+            m_put(to, start, m_group_end(from, group) - start, 1);
+        }
+    }
+}
+
+static void op_merge(void)
+{
+    struct member *a = any(), *b = any(), *r = any();
+    bool fits = a->m.size == b->m.size && a->m.size == r->m.size;
+
+    trace("merge %c %c -> %c", a->name, b->name, r->name);
+    CHECK_EQ(hbitmap_merge(a->hb, b->hb, r->hb), fits ? 0 : -EINVAL);
+    if (fits) {
+        struct model result;
+
+        m_init(&result, r->m.size, r->m.granularity);
+        m_mark_all(&result, &a->m);
+        m_mark_all(&result, &b->m);
+        m_free(&r->m);
+        r->m = result;
+    }
+}
+
+static void op_algebra(void)
+{
+    static const char *const names[] = { "and", "andnot", "xor" };
+    struct member *a = any(), *b = any(), *r = any();
+    bool fits = same_shape(a, b) && same_shape(a, r);
+    unsigned which = (unsigned)rng_below(&rng, 3);
+    int err;
+
+    trace("%s %c %c -> %c", names[which], a->name, b->name, r->name);
+    err = which == 0 ? hbitmap_and(a->hb, b->hb, r->hb) :
+          which == 1 ? hbitmap_andnot(a->hb, b->hb, r->hb) :
+                       hbitmap_xor(a->hb, b->hb, r->hb);
+    CHECK_EQ(err, fits ? 0 : -EINVAL);
+    for (uint64_t group = 0; fits && group < r->m.ngroups; group++) {
+        uint8_t va = a->m.dirty[group], vb = b->m.dirty[group];
+
+        r->m.dirty[group] = which == 0 ? va && vb :
+                            which == 1 ? va && !vb : va != vb;
+    }
+}
+
+static void op_drain(void)
+{
+    struct member *x = any(), *into = any();
+    uint64_t start, count;
+    unsigned may;
+
+    pick_whole_groups(&x->m, &start, &count);
+    may = m_whole_groups(&x->m, start, count);
+    if (x == into || !same_shape(x, into)) {
+        /* Where the range is wrong too, either answer will do. */
+        may = (may & MAY_ERANGE) | MAY_EINVAL;
+    }
+    trace("drain %" PRIu64 " %" PRIu64 " of %c -> %c", start, count, x->name,
+          into->name);
+    if (answered(hbitmap_drain(x->hb, start, count, into->hb), may) && count) {
+        for (uint64_t group = start >> x->m.granularity;
+             group <= (start + count - 1) >> x->m.granularity; group++) {
+            into->m.dirty[group] |= x->m.dirty[group];
+            x->m.dirty[group] = 0;
+        }
+    }
+}
+
+/* Byte `i` of the chunk that starts at group `first`. */
+static uint8_t m_byte(const struct model *m, uint64_t first, uint64_t i)
+{
+    uint8_t byte = 0;
+
+    for (uint64_t bit = 0; bit < 8; bit++) {
+        uint64_t group = first + i * 8 + bit;
+
+        byte |= (uint8_t)(group < m->ngroups ? m->dirty[group] << bit : 0);
+    }
+    return byte;
+}
+
+static uint64_t m_chunk_bytes(const struct model *m, uint64_t start,
+                              uint64_t count)
+{
+    uint64_t groups;
+
+    if (m_chunk(m, start, count) != MAY_SUCCEED || count == 0) {
+        return 0;
+    }
+    groups = ((start + count - 1) >> m->granularity) + 1 -
+             (start >> m->granularity);
+    return (groups + 63) / 64 * 8;
+}
+
+static void op_serialize(void)
+{
+    struct member *x = any();
+    uint64_t start, count, nbytes;
+    size_t off = (size_t)rng_below(&rng, 8);
+    uint8_t *buf;
+
+    CHECK_EQ(hbitmap_is_serializable(x->hb), x->m.granularity < 58);
+    if (x->m.granularity < 58) {
+        CHECK_EQ(hbitmap_serialization_align(x->hb),
+                 UINT64_C(64) << x->m.granularity);
+    }
+    pick_chunk(&x->m, &start, &count);
+    trace("%c: serialize %" PRIu64 " %" PRIu64, x->name, start, count);
+    nbytes = m_chunk_bytes(&x->m, start, count);
+    CHECK_EQ(hbitmap_serialization_size(x->hb, start, count), nbytes);
+    buf = grab(off + nbytes);       /* misaligned, its red zone at the end */
+    memset(buf, 0x5a, off + nbytes);
+    if (answered(hbitmap_serialize_part(x->hb, buf + off, start, count),
+                 m_chunk(&x->m, start, count))) {
+        for (uint64_t i = 0; i < nbytes; i++) {
+            CHECK_EQ(buf[off + i],
+                     m_byte(&x->m, start >> x->m.granularity, i));
+        }
+    }
+    for (size_t i = 0; i < off; i++) {
+        CHECK_EQ(buf[i], 0x5a);
+    }
+    free(buf);
+}
+
+static void m_load(struct model *m, const uint8_t *buf, uint64_t start,
+                   uint64_t nbytes)
+{
+    for (uint64_t i = 0; i < nbytes * 8; i++) {
+        uint64_t group = (start >> m->granularity) + i;
+
+        if (group < m->ngroups) {
+            m->dirty[group] = buf[i / 8] >> (i % 8) & 1;
+        }
+    }
+}
+
+/* What the chunk at `start` becomes: some bytes, all zeroes or all ones. */
+static void deserialize(struct member *x, uint64_t start, uint64_t count,
+                        bool finish)
+{
+    uint64_t nbytes = m_chunk_bytes(&x->m, start, count);
+    size_t off = (size_t)rng_below(&rng, 8);
+    uint8_t *buf = grab(off + nbytes);
+    unsigned kind = (unsigned)rng_below(&rng, 3);
+    int err;
+
+    for (uint64_t i = 0; i < nbytes; i += 8) {
+        uint64_t word = kind == 1 ? 0 : kind == 2 ? UINT64_MAX : random_word();
+
+        memcpy(buf + off + i, &word, 8);
+    }
+    trace("%c: deserialize_%s %" PRIu64 " %" PRIu64 "%s", x->name,
+          kind == 1 ? "zeroes" : kind == 2 ? "ones" : "part", start, count,
+          finish ? ", finish" : "");
+    err = kind == 1 ? hbitmap_deserialize_zeroes(x->hb, start, count, finish) :
+          kind == 2 ? hbitmap_deserialize_ones(x->hb, start, count, finish) :
+                      hbitmap_deserialize_part(x->hb, buf + off, start, count,
+                                               finish);
+    if (answered(err, m_chunk(&x->m, start, count))) {
+        m_load(&x->m, buf + off, start, nbytes);
+    }
+    free(buf);
+}
+
+static void op_deserialize(void)
+{
+    struct member *x = any();
+    int chunks = 1 + (int)rng_below(&rng, 4);
+    bool finish = rng_one_in(&rng, 2);
+
+    for (int i = 0; i < chunks; i++) {
+        uint64_t start, count;
+
+        pick_chunk(&x->m, &start, &count);
+        deserialize(x, start, count, finish && i + 1 == chunks &&
+                                         m_chunk(&x->m, start, count) == MAY_SUCCEED);
+    }
+    hbitmap_deserialize_finish(x->hb);
+}
+
+/* A whole bitmap in aligned chunks of any size, read back by another. */
+static void op_round_trip(void)
+{
+    struct member *from = any(), *to = any();
+    uint64_t align, at = 0;
+
+    if (from == to || !same_shape(from, to) || from->m.granularity >= 58) {
+        return;
+    }
+    trace("round trip %c -> %c", from->name, to->name);
+    align = hbitmap_serialization_align(from->hb);
+    while (at < from->m.size) {
+        uint64_t words = (from->m.size - at - 1) / align + 1;
+        uint64_t count = (1 + rng_below(&rng, words)) * align, nbytes;
+        size_t off = (size_t)rng_below(&rng, 8);
+        uint8_t *buf;
+
+        count = count > from->m.size - at ? from->m.size - at : count;
+        nbytes = hbitmap_serialization_size(from->hb, at, count);
+        buf = grab(off + nbytes);
+        CHECK_EQ(hbitmap_serialize_part(from->hb, buf + off, at, count), 0);
+        CHECK_EQ(hbitmap_deserialize_part(to->hb, buf + off, at, count, false), 0);
+        free(buf);
+        at += count;
+    }
+    hbitmap_deserialize_finish(to->hb);
+    memcpy(to->m.dirty, from->m.dirty, from->m.ngroups);
+    CHECK_EQ(hbitmap_equal(from->hb, to->hb), 1);
+}
+
+/* The most groups that the model is asked to hold. */
+enum { MOST_GROUPS = (1 << 18) + 200 };
+
+static uint64_t pick_size(const struct model *m)
+{
+    uint64_t most = MOST_GROUPS, size;
+
+    if (most > (uint64_t)INT64_MAX >> m->granularity) {
+        most = INT64_MAX;
+    } else {
+        most <<= m->granularity;
+    }
+    switch (rng_below(&rng, 6)) {
+    case 0:
+        size = family[0].m.size;        /* so that the family agrees again */
+        break;
+    case 1:
+        size = family[MEMBERS - 1].m.size;
+        break;
+    case 2:
+        size = pick_item(m);
+        break;
+    case 3:
+        size = m->size + rng_below(&rng, UINT64_C(2) << m->granularity);
+        break;
+    case 4:
+        size = m_rounded(m) + (rng_below(&rng, 130) << m->granularity);
+        break;
+    default:
+        size = rng_below(&rng, 8) ? m->size / 2 + rng_below(&rng, m->size + 2) :
+                                    rng_below(&rng, most);
+        break;
+    }
+    return size < most ? size : most;
+}
+
+static void op_truncate(void)
+{
+    struct member *x = any();
+    uint64_t size = pick_size(&x->m);
+    bool refused = rng_one_in(&rng, 8), pinned = rng_one_in(&rng, 6);
+    int err;
+
+    if (refused) {
+        size = (uint64_t)INT64_MAX + 1 + rng_below(&rng, 3);
+        if (x->m.granularity < 21 && rng_one_in(&rng, 2)) {
+            size = (UINT64_C(1) << (HBITMAP_LOG_MAX_SIZE + x->m.granularity)) + 1;
+        }
+    }
+    trace("%c: truncate %" PRIu64 "%s", x->name, size, pinned ? ", pinned" : "");
+    if (pinned) {
+        hbitmap_pin(x->hb);
+        if (rng_one_in(&rng, 2)) {
+            hbitmap_pin(x->hb);
+            hbitmap_unpin(x->hb);
+        }
+    }
+    err = hbitmap_truncate(x->hb, size);
+    if (pinned || x->memory) {
+        CHECK(err == -EBUSY || (refused && err == -EINVAL) ||
+              (err == 0 && size == x->m.size), "returned %d", err);
+    } else {
+        CHECK_EQ(err, refused ? -EINVAL : 0);
+    }
+    if (pinned) {
+        hbitmap_unpin(x->hb);
+    }
+    if (err == 0) {
+        m_truncate(&x->m, size);
+    }
+}
+
+static const struct {
+    const char *name;
+    void (*run)(void);
+    unsigned weight;
+} operations[] = {
+    { "set", op_set, 20 },
+    { "set_many", op_set_many, 4 },
+    { "reset", op_reset, 14 },
+    { "reset_all", op_reset_all, 1 },
+    { "take", op_take, 4 },
+    { "get", op_get, 3 },
+    { "count_range", op_count_range, 3 },
+    { "iter", op_iter, 5 },
+    { "iter_fill", op_iter_fill, 3 },
+    { "next", op_next, 5 },
+    { "next_dirty_area", op_next_dirty_area, 4 },
+    { "status", op_status, 4 },
+    { "areas", op_areas, 4 },
+    { "compare", op_compare, 3 },
+    { "merge", op_merge, 5 },
+    { "algebra", op_algebra, 8 },
+    { "drain", op_drain, 8 },
+    { "serialize", op_serialize, 4 },
+    { "deserialize", op_deserialize, 4 },
+    { "round_trip", op_round_trip, 2 },
+    { "truncate", op_truncate, 4 },
+};
+
+enum { OPERATIONS = sizeof(operations) / sizeof(operations[0]) };
+
+static unsigned long times[OPERATIONS];
+
+static void random_sequence(uint64_t groups, int granularity, int steps)
+{
+    uint64_t most = ((uint64_t)INT64_MAX >> granularity) +
+                    (granularity ? 1 : 0), size;
+    int other = granularity + (int)rng_below(&rng, 12) - 4;
+    unsigned weights = 0;
+
+    /* The last group is whole or cut. */
+    groups = groups < most ? groups : most;
+    size = groups << granularity;
+    if (groups && rng_one_in(&rng, 2)) {
+        size -= rng_below(&rng, UINT64_C(1) << granularity);
+    }
+    size = size < INT64_MAX ? size : INT64_MAX;
+    other = other < 0 ? 0 : other > 63 ? 63 : other;
+    while (groups_of(size, other) > MOST_GROUPS) {
+        other++;
+    }
+    trace_clear();
+    trace("A, B, D: size %" PRIu64 ", granularity %d; C: granularity %d", size,
+          granularity, other);
+    member_open(&family[0], 'A', size, granularity, false);
+    member_open(&family[1], 'B', size, granularity, false);
+    member_open(&family[2], 'C', size, other, rng_one_in(&rng, 4));
+    member_open(&family[3], 'D', size, granularity, rng_one_in(&rng, 2));
+    for (int i = 0; i < MEMBERS; i++) {
+        compare(&family[i]);
+    }
+    for (int i = 0; i < OPERATIONS; i++) {
+        weights += operations[i].weight;
+    }
+    for (int step = 0; step < steps; step++) {
+        uint64_t at = rng_below(&rng, weights);
+        int which = 0;
+
+        while (at >= operations[which].weight) {
+            at -= operations[which++].weight;
+        }
+        operations[which].run();
+        times[which]++;
+        for (int i = 0; i < MEMBERS; i++) {
+            compare(&family[i]);
+        }
+    }
+    for (int i = 0; i < MEMBERS; i++) {
+        member_close(&family[i]);
+    }
+}
+
+static void test_random(unsigned long rounds)
+{
+    static const uint64_t sizes[] = {
+        0, 1, 2, 63, 64, 65, 127, 128, 129, 4095, 4096, 4097,
+        (1 << 18) - 1, 1 << 18, (1 << 18) + 1,
+    };
+
+    for (unsigned long round = 0; round < rounds; round++) {
+        for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
+            int granularity = rng_one_in(&rng, 2) ? 0 : (int)rng_below(&rng, 64);
+
+            random_sequence(sizes[i], granularity, sizes[i] > 10000 ? 60 : 250);
+        }
+        for (int granularity = 0; granularity < 64; granularity++) {
+            random_sequence(rng_below(&rng, 300), granularity, 60);
+        }
+        for (int i = 0; i < 10; i++) {
+            uint64_t groups = rng_below(&rng, UINT64_C(1) << rng_below(&rng, 19));
+
+            random_sequence(groups, (int)rng_below(&rng, 30),
+                            groups > 10000 ? 60 : 250);
+        }
+    }
+    trace_clear();
+    for (int i = 0; i < OPERATIONS; i++) {
+        CHECK(rounds == 0 || times[i] > 0, "%s never ran", operations[i].name);
+    }
+    ok("random operations");
+}
+
+/* ---- limits ------------------------------------------------------------- */
+
+static void check_refused(uint64_t size, int granularity)
+{
+    HBitmap *hb;
+
+    trace("alloc %" PRIu64 ", granularity %d", size, granularity);
+    errno = 0;
+    hb = hbitmap_alloc(size, granularity);
+    CHECK(hb == NULL, "accepted");
+    CHECK_EQ(errno, EINVAL);
+}
+
+static void test_alloc_refuses(void)
+{
+    const uint64_t most = UINT64_C(1) << HBITMAP_LOG_MAX_SIZE;
+
+    check_refused(most + 1, 0);
+    check_refused((most << 1) + 1, 1);
+    check_refused((most << 21) + 1, 21);
+    check_refused(INT64_MAX, 21);
+    check_refused((uint64_t)INT64_MAX + 1, 63);
+    check_refused(UINT64_MAX, 63);
+    check_refused(UINT64_MAX, 0);
+    check_refused(1, -1);
+    check_refused(1, 64);
+    check_refused(0, -1);
+    check_refused(0, 64);
+    check_refused(1, INT32_MIN);
+    check_refused(1, INT32_MAX);
+    hbitmap_free(NULL);
+    ok("alloc refuses what it should");
+}
+
+/* Huge bitmaps are only mapped; there is no point in asking malloc. */
+#if defined(HB_MAP_MIN)
+#define HUGE_BITMAPS (HB_MAP_MIN <= (1 << 20))
+#else
+#define HUGE_BITMAPS 1
+#endif
+
+static void test_most_groups(uint64_t size, int granularity)
+{
+    const uint64_t group = UINT64_C(1) << granularity;
+    uint64_t last = (size - 1) & ~(group - 1), next = 0, area[4];
+    HBitmap *hb, *into;
+    HBitmapIter hbi;
+    int64_t start, count;
+
+    trace("2^41 groups, granularity %d", granularity);
+    hb = hbitmap_alloc(size, granularity);
+    if (!hb) {
+        CHECK_EQ(errno, ENOMEM);
+        printf("# no address space for 2^41 groups\n");
+        return;
+    }
+    CHECK_EQ(hbitmap_empty(hb), true);
+    CHECK_EQ(hbitmap_next_dirty(hb, 0, INT64_MAX), -1);
+    CHECK_EQ(hbitmap_set(hb, size, 1), -ERANGE);
+    CHECK_EQ(hbitmap_set(hb, size - 1, 2), -ERANGE);
+    CHECK_EQ(hbitmap_set(hb, size - 1, UINT64_MAX), -ERANGE);
+    CHECK_EQ(hbitmap_set(hb, 1, UINT64_MAX), -ERANGE);
+    CHECK_EQ(hbitmap_empty(hb), true);
+    CHECK_EQ(hbitmap_set(hb, size - 1, 1), 0);
+    CHECK_EQ(hbitmap_next_dirty(hb, 0, INT64_MAX), last);
+    CHECK_EQ(hbitmap_next_zero(hb, (int64_t)last, INT64_MAX), -1);
+    CHECK_EQ(hbitmap_get(hb, size - 1), true);
+    CHECK_EQ(hbitmap_get(hb, size), false);
+    CHECK_EQ(hbitmap_count(hb), group);
+    CHECK_EQ(hbitmap_count_range(hb, 0, UINT64_MAX), size - last);
+    hbitmap_iter_init(&hbi, hb, 0);
+    CHECK_EQ(hbitmap_iter_next(&hbi), last);
+    CHECK_EQ(hbitmap_iter_next(&hbi), -1);
+    CHECK_EQ(hbitmap_set(hb, 0, 1), 0);
+    CHECK_EQ(hbitmap_areas(hb, 0, UINT64_MAX, area, 2, &next), 2);
+    CHECK_EQ(area[0], 0);
+    CHECK_EQ(area[1], group);
+    CHECK_EQ(area[2], last);
+    CHECK_EQ(area[3], size - last);
+    CHECK_EQ(next, size);
+    CHECK_EQ(hbitmap_next_dirty_area(hb, (int64_t)group, INT64_MAX, INT64_MAX,
+                                     &start, &count), true);
+    CHECK_EQ(start, last);
+    CHECK_EQ(count, size - last);
+    CHECK_EQ(hbitmap_status(hb, (int64_t)group, INT64_MAX, &count), false);
+    CHECK_EQ(count, last - group);
+    CHECK_EQ(hbitmap_nonzero_words(hb), 2);
+
+    into = hbitmap_alloc(size, granularity);
+    if (into) {
+        CHECK_EQ(hbitmap_drain(hb, 0, size, into), 0);
+        CHECK_EQ(hbitmap_empty(hb), true);
+        CHECK_EQ(hbitmap_count(into), 2 * group);
+        CHECK_EQ(hbitmap_merge(hb, into, hb), 0);
+        CHECK_EQ(hbitmap_equal(hb, into), 1);
+        CHECK_EQ(hbitmap_is_subset(hb, into), 1);
+        CHECK_EQ(hbitmap_xor(hb, into, into), 0);
+        CHECK_EQ(hbitmap_empty(into), true);
+        hbitmap_free(into);
+    }
+    CHECK_EQ(hbitmap_truncate(hb, last), 0);
+    CHECK_EQ(hbitmap_count(hb), group);
+    CHECK_EQ(hbitmap_truncate(hb, size), 0);
+    CHECK_EQ(hbitmap_get(hb, size - 1), false);
+    CHECK_EQ(hbitmap_truncate(hb, (uint64_t)INT64_MAX + 1), -EINVAL);
+    hbitmap_reset_all(hb);
+    CHECK_EQ(hbitmap_empty(hb), true);
+    hbitmap_free(hb);
+}
+
+/* Between what the model can hold and the most: marks kept in an array. */
+static void test_sparse(uint64_t groups, int granularity)
+{
+    enum { MARKS = 200 };
+    uint64_t size = groups << granularity, marks[MARKS], at = 0;
+    HBitmap *hb = hbitmap_alloc(size, granularity);
+    HBitmapIter hbi;
+
+    trace("sparse: %" PRIu64 " groups, granularity %d", groups, granularity);
+    if (!hb) {
+        CHECK_EQ(errno, ENOMEM);
+        return;
+    }
+    /* In order, some next to each other, some far apart, all of them clean
+     * of each other's groups. */
+    for (int i = 0; i < MARKS; i++) {
+        uint64_t left = groups - at - (uint64_t)(MARKS - i);
+
+        at += rng_one_in(&rng, 3) ? 0 : rng_below(&rng, left / 8 + 1);
+        marks[i] = at++;
+    }
+    marks[MARKS - 1] = groups - 1;
+    for (int i = MARKS; i-- > 0;) {
+        CHECK_EQ(hbitmap_set(hb, marks[i] << granularity, 1), 0);
+    }
+    CHECK_EQ(hbitmap_count(hb), (uint64_t)MARKS << granularity);
+    hbitmap_iter_init(&hbi, hb, 0);
+    for (int i = 0; i < MARKS; i++) {
+        uint64_t start = marks[i] << granularity;
+        uint64_t after = i ? marks[i - 1] + 1 : 0;
+
+        CHECK_EQ(hbitmap_iter_next(&hbi), start);
+        CHECK_EQ(hbitmap_next_dirty(hb, (int64_t)(after << granularity),
+                                    INT64_MAX), start);
+    }
+    CHECK_EQ(hbitmap_iter_next(&hbi), -1);
+    for (int i = 0; i < MARKS; i++) {
+        CHECK_EQ(hbitmap_take(hb, marks[i] << granularity), 1);
+        CHECK_EQ(hbitmap_next_dirty(hb, 0, INT64_MAX),
+                 i + 1 < MARKS ? (int64_t)(marks[i + 1] << granularity) : -1);
+    }
+    CHECK_EQ(hbitmap_empty(hb), true);
+    /* A range over every level's boundary, and one group cut out of it. */
+    at = groups / 2 << granularity;
+    CHECK_EQ(hbitmap_set(hb, at - 70000, 140000), 0);
+    CHECK_EQ(hbitmap_reset(hb, at, UINT64_C(1) << granularity), 0);
+    CHECK_EQ(hbitmap_next_zero(hb, (int64_t)at - 70000, INT64_MAX), at);
+    if (groups <= (UINT64_C(1) << 24) + 1) {
+        CHECK_VALID(hb);
+    }
+    hbitmap_free(hb);
+}
+
+static void test_huge(void)
+{
+    if (HUGE_BITMAPS) {
+        const uint64_t most = UINT64_C(1) << HBITMAP_LOG_MAX_SIZE;
+
+        test_sparse((UINT64_C(1) << 24) - 1, 0);
+        test_sparse(UINT64_C(1) << 24, 3);
+        test_sparse((UINT64_C(1) << 24) + 1, 0);
+        test_sparse((UINT64_C(1) << 30) - 1, 1);
+        test_sparse((UINT64_C(1) << 30) + 1, 0);
+        test_sparse((UINT64_C(1) << 36) + 1, 0);
+        test_most_groups(most, 0);
+        test_most_groups(most - 1, 0);
+        test_most_groups((most << 7) - 5, 7);
+        test_most_groups(INT64_MAX, 22);
+    } else {
+        printf("# everything comes from malloc: no huge bitmaps\n");
+    }
+    ok("2^24 to 2^41 groups");
+}
+
+static void test_alloc_on_refuses(void)
+{
+    uint64_t words[8];
+    HBitmap *hb;
+
+    memset(words, 0xa5, sizeof(words));
+#define REFUSED(...) \
+    do { \
+        errno = 0; \
+        hb = hbitmap_alloc_on(__VA_ARGS__); \
+        CHECK(hb == NULL, "accepted"); \
+        CHECK_EQ(errno, EINVAL); \
+    } while (0)
+    REFUSED(64, 0, NULL, 1);
+    REFUSED(64, 0, words, 0);
+    REFUSED(0, 0, words, 0);
+    REFUSED(65, 0, words, 1);
+    REFUSED(129, 0, words, 2);
+    REFUSED(64, -1, words, 8);
+    REFUSED(64, 64, words, 8);
+    REFUSED((uint64_t)INT64_MAX + 1, 63, words, 8);
+    REFUSED((UINT64_C(1) << HBITMAP_LOG_MAX_SIZE) + 1, 0, words, SIZE_MAX);
+    for (uintptr_t off = 1; off < 8; off++) {
+        REFUSED(64, 0, (uint64_t *)(void *)((char *)words + off), 2);
+    }
+#undef REFUSED
+    for (int i = 0; i < 8; i++) {
+        CHECK_EQ(words[i], UINT64_C(0xa5a5a5a5a5a5a5a5));
+    }
+    hb = hbitmap_alloc_on(65, 0, words + 1, 7);
+    CHECK(hb != NULL, "errno %d", errno);
+    CHECK_EQ(words[2], 1);
+    CHECK_EQ(words[0], words[3]);
+    CHECK_EQ(hbitmap_truncate(hb, 66), -EBUSY);
+    CHECK_EQ(hbitmap_truncate(hb, 1), -EBUSY);
+    hbitmap_reset_all(hb);
+    hbitmap_free(hb);
+    CHECK_EQ(words[1], 0);
+    CHECK_EQ(words[2], 0);
+    CHECK_EQ(words[3], UINT64_C(0xa5a5a5a5a5a5a5a5));
+    ok("alloc_on refuses memory that does not fit");
+}
+
+/* The picture in the header. */
+static void test_header_examples(void)
+{
+    HBitmap *hb = hbitmap_alloc(8, 1);
+    int64_t start, count;
+    size_t nwords;
+
+    CHECK_EQ(hbitmap_set(hb, 3, 2), 0);
+    CHECK_EQ(hbitmap_words(hb, &nwords)[0], 0x6);
+    CHECK_EQ(hbitmap_count(hb), 4);
+    hbitmap_free(hb);
+    hb = hbitmap_alloc(10, 2);
+    CHECK_EQ(hbitmap_set(hb, 0, 8), 0);
+    CHECK_EQ(hbitmap_next_dirty_area(hb, 1, 10, INT64_MAX, &start, &count), 1);
+    CHECK_EQ(start, 1);
+    CHECK_EQ(count, 7);
+    /* A group that the end cuts counts whole, but is clipped in a range. */
+    CHECK_EQ(hbitmap_set(hb, 9, 1), 0);
+    CHECK_EQ(hbitmap_count(hb), 12);
+    CHECK_EQ(hbitmap_count_range(hb, 0, UINT64_MAX), 10);
+    hbitmap_free(hb);
+    ok("the header's examples");
+}
+
+/* A partly covered group never becomes clean. */
+static void test_reset_ends(void)
+{
+    static const struct {
+        uint64_t start, count;
+        int err;
+        uint64_t left;
+    } cases[] = {
+        /* size 10, granularity 2: groups [0,4) [4,8) [8,10) */
+        { 0, 10, 0, 0x0 }, { 0, 12, 0, 0x0 }, { 8, 2, 0, 0x3 },
+        { 8, 4, 0, 0x3 }, { 4, 4, 0, 0x5 }, { 0, 0, 0, 0x7 },
+        { 0, 11, -ERANGE, 0x7 }, { 0, 13, -ERANGE, 0x7 }, { 8, 3, -ERANGE, 0x7 },
+        { 12, 4, -ERANGE, 0x7 }, { 0, 9, -EINVAL, 0x7 }, { 1, 3, -EINVAL, 0x7 },
+        { 2, 8, -EINVAL, 0x7 }, { 9, 1, -EINVAL, 0x7 }, { 0, 1, -EINVAL, 0x7 },
+        { 4, UINT64_MAX, -ERANGE, 0x7 }, { 8, UINT64_MAX - 7, -ERANGE, 0x7 },
+        { UINT64_MAX - 3, 4, -ERANGE, 0x7 }, { UINT64_MAX - 3, 8, -ERANGE, 0x7 },
+    };
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        HBitmap *hb = hbitmap_alloc(10, 2), *into = hbitmap_alloc(10, 2);
+        size_t nwords;
+
+        trace("reset %" PRIu64 " %" PRIu64, cases[i].start, cases[i].count);
+        CHECK_EQ(hbitmap_set(hb, 0, 10), 0);
+        CHECK_EQ(hbitmap_drain(hb, cases[i].start, cases[i].count, into),
+                 cases[i].err);
+        CHECK_EQ(hbitmap_words(hb, &nwords)[0], cases[i].left);
+        CHECK_EQ(hbitmap_words(into, &nwords)[0], 0x7 & ~cases[i].left);
+        CHECK_EQ(hbitmap_set(hb, 0, 10), 0);
+        CHECK_EQ(hbitmap_reset(hb, cases[i].start, cases[i].count), cases[i].err);
+        CHECK_EQ(hbitmap_words(hb, &nwords)[0], cases[i].left);
+        hbitmap_free(hb);
+        hbitmap_free(into);
+    }
+    ok("reset and drain take whole groups only");
+}
+
+static void test_two_groups_of_2_to_62(void)
+{
+    HBitmap *hb = hbitmap_alloc(INT64_MAX, 62);
+    int64_t pnum;
+
+    CHECK_EQ(hbitmap_set(hb, INT64_MAX - 1, 1), 0);
+    CHECK_EQ(hbitmap_next_dirty(hb, 0, INT64_MAX), INT64_C(1) << 62);
+    CHECK_EQ(hbitmap_status(hb, 1, INT64_MAX, &pnum), false);
+    CHECK_EQ(pnum, (INT64_C(1) << 62) - 1);
+    CHECK_EQ(hbitmap_set(hb, 0, INT64_MAX), 0);
+    CHECK_EQ(hbitmap_count(hb), INT64_MIN);     /* 2^63, as unsigned */
+    CHECK_EQ(hbitmap_count_range(hb, 0, UINT64_MAX), INT64_MAX);
+    CHECK_EQ(hbitmap_reset(hb, 0, UINT64_C(1) << 63), 0);
+    CHECK_EQ(hbitmap_empty(hb), true);
+    CHECK_EQ(hbitmap_is_serializable(hb), false);
+    CHECK_EQ(hbitmap_serialization_size(hb, 0, INT64_MAX), 0);
+    CHECK_VALID(hb);
+    hbitmap_free(hb);
+    ok("two groups of 2^62 items");
+}
+
+/* What has been truncated stays readable until the bitmap is freed. */
+static void test_old_words_stay(void)
+{
+    HBitmap *hb = hbitmap_alloc(200, 0);
+    size_t nwords;
+    const uint64_t *words;
+
+    CHECK_EQ(hbitmap_set(hb, 0, 200), 0);
+    words = hbitmap_words(hb, &nwords);
+    for (uint64_t size = 0; size < 3000; size += 63) {
+        CHECK_EQ(hbitmap_truncate(hb, size), 0);
+    }
+    CHECK_EQ(words[nwords - 1], 0xff);
+    CHECK_EQ(hbitmap_empty(hb), true);
+    hbitmap_free(hb);
+    ok("old words stay until the bitmap is freed");
+}
+
+/* ---- hbitmap_check notices ---------------------------------------------- */
+
+static void check_says(HBitmap *hb, const char *word)
+{
+    const char *reason = NULL;
+
+    CHECK_EQ(hbitmap_check(hb, &reason), -EINVAL);
+    CHECK(reason && strstr(reason, word), "it says \"%s\", not \"%s\"",
+          reason ? reason : "nothing", word);
+    CHECK_EQ(hbitmap_check(hb, NULL), -EINVAL);
+}
+
+static void test_check_notices(void)
+{
+    HBitmap *hb = hbitmap_alloc(130, 0);
+    size_t nwords;
+    uint64_t *words = (uint64_t *)(uintptr_t)hbitmap_words(hb, &nwords);
+
+    CHECK_VALID(hb);
+    words[1] = 1;
+    check_says(hb, "summary");
+    words[1] = 0;
+    CHECK_EQ(hbitmap_set(hb, 129, 1), 0);
+    words[2] |= 4;
+    check_says(hb, "beyond the end");
+    words[2] &= 3;
+    CHECK_VALID(hb);
+    CHECK_EQ(hbitmap_count(hb), 1);
+    words[2] |= 1;
+    check_says(hb, "count");
+    words[2] = 2;
+    CHECK_VALID(hb);
+    hbitmap_free(hb);
+    ok("check notices broken bitmaps");
+}
+
+/* ---- allocations that fail ---------------------------------------------- */
+
+/* What the process holds, as far as it can be asked: 0 where it cannot. */
+static size_t memory_held(void)
+{
+    size_t held = 0;
+
+#ifdef HAVE_MALLINFO2
+    struct mallinfo2 info = mallinfo2();
+    char line[64] = "";
+    int fd = open("/proc/self/statm", O_RDONLY);
+
+    /* From malloc; and all of the address space but what is malloc's. */
+    held = info.uordblks + info.hblkhd;
+    if (fd >= 0) {
+        if (read(fd, line, sizeof(line) - 1) > 0) {
+            held += strtoul(line, NULL, 10) * (size_t)sysconf(_SC_PAGESIZE) -
+                    info.arena - info.hblkhd;
+        }
+        close(fd);
+    }
+#endif
+    return held;
+}
+
+static void alloc_once(void)
+{
+    HBitmap *hb = hbitmap_alloc(100000, 3);
+
+    CHECK(hb || errno == ENOMEM, "errno %d", errno);
+    hbitmap_free(hb);
+}
+
+static void alloc_large_once(void)
+{
+    HBitmap *hb = hbitmap_alloc(UINT64_C(1) << 26, 0);
+
+    CHECK(hb || errno == ENOMEM, "errno %d", errno);
+    hbitmap_free(hb);
+}
+
+static void alloc_on_once(void)
+{
+    uint64_t words[100];
+    HBitmap *hb;
+
+    memset(words, 0xff, sizeof(words));
+    hb = hbitmap_alloc_on(6399, 0, words, 100);
+    CHECK(hb || errno == ENOMEM, "errno %d", errno);
+    if (!hb) {
+        CHECK_EQ(words[98], UINT64_MAX);
+        CHECK_EQ(words[99], UINT64_MAX);    /* a failed call changes nothing */
+    }
+    hbitmap_free(hb);
+}
+
+/* Fails every allocation of `run` in turn, until it needs no more; how many
+ * there are. */
+static unsigned fail_each(void (*run)(void))
+{
+    enum { WARM_UP = 10, TIMES = 40, SMALLEST = 64 };
+    size_t before = 0, after;
+    unsigned n = 0;
+
+    for (int time = 0; time < WARM_UP + TIMES; time++) {
+        if (time == WARM_UP) {
+            before = memory_held();
+        }
+        n = 0;
+        for (bool failed = true; failed; n++) {
+            trace("allocation %u fails", n + 1);
+            fail_countdown = n + 1;
+            run();
+            failed = fail_countdown == 0;
+            fail_countdown = 0;
+        }
+    }
+    /* Malloc's caches may grow a little; something left behind each time would
+     * be more. */
+    after = memory_held();
+    CHECK(after < before + TIMES * SMALLEST, "%zu bytes leaked", after - before);
+    return n - 1;
+}
+
+static void test_failing_alloc(void)
+{
+    CHECK(fail_each(alloc_once) >= 1, "nothing was allocated");
+    CHECK(fail_each(alloc_large_once) >= 1, "nothing was allocated");
+    CHECK(fail_each(alloc_on_once) >= 1, "nothing was allocated");
+    ok("alloc without memory: NULL and ENOMEM");
+}
+
+/* Every operation on bitmaps that exist: -ENOMEM or done, nothing between. */
+static int (*failing)(struct member *a, struct member *b);
+
+static int run_truncate_up(struct member *a, struct member *b)
+{
+    (void)b;
+    return hbitmap_truncate(a->hb, 1000000);
+}
+
+static int run_truncate_down(struct member *a, struct member *b)
+{
+    (void)b;
+    return hbitmap_truncate(a->hb, 77);
+}
+
+static int run_merge(struct member *a, struct member *b)
+{
+    return hbitmap_merge(a->hb, b->hb, a->hb);
+}
+
+static int run_merge_finer(struct member *a, struct member *b)
+{
+    return hbitmap_merge(b->hb, a->hb, b->hb);
+}
+
+static int run_drain(struct member *a, struct member *b)
+{
+    return hbitmap_drain(a->hb, 0, a->m.size, b->hb);
+}
+
+static int run_xor(struct member *a, struct member *b)
+{
+    return hbitmap_xor(a->hb, b->hb, b->hb);
+}
+
+static int run_deserialize(struct member *a, struct member *b)
+{
+    (void)b;
+    return hbitmap_deserialize_ones(a->hb, 0, a->m.size, true);
+}
+
+static int run_set(struct member *a, struct member *b)
+{
+    (void)b;
+    return hbitmap_set(a->hb, 0, a->m.size);
+}
+
+static int run_reset(struct member *a, struct member *b)
+{
+    (void)b;
+    return hbitmap_reset(a->hb, 0, a->m.size);
+}
+
+static void fail_operation(void)
+{
+    unsigned armed = fail_countdown;
+
+    for (int coarser = 0; coarser < 4; coarser += 3) {
+        /* Not the allocations that make the members. */
+        struct member a, b;
+        int err;
+
+        fail_countdown = 0;
+        member_open(&a, 'A', 9999, 0, false);
+        member_open(&b, 'B', 9999, coarser, false);
+        for (uint64_t item = 0; item < 9999; item += 1 + item / 8) {
+            CHECK_EQ(hbitmap_set(a.hb, item, 1), 0);
+            CHECK_EQ(hbitmap_set(b.hb, 9998 - item, 1), 0);
+            m_put(&a.m, item, 1, 1);
+            m_put(&b.m, 9998 - item, 1, 1);
+        }
+        fail_countdown = armed;
+        err = failing(&a, &b);
+        if (err == -ENOMEM) {
+            CHECK(armed && fail_countdown == 0, "-ENOMEM out of nothing");
+        } else {
+            CHECK(err == 0 || (err == -EINVAL && coarser), "returned %d", err);
+        }
+        if (err != 0) {
+            compare(&a);
+            compare(&b);
+        } else {
+            CHECK_VALID(a.hb);
+            CHECK_VALID(b.hb);
+        }
+        hbitmap_free(a.hb);
+        hbitmap_free(b.hb);
+        m_free(&a.m);
+        m_free(&b.m);
+        if (armed && fail_countdown == 0) {
+            return;
+        }
+    }
+}
+
+static void test_failing_operations(void)
+{
+    static int (*const runs[])(struct member *, struct member *) = {
+        run_truncate_up, run_truncate_down, run_merge, run_merge_finer,
+        run_drain, run_xor, run_deserialize, run_set, run_reset,
+    };
+
+    for (size_t i = 0; i < sizeof(runs) / sizeof(runs[0]); i++) {
+        unsigned allocations;
+
+        failing = runs[i];
+        allocations = fail_each(fail_operation);
+        CHECK(allocations || i > 1, "truncate allocates nothing");
+    }
+    ok("operations without memory: -ENOMEM, nothing changed");
+}
+
+int main(int argc, char **argv)
+{
+    unsigned long rounds = read_arguments(argc, argv, 2);
+
+    rng = test_seed;
+    test_header_examples();
+    test_alloc_refuses();
+    test_alloc_on_refuses();
+    test_reset_ends();
+    test_two_groups_of_2_to_62();
+    test_old_words_stay();
+    test_check_notices();
+    test_failing_alloc();
+    test_failing_operations();
+    test_huge();
+    test_random(rounds);
+    return 0;
+}

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: MIT
+"""The C core tested from C: builds the programs of tests/c and runs short rounds of them.
+
+`make asan` and `make tsan` build the same programs under the sanitizers. Here they run plain, with
+whatever C compiler there is. How the sources compile is checked with gcc and with clang.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from peers import peer
+
+TESTS = Path(__file__).parent
+PROGRAMS = TESTS / "c"
+CSRC = TESTS.parent / "csrc"
+WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror"]
+
+MODEL = ["-DHB_TEST_ALLOC"]
+ALL_MAPPED = [*MODEL, "-DHB_MAP_MIN=1"]
+ALL_FROM_MALLOC = [*MODEL, "-DHB_MAP_MIN=SIZE_MAX"]
+
+
+def run(command: list[str], stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+
+
+def succeed(command: list[str], stdin: str = "") -> str:
+    done = run(command, stdin)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def build(tmp_path: Path, program: str, *flags: str) -> str:
+    compiler = os.environ.get("CC", "cc").split()
+    if shutil.which(compiler[0]) is None:
+        pytest.skip(f"no C compiler: {compiler[0]} is not installed (Debian package gcc)")
+    binary = str(tmp_path / program)
+    sources = [str(PROGRAMS / f"{program}.c"), *sorted(map(str, CSRC.glob("*.c")))]
+    options = ["-std=c11", "-O1", "-g", f"-I{CSRC}", "-pthread", *flags]
+    succeed([*compiler, *options, "-o", binary, *sources])
+    return binary
+
+
+@pytest.mark.parametrize(
+    "flags", [MODEL, ALL_MAPPED, ALL_FROM_MALLOC], ids=["default", "mapped", "malloc"]
+)
+def test_every_function_agrees_with_the_model(tmp_path: Path, flags: list[str]) -> None:
+    output = succeed([build(tmp_path, "test_model", *flags), "1", "2"])
+    assert "ok random operations" in output
+
+
+def test_the_model_program_notices_a_broken_model(tmp_path: Path) -> None:
+    done = run([build(tmp_path, "test_model", *MODEL, "-DBREAK_MODEL"), "1", "2"])
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "test_model.c:" in done.stderr
+    assert "seed 1" in done.stderr
+
+
+def test_threads_keep_the_promises(tmp_path: Path) -> None:
+    output = succeed([build(tmp_path, "test_threads"), "1", "1"])
+    assert output.count("ok ") == 7
+
+
+@pytest.mark.parametrize("name", ["gcc", "clang"])
+def test_sources_compile_without_a_warning(tmp_path: Path, name: str) -> None:
+    compiler = peer(name, name)
+    sources = [*CSRC.glob("*.c"), *PROGRAMS.glob("*.c")]
+    assert len(sources) > 4
+    for source in sources:
+        options = ["-std=c11", "-O2", *WARNINGS, f"-I{CSRC}", "-c", "-o", str(tmp_path / "o")]
+        succeed([compiler, *options, str(source)])
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "options"),
+    [
+        ("gcc", "gcc", ["-x", "c", "-std=c11"]),
+        ("gcc", "gcc", ["-x", "c", "-std=c99"]),
+        ("g++", "g++", ["-x", "c++", "-std=c++11"]),
+        ("clang", "clang", ["-x", "c", "-std=c11"]),
+        ("clang++", "clang", ["-x", "c++", "-std=c++11"]),
+    ],
+)
+def test_the_header_stands_alone(name: str, package: str, options: list[str]) -> None:
+    """Included twice and first of all, in C and in C++, with an iterator on the stack."""
+    text = """
+        #include "hbitmap.h"
+        #include "hbitmap.h"
+        int64_t first_dirty(const HBitmap *hb);
+        int64_t first_dirty(const HBitmap *hb)
+        {
+            HBitmapIter hbi;
+
+            hbitmap_iter_init(&hbi, hb, 0);
+            return hbitmap_iter_next(&hbi);
+        }\n"""
+    command = [peer(name, package), *options, *WARNINGS, f"-I{CSRC}", "-fsyntax-only", "-"]
+    succeed(command, text)

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: MIT
+"""HBitmap beside NumPy: what it lends is not copied, what it takes is taken as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from model import as_areas
+from support import collect
+
+from pybitmap import HBitmap, InvalidError, RangeError
+
+np = pytest.importorskip("numpy")
+
+
+def address(array: Any) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+def test_asarray_of_words_shares_their_memory() -> None:
+    hb = HBitmap(1000)
+    words = hb.words
+    array = np.asarray(words)
+    assert array.dtype == np.uint64
+    assert array.shape == (16,)
+    assert not array.flags.owndata
+    assert not array.flags.writeable
+    assert np.shares_memory(array, np.asarray(hb.words))
+    hb.add(70)
+    assert array[1] == 1 << 6
+
+
+def test_asarray_of_areas_shares_their_memory() -> None:
+    hb = HBitmap(1000)
+    hb.set(10, 20)
+    hb.set(500, 1)
+    areas = hb.areas_array()
+    array = np.asarray(areas)
+    assert array.dtype == np.uint64
+    assert array.tolist() == [[10, 20], [500, 1]]
+    assert not array.flags.owndata
+    assert np.shares_memory(array, np.asarray(areas))
+    array[1, 1] = 7
+    assert as_areas(areas) == [(10, 20), (500, 7)]
+
+
+def test_asarray_of_no_areas_has_two_columns() -> None:
+    array = np.asarray(HBitmap(1000).areas_array())
+    assert array.shape == (0, 2)
+    assert array.dtype == np.uint64
+
+
+def test_an_array_of_words_outlives_the_bitmap() -> None:
+    hb = HBitmap(2**24)
+    hb.add(2**24 - 1)
+    array = np.asarray(hb.words)
+    del hb
+    collect()
+    fill = [HBitmap(2**24) | [n] for n in range(10)]
+    assert array[-1] == 1 << 63
+    assert int(array.astype(bool).sum()) == 1
+    assert len(fill) == 10
+
+
+def test_an_array_of_words_pins_the_bitmap() -> None:
+    hb = HBitmap(1000)
+    array = np.asarray(hb.words)
+    part = array[3:5]
+    del array
+    with pytest.raises(BufferError):
+        hb.truncate(5)
+    del part
+    collect()
+    hb.truncate(5)
+    assert hb.size == 5
+
+
+def test_set_many_takes_arrays() -> None:
+    hb = HBitmap(1000)
+    starts = np.array([1, 500, 999], dtype=np.uint64)
+    hb.set_many(starts, np.full(3, 1, dtype=np.uint64))
+    assert list(hb) == [1, 500, 999]
+
+
+def test_set_many_takes_what_areas_array_gave() -> None:
+    hb, twin = HBitmap(1000), HBitmap(1000)
+    hb.set(10, 20)
+    hb.set(500, 1)
+    starts, counts = np.asarray(hb.areas_array()).T.copy()
+    twin.set_many(starts, counts)
+    assert twin == hb
+
+
+def test_set_many_takes_the_contiguous_part_of_an_array() -> None:
+    hb = HBitmap(1000)
+    starts = np.arange(10, dtype=np.uint64)
+    hb.set_many(starts[4:6], starts[1:3])
+    assert list(hb) == [4, 5, 6]
+
+
+def test_set_many_takes_read_only_arrays() -> None:
+    hb = HBitmap(1000)
+    starts = np.arange(10, dtype=np.uint64)
+    starts.flags.writeable = False
+    hb.set_many(starts, starts)
+    assert list(hb.areas()) == [(1, 17)]
+
+
+def test_set_many_names_the_range_that_is_outside() -> None:
+    hb = HBitmap(1000)
+    starts = np.array([1, 2**64 - 1], dtype=np.uint64)
+    with pytest.raises(RangeError, match=rf"\[{2**64 - 1}, {2**64 + 1}\)"):
+        hb.set_many(starts, np.array([1, 2], dtype=np.uint64))
+    assert hb.empty()
+
+
+@pytest.mark.parametrize(
+    "dtype", ["int64", "uint32", "int32", "uint8", "float64", "bool", ">u8", "complex64", "O", "S8"]
+)
+def test_set_many_refuses_arrays_of_other_types(dtype: str) -> None:
+    hb = HBitmap(1000)
+    good, wrong = np.ones(2, dtype=np.uint64), np.ones(2, dtype=dtype)
+    with pytest.raises(TypeError, match="starts"):
+        hb.set_many(wrong, good)
+    with pytest.raises(TypeError, match="counts"):
+        hb.set_many(good, wrong)
+    assert hb.empty()
+
+
+def test_set_many_refuses_arrays_with_gaps() -> None:
+    hb = HBitmap(1000)
+    array = np.ones(10, dtype=np.uint64)
+    with pytest.raises(InvalidError, match="contiguous"):
+        hb.set_many(array[::2], array[:5])
+    with pytest.raises(InvalidError, match="contiguous"):
+        hb.set_many(array[:5], array[::-2])
+    assert hb.empty()
+
+
+@pytest.mark.parametrize("shape", [(), (1, 4), (4, 1), (2, 2)])
+def test_set_many_refuses_arrays_of_other_dimensions(shape: tuple[int, ...]) -> None:
+    hb = HBitmap(1000)
+    with pytest.raises((InvalidError, TypeError)):
+        hb.set_many(np.ones(shape, dtype=np.uint64), np.ones(4, dtype=np.uint64))
+    assert hb.empty()
+
+
+def test_set_many_takes_misaligned_arrays() -> None:
+    hb = HBitmap(1000)
+    memory = np.zeros(17, dtype=np.uint8)
+    starts = memory[1:].view(np.uint64)
+    starts[:] = [7, 70]
+    assert address(starts) % 8
+    hb.set_many(starts, np.ones(2, dtype=np.uint64))
+    assert list(hb) == [7, 70]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int64", "uint64"])
+def test_integers_of_numpy_are_integers(dtype: str) -> None:
+    hb = HBitmap(1000)
+    item = np.dtype(dtype).type(7)
+    hb.set(item, item)
+    assert item in hb
+    assert hb[item]
+    assert next(hb.iter(item)) == 7
+    hb.remove(item)
+    assert hb.next_dirty(item) == 8
+    assert hb | np.array([500], dtype=dtype if dtype.endswith("64") else "int16") == {
+        *range(8, 14),
+        500,
+    }
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_floats_of_numpy_are_no_integers(dtype: str) -> None:
+    hb = HBitmap(1000)
+    item = np.dtype(dtype).type(7)
+    with pytest.raises(TypeError):
+        hb.set(item)
+    assert item not in hb
+    assert hb.empty()
+
+
+def test_bools_of_numpy_are_bits() -> None:
+    hb = HBitmap(1000)
+    hb[5] = np.True_
+    hb[6:9] = np.bool_(True)
+    hb[7] = np.False_
+    assert list(hb) == [5, 6, 8]
+
+
+def test_deserialize_takes_arrays_of_bytes() -> None:
+    hb = HBitmap(128)
+    hb.deserialize(np.packbits(np.arange(128) % 3 == 0, bitorder="little"))
+    assert list(hb) == list(range(0, 128, 3))
+
+
+def test_deserialize_refuses_arrays_of_words() -> None:
+    hb = HBitmap(128)
+    with pytest.raises(TypeError, match="bytes"):
+        hb.deserialize(np.ones(2, dtype=np.uint64))
+    assert hb.empty()

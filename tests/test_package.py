@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: MIT
+"""The package as a whole: what it ships, what it imports, what C code makes of its sources."""
+
+from __future__ import annotations
+
+import doctest
+import importlib.metadata
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from support import run_python
+
+import pybitmap
+import pybitmap.hbitmap
+
+CALLER = r"""
+#include <inttypes.h>
+#include <stdio.h>
+
+#include <hbitmap.h>
+
+int main(void)
+{
+    HBitmap *hb = hbitmap_alloc(1000, 3);
+    HBitmapIter hbi;            /* on the caller's stack */
+    int64_t item;
+
+    hbitmap_set(hb, 5, 10);     /* callers that expect void compile, too */
+    hbitmap_set(hb, 999, 1);
+    hbitmap_reset(hb, 8, 8);
+    hbitmap_iter_init(&hbi, hb, 0);
+    while ((item = hbitmap_iter_next(&hbi)) >= 0) {
+        printf("%" PRId64 "\n", item);
+    }
+    printf("%" PRIu64 "\n", hbitmap_count(hb));
+    hbitmap_free(hb);
+    return 0;
+}
+"""
+
+CC = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+CXX = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+
+
+def run(*command: str) -> str:
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@pytest.mark.skipif(CC is None, reason="no C compiler")
+def test_a_c_caller_compiles_with_the_shipped_sources(tmp_path: Path) -> None:
+    assert CC is not None
+    caller, program = tmp_path / "caller.c", tmp_path / "caller"
+    caller.write_text(CALLER)
+    run(
+        CC,
+        *["-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror", "-pthread"],
+        *["-I", pybitmap.get_include(), str(caller), *pybitmap.get_sources()],
+        *["-o", str(program)],
+    )
+    assert run(str(program)).split() == ["0", "992", "16"]
+
+
+@pytest.mark.skipif(CXX is None, reason="no C++ compiler")
+def test_the_header_is_one_for_cplusplus_as_well(tmp_path: Path) -> None:
+    assert CXX is not None
+    caller = tmp_path / "caller.cpp"
+    caller.write_text("#include <hbitmap.h>\nint main() { HBitmapIter i; (void)i; return 0; }\n")
+    run(CXX, "-Wall", "-Werror", "-fsyntax-only", "-I", pybitmap.get_include(), str(caller))
+
+
+def test_the_include_folder_holds_the_public_header() -> None:
+    assert (Path(pybitmap.get_include()) / "hbitmap.h").is_file()
+
+
+def test_the_sources_are_c_files_that_exist() -> None:
+    sources = [Path(source) for source in pybitmap.get_sources()]
+    assert "hbitmap.c" in {source.name for source in sources}
+    assert all(source.suffix == ".c" and source.is_file() for source in sources)
+
+
+def test_the_package_is_marked_as_typed() -> None:
+    assert (Path(pybitmap.__file__).parent / "py.typed").is_file()
+
+
+@pytest.mark.parametrize("module", ["numpy", "click", "rich"])
+def test_what_is_optional_is_not_imported(module: str) -> None:
+    code = (
+        "import sys, pybitmap, pickle, copy;"
+        "hb = pybitmap.HBitmap(1000); hb[5] = True; hb.words; hb.areas_array();"
+        "pickle.loads(pickle.dumps(hb, 5)); copy.copy(hb) | [7];"
+        f"print({module!r} in sys.modules)"
+    )
+    assert run_python(code).strip() == "False"
+
+
+def test_the_core_needs_nothing_but_cffi() -> None:
+    requirements = importlib.metadata.requires("pybitmap") or []
+    plain = [entry for entry in requirements if "extra ==" not in entry]
+    assert [re.split(r"[^\w]", entry)[0] for entry in plain] == ["cffi"]
+
+
+def test_the_version_is_the_project_s() -> None:
+    project = Path(__file__).parent.parent / "pyproject.toml"
+    version = re.search(r'^version = "(.*)"$', project.read_text(), re.MULTILINE)
+    assert version is not None
+    assert importlib.metadata.version("pybitmap") == version[1]
+
+
+def test_every_public_name_is_there_and_documented() -> None:
+    assert sorted(pybitmap.__all__) == pybitmap.__all__
+    for name in pybitmap.__all__:
+        assert getattr(pybitmap, name).__doc__, name
+
+
+def test_every_public_method_is_documented() -> None:
+    for name, member in vars(pybitmap.HBitmap).items():
+        if not name.startswith("_"):
+            assert member.__doc__, name
+
+
+def test_every_error_has_the_one_base() -> None:
+    errors = [
+        member
+        for member in vars(pybitmap).values()
+        if isinstance(member, type) and issubclass(member, Exception)
+    ]
+    assert pybitmap.RangeError in errors
+    assert all(issubclass(error, pybitmap.BitmapError) for error in errors)
+
+
+def test_the_examples_in_the_docstrings_are_right() -> None:
+    failed, attempted = doctest.testmod(pybitmap.hbitmap)
+    assert attempted > 0
+    assert failed == 0

@@ -1,0 +1,528 @@
+# SPDX-License-Identifier: MIT
+"""The leaf/summary protocol of the C core, explored exhaustively.
+
+Markers take no lock.  Clearers (reset, drain) take one, so they exclude each other but run beside
+the markers.  Here both are written as generators that yield one atomic access at a time, next to
+the rule they model, over a bitmap of two leaf words and two summary levels:
+
+    top      bit 0: is `mid` not zero?
+    mid      bit 0: is `leaf0` not zero?    bit 1: is `leaf1` not zero?
+    leaf0    two bits                       leaf1   two bits
+
+`explore` visits every state that any interleaving of the accesses can reach (all of them being
+sequentially consistent, as they are in C) and checks in each
+
+  (a) once all calls have returned, no summary bit is clear over a word that is not zero;
+  (b) a mark that returned before a drain began is in that drain, or was taken by a clear that
+      overlapped it; and no mark is ever lost: it was taken or is still there.
+
+Then the protocol is broken on purpose, one rule at a time, and the exploration has to find a
+schedule that shows what goes wrong.  `python tests/test_protocol.py` prints those schedules.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator
+from typing import Any, Callable, NamedTuple
+
+import pytest
+
+LEAF0, LEAF1, MID, TOP, LOCK = range(5)
+WORD_NAMES = ("leaf0", "leaf1", "mid", "top", "lock")
+ALL = 0b11  # a leaf word has two bits, and so has `mid`
+
+Access = tuple[str, int, int]  # what, which word, operand
+Call = Generator[Access, int, int]  # is sent what `observed` says; returns the bits it drained
+Memory = tuple[int, ...]
+
+
+def load(word: int) -> Access:
+    return ("load", word, 0)
+
+
+def has(word: int, bits: int) -> Access:
+    """A load, of which nothing is used but whether all of `bits` are set."""
+    return ("has", word, bits)
+
+
+def nonzero(word: int) -> Access:
+    """A load, of which nothing is used but whether the word is not zero."""
+    return ("any", word, 0)
+
+
+def fetch_or(word: int, bits: int) -> Access:
+    """Answers whether all of the bits were set before."""
+    return ("or", word, bits)
+
+
+def fetch_and(word: int, bits: int) -> Access:
+    """Answers the old value."""
+    return ("and", word, bits)
+
+
+def store(word: int, value: int) -> Access:
+    return ("store", word, value)
+
+
+def lock() -> Access:
+    return ("lock", LOCK, 1)
+
+
+def unlock() -> Access:
+    return ("unlock", LOCK, 0)
+
+
+def observed(what: str, operand: int, old: int) -> int:
+    """What an access tells its call; the less, the fewer states there are to visit."""
+    if what in ("has", "or"):
+        return int(old & operand == operand)
+    if what == "any":
+        return int(old != 0)
+    return old if what in ("load", "and") else 0
+
+
+# ---- the protocol --------------------------------------------------------------------------------
+
+
+def mark(word: int, bits: int, early_exit: bool = False, test_first: bool = True) -> Call:
+    """Leaf first; then *every* summary level, also when the bit was already set.
+
+    `test_first`: a load decides whether the read-modify-write is needed at all, as in C.
+    """
+    was_set = yield from set_bits(word, bits, test_first)
+    if early_exit and was_set:
+        return 0  # BROKEN: whoever set it may not have summarised it yet
+    yield from summarise(word, test_first)
+    return 0
+
+
+def fill(word: int) -> Call:
+    """A mark over a whole word stores ones: there is nothing in it to keep."""
+    if not (yield has(word, ALL)):
+        yield store(word, ALL)
+    yield from summarise(word)
+    return 0
+
+
+def set_bits(word: int, bits: int, test_first: bool = True) -> Call:
+    if test_first and (yield has(word, bits)):
+        return 1
+    return (yield fetch_or(word, bits))
+
+
+def summarise(word: int, test_first: bool = True) -> Call:
+    """Set what is missing in every level above a leaf word."""
+    yield from set_bits(MID, 1 << word, test_first)
+    yield from set_bits(TOP, 1, test_first)
+    return 0
+
+
+def clear(
+    drain: bool,
+    bits: tuple[int, int] = (ALL, ALL),
+    look_again: bool = True,
+    take_by_store: bool = False,
+    from_top: bool = True,
+    levels_restored: int = 2,
+) -> Call:
+    """Reset and drain, as in C: all leaf words under one `mid` word, then that word, then the top.
+
+    1. Clear the leaf words which `mid` names, one by one, and note those that are zero now.  A
+       reset of a whole word stores zero, as nobody asks what it took.
+    2. ONE fetch_and drops their bits from `mid`.
+    3. Look again at each of them: whoever marked it after 1 may have found the bit of `mid` still
+       set, before 2.  If it is not zero, restore every level.
+    4. If 2 left `mid` zero and 3 restored nothing: the same one level up.
+    """
+    yield lock()
+    taken = 0
+    named = 0
+    if not from_top or (yield nonzero(TOP)):
+        named = yield load(MID)
+    zero = []
+    for word in (LEAF0, LEAF1):
+        if not named >> word & 1 or not bits[word]:
+            continue
+        old = yield load(word)
+        if old & bits[word]:
+            if take_by_store or (bits[word] == ALL and not drain):
+                yield store(word, old & ~bits[word])  # BROKEN in a drain: `old` may be out of date
+            else:
+                old = yield fetch_and(word, ~bits[word])
+            taken |= (old & bits[word]) << 2 * word
+        if old & ~bits[word] == 0:
+            zero.append(word)
+    if zero:
+        drop = sum(1 << word for word in zero)
+        left = (yield fetch_and(MID, ~drop)) & ~drop
+        restored = False
+        for word in zero:
+            if look_again and (yield nonzero(word)):
+                yield from set_bits(MID, 1 << word)
+                if levels_restored > 1:
+                    yield from set_bits(TOP, 1)
+                restored = True
+        if not left and not restored:
+            yield fetch_and(TOP, ~1)
+            if look_again and (yield nonzero(MID)):
+                yield from set_bits(TOP, 1)
+    yield unlock()
+    return taken
+
+
+def clear_column(look_at_mid: bool = True, levels_restored: int = 2) -> Call:
+    """Another order, for leaf0 only: clear the column from leaf to top, then look at it again.
+
+    Here the top is gone already when the leaf is looked at again, so restoring has to go all the
+    way up; and looking at the leaf alone misses a summary that came by way of the other leaf word.
+    """
+    yield lock()
+    taken = yield fetch_and(LEAF0, ~ALL)
+    if (yield fetch_and(MID, ~1)) & ~1 == 0:
+        yield fetch_and(TOP, ~1)
+    if look_at_mid and (yield nonzero(MID)):
+        yield from set_bits(TOP, 1)
+    if (yield nonzero(LEAF0)):
+        yield from set_bits(MID, 1)
+        if levels_restored > 1:
+            yield from set_bits(TOP, 1)
+    yield unlock()
+    return taken
+
+
+# ---- the exploration -----------------------------------------------------------------------------
+
+
+Marks = frozenset[tuple[int, int, int]]  # thread, word, bit
+
+
+class Thread(NamedTuple):
+    """One call of one thread: what it runs, and for a marker the word and the bits it marks."""
+
+    name: str
+    call: Callable[[], Call]
+    marks: tuple[int, int] | None = None
+    drains: bool = False
+
+
+class State(NamedTuple):
+    """What the threads can do next depends on this and on nothing else.
+
+    A generator cannot be copied or hashed; but what it does next follows from the values that it
+    has been sent, so those stand for it.
+
+    owed: marks begun and not taken since, as (thread, word, bit); thread -1 for those there were.
+    due: the part of them that the drain which is running has to take before it ends.
+    removed: the bits that this drain has cleared so far.
+    """
+
+    memory: Memory
+    sent: tuple[tuple[int, ...], ...]
+    owed: Marks
+    due: Marks
+    removed: int
+
+
+class Counterexample(Exception):
+    """A property that does not hold, with the shortest schedule that shows it."""
+
+
+Line = tuple[str, str, int, int, int]  # thread, access, word, its value before and after
+
+
+class Finished(NamedTuple):
+    drained: int
+
+
+RETURNED = (-1,)  # in place of the values sent to a call that has returned
+
+
+def explore(threads: list[Thread], memory: Memory) -> int:
+    """Visit every reachable state; returns how many.  Raises Counterexample."""
+    cache: dict[tuple[int, tuple[int, ...]], Any] = {}
+
+    def upcoming(i: int, sent: tuple[int, ...]) -> Any:
+        """The next access of thread i after it was sent these values, or Finished."""
+        key = (i, sent)
+        if sent == RETURNED:
+            return Finished(0)
+        if key not in cache:
+            call = threads[i].call()
+            try:
+                access = next(call)
+                for value in sent:
+                    access = call.send(value)
+                cache[key] = access
+            except StopIteration as end:
+                cache[key] = Finished(end.value)
+        return cache[key]
+
+    before = frozenset(
+        (-1, word, bit) for word in (LEAF0, LEAF1) for bit in (1, 2) if memory[word] & bit
+    )
+    first = State(memory, ((),) * len(threads), before, frozenset(), 0)
+    came_from: dict[State, tuple[State, Line] | None] = {first: None}
+    queue = deque([first])
+    while queue:
+        state = queue.popleft()
+        running = False
+        for i, thread in enumerate(threads):
+            access = upcoming(i, state.sent[i])
+            if isinstance(access, Finished):
+                continue
+            running = True
+            what, word, operand = access
+            if what == "lock" and state.memory[LOCK]:
+                continue
+            after, line = step(state, i, thread, what, word, operand)
+            done = upcoming(i, after.sent[i])
+            if isinstance(done, Finished):  # how it got there no longer matters
+                after = after._replace(sent=(*after.sent[:i], RETURNED, *after.sent[i + 1 :]))
+            wrong = None
+            if thread.drains and what == "lock":
+                returned = {
+                    j
+                    for j in range(len(threads))
+                    if isinstance(upcoming(j, after.sent[j]), Finished)
+                }
+                due = frozenset(m for m in after.owed if m[0] in returned or m[0] == -1)
+                after = after._replace(due=due, removed=0)
+            elif thread.drains and isinstance(done, Finished):
+                left = after.due & after.owed
+                if left:
+                    wrong = f"(b) the drain passed over {show_marks(left, threads)}"
+                elif done.drained != after.removed:
+                    wrong = f"lost: drained {done.drained:04b}, but {after.removed:04b} is gone"
+                after = after._replace(due=frozenset(), removed=0)
+            if after not in came_from or wrong:
+                came_from.setdefault(after, (state, line))
+                queue.append(after)
+            if wrong:
+                raise Counterexample(schedule(came_from, state, line, threads, memory, wrong))
+        if not running:
+            wrong = wrong_at_end(state, threads)
+            if wrong:
+                raise Counterexample(schedule(came_from, state, None, threads, memory, wrong))
+    return len(came_from)
+
+
+def step(
+    state: State, i: int, thread: Thread, what: str, word: int, operand: int
+) -> tuple[State, Line]:
+    """One access of thread i: the state after it, and the line for the schedule."""
+    old = state.memory[word]
+    new = old if what in ("load", "has", "any") else operand
+    new = {"or": old | operand, "and": old & operand}.get(what, new)
+    memory = (*state.memory[:word], new, *state.memory[word + 1 :])
+    sent = (*state.sent[:i], state.sent[i] + (observed(what, operand, old),), *state.sent[i + 1 :])
+    owed, removed = state.owed, state.removed
+    if thread.marks and not state.sent[i]:  # it begins
+        marked, bits = thread.marks
+        owed |= {(i, marked, bit) for bit in (1, 2) if bits & bit}
+    gone = old & ~new
+    if word in (LEAF0, LEAF1) and gone:
+        owed = frozenset(m for m in owed if not (m[1] == word and m[2] & gone))
+        if thread.drains:
+            removed |= gone << 2 * word
+    return State(memory, sent, owed, state.due, removed), (thread.name, what, word, old, new)
+
+
+def wrong_at_end(state: State, threads: list[Thread]) -> str | None:
+    """All calls have returned: what is wrong with what they left?"""
+    leaf = state.memory[:2]
+    lost = [m for m in state.owed if not leaf[m[1]] & m[2]]
+    if lost:
+        return f"lost: nobody took {show_marks(frozenset(lost), threads)}, and it is not there"
+    for word in (LEAF0, LEAF1):
+        if leaf[word] and not state.memory[MID] >> word & 1:
+            return f"(a) {WORD_NAMES[word]} is {leaf[word]:02b}, its bit in mid is clear"
+    if state.memory[MID] and not state.memory[TOP]:
+        return f"(a) mid is {state.memory[MID]:02b}, the top is clear"
+    return None
+
+
+def show_marks(marks: Marks, threads: list[Thread]) -> str:
+    return ", ".join(
+        f"{WORD_NAMES[word]} bit {bit >> 1} (marked by "
+        f"{threads[i].name if i >= 0 else 'somebody before'})"
+        for i, word, bit in sorted(marks)
+    )
+
+
+def schedule(
+    came_from: dict[State, tuple[State, Line] | None],
+    state: State,
+    last: Line | None,
+    threads: list[Thread],
+    memory: Memory,
+    wrong: str,
+) -> str:
+    lines = [last] if last else []
+    at = came_from[state]
+    while at:
+        lines.append(at[1])
+        at = came_from[at[0]]
+    shown = [
+        f"  {name:8} {what:6} {WORD_NAMES[word]:6} {old:02b} -> {new:02b}"
+        for name, what, word, old, new in reversed(lines)
+    ]
+    start = " ".join(f"{name} {word:02b}" for name, word in zip(WORD_NAMES, memory))
+    calls = ", ".join(thread.name for thread in threads)
+    return "\n".join([f"{calls} on {start}:", *shown, f"=> {wrong}"])
+
+
+# ---- scenarios -----------------------------------------------------------------------------------
+
+
+def marker(name: str, word: int, bits: int, **options: Any) -> Thread:
+    return Thread(name, lambda: mark(word, bits, **options), (word, bits))
+
+
+def filler(name: str, word: int) -> Thread:
+    return Thread(name, lambda: fill(word), (word, ALL))
+
+
+def resetter(**options: Any) -> Thread:
+    return Thread("reset", lambda: clear(False, **options))
+
+
+def drainer(**options: Any) -> Thread:
+    return Thread("drain", lambda: clear(True, **options), drains=True)
+
+
+EMPTY: Memory = (0, 0, 0, 0, 0)
+STALE: Memory = (0, 0, ALL, 1, 0)  # summary bits over zero words are allowed
+STARTS: dict[str, Memory] = {
+    "empty": EMPTY,
+    "stale": STALE,
+    "stale top": (0, 0, 0, 1, 0),
+    "one dirty": (1, 0, 0b01, 1, 0),
+    "other word": (0, 1, 0b10, 1, 0),
+    "both": (1, 1, ALL, 1, 0),
+}
+
+# Where the two markers go: the bit they mark in the leaf word.
+PAIRS = {
+    "same bit": ((LEAF0, 1), (LEAF0, 1)),
+    "same word": ((LEAF0, 1), (LEAF0, 2)),
+    "neighbours": ((LEAF0, 1), (LEAF1, 1)),
+}
+
+
+def all_pairs(
+    *others: Thread, starts: tuple[str, ...] = ("empty", "one dirty"), **options: Any
+) -> int:
+    """Every pair of markers beside the others; returns the number of states."""
+    return sum(
+        explore(
+            [marker("mark A", *a, **options), marker("mark B", *b, **options), *others],
+            STARTS[start],
+        )
+        for a, b in PAIRS.values()
+        for start in starts
+    )
+
+
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("pair", PAIRS)
+def test_two_markers_reset_and_drain(pair: str, start: str) -> None:
+    a, b = PAIRS[pair]
+    threads = [marker("mark A", *a), marker("mark B", *b), resetter(), drainer()]
+    assert explore(threads, STARTS[start]) > 1000
+
+
+def test_markers_that_do_not_test_first() -> None:
+    assert all_pairs(drainer(), test_first=False) > 1000
+
+
+def test_two_drains() -> None:
+    assert all_pairs(drainer(), drainer()) > 1000
+
+
+@pytest.mark.parametrize("bits", [(1, 0), (2, 0), (ALL, 0), (0, ALL), (1, 1), (2, ALL)])
+def test_reset_of_a_part(bits: tuple[int, int]) -> None:
+    assert all_pairs(resetter(bits=bits)) > 1000
+
+
+def test_reset_that_starts_at_the_middle_level() -> None:
+    assert all_pairs(resetter(from_top=False)) > 1000
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_marks_over_a_whole_word(start: str) -> None:
+    threads = [filler("fill A", LEAF0), marker("mark B", LEAF0, 1), drainer()]
+    explore(threads, STARTS[start])
+    explore([filler("fill A", LEAF0), filler("fill B", LEAF1), drainer()], STARTS[start])
+
+
+def test_clearing_the_column_first() -> None:
+    column = Thread("reset", clear_column)
+    assert all_pairs(column, starts=("empty", "one dirty", "both")) > 1000
+    assert explore([marker("mark A", LEAF0, 1), column, drainer()], STARTS["one dirty"]) > 1000
+
+
+# ---- broken on purpose ---------------------------------------------------------------------------
+
+
+def broken_early_exit() -> int:
+    return all_pairs(drainer(), early_exit=True)
+
+
+def broken_early_exit_without_test() -> int:
+    return all_pairs(drainer(), early_exit=True, test_first=False)
+
+
+def broken_no_second_look() -> int:
+    return all_pairs(resetter(look_again=False))
+
+
+def broken_no_second_look_of_the_drain() -> int:
+    return all_pairs(drainer(look_again=False), drainer())
+
+
+def broken_drain_loads_then_stores() -> int:
+    return all_pairs(drainer(take_by_store=True))
+
+
+def broken_column_restores_one_level() -> int:
+    return all_pairs(Thread("reset", lambda: clear_column(levels_restored=1)))
+
+
+def broken_column_looks_at_the_leaf_only() -> int:
+    return all_pairs(Thread("reset", lambda: clear_column(look_at_mid=False)))
+
+
+BROKEN = {
+    broken_early_exit: "(b) the drain passed over leaf0 bit 0 (marked by mark",
+    broken_early_exit_without_test: "(b) the drain passed over leaf0 bit 0 (marked by mark",
+    broken_no_second_look: "(a) ",
+    broken_no_second_look_of_the_drain: "(b) ",
+    broken_drain_loads_then_stores: "lost: ",
+    broken_column_restores_one_level: "(a) mid is ",
+    broken_column_looks_at_the_leaf_only: "(a) mid is ",
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda f: f.__name__[len("broken_") :])
+def test_a_broken_protocol_is_caught(broken: Callable[[], int]) -> None:
+    with pytest.raises(Counterexample) as caught:
+        broken()
+    text = str(caught.value)
+    print(text)
+    assert "=> " + BROKEN[broken] in text
+    assert "mark A" in text
+    assert len(text.splitlines()) > 4
+
+
+def test_nothing_above_is_gone_yet_when_the_batched_clear_looks_again() -> None:
+    """Hence one level would do there; C restores all of them all the same, as the rule says."""
+    assert all_pairs(resetter(levels_restored=1), drainer()) > 1000
+
+
+if __name__ == "__main__":
+    for scenario in BROKEN:
+        try:
+            scenario()
+        except Counterexample as found:
+            print(f"{scenario.__name__}\n{found}\n")
