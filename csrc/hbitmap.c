@@ -135,6 +135,7 @@ static struct hb_block *hb_block_new(uint64_t size, int granularity,
     return b;
 }
 
+_Static_assert(sizeof(size_t) == sizeof(uint64_t), "HBitmap needs 64-bit addresses");
 _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2 && sizeof(hb_word) == sizeof(uint64_t),
                "HBitmap needs lock-free 64-bit atomics");
 
@@ -212,12 +213,26 @@ HBitmap *hbitmap_alloc_on(uint64_t size, int granularity,
     return hb;
 }
 
+static void hb_delete(HBitmap *hb)
+{
+    hb_block_free(hb_block_of(hb));
+    pthread_mutex_destroy(&hb->lock);
+    free(hb);
+}
+
 void hbitmap_free(HBitmap *hb)
 {
-    if (hb) {
-        hb_block_free(hb_block_of(hb));
-        pthread_mutex_destroy(&hb->lock);
-        free(hb);
+    bool pinned;
+
+    if (!hb) {
+        return;
+    }
+    hb_lock(hb);
+    hb->unwanted = true;
+    pinned = hb->pins != 0;
+    hb_unlock(hb);
+    if (!pinned) {
+        hb_delete(hb);
     }
 }
 
@@ -266,9 +281,15 @@ void hbitmap_pin(HBitmap *hb)
 
 void hbitmap_unpin(HBitmap *hb)
 {
+    bool last;
+
     hb_lock(hb);
     hb->pins--;
+    last = hb->unwanted && hb->pins == 0;
     hb_unlock(hb);
+    if (last) {
+        hb_delete(hb);
+    }
 }
 
 /* ---- marks -------------------------------------------------------------- */
@@ -497,7 +518,10 @@ int hb_whole_groups(const HBitmap *hb, const struct hb_block *b,
     if (start >= b->size || count > hb_round_up(hb, b->size) - start) {
         return -ERANGE;
     }
-    if ((start & inside) || ((end & inside) && end != b->size)) {
+    if (start & inside) {
+        return -EINVAL;
+    }
+    if ((end & inside) && end != b->size) {
         return end > b->size ? -ERANGE : -EINVAL;
     }
     *first = start >> hb->granularity;

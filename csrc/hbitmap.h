@@ -92,8 +92,8 @@ HBitmap *hbitmap_alloc(uint64_t size, int granularity);
 HBitmap *hbitmap_alloc_on(uint64_t size, int granularity,
                           uint64_t *words, size_t nwords);
 
-/* Frees hb and all that it holds.  No other call may be running.  NULL is
- * fine. */
+/* Frees hb and all that it holds; what is pinned, with the last unpin.  No
+ * other call may be running.  NULL is fine. */
 void hbitmap_free(HBitmap *hb);
 
 /*
@@ -104,7 +104,8 @@ void hbitmap_free(HBitmap *hb);
  */
 int hbitmap_truncate(HBitmap *hb, uint64_t size);
 
-/* Between pin and unpin hbitmap_truncate is refused, so size and words stay. */
+/* Between pin and unpin hbitmap_truncate is refused and hbitmap_free waits, so
+ * the bitmap and its words stay. */
 void hbitmap_pin(HBitmap *hb);
 void hbitmap_unpin(HBitmap *hb);
 

@@ -86,6 +86,7 @@ struct HBitmap {
     alignas(HB_CACHE_LINE) pthread_mutex_t lock;
     _Atomic uint64_t count;             /* dirty groups, see count_state */
     unsigned pins;                      /* under the lock */
+    bool unwanted;                      /* freed, so the last pin deletes it */
 };
 
 /* ---- arithmetic --------------------------------------------------------- */

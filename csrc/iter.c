@@ -56,7 +56,10 @@ uint64_t hb_next_clean(const struct hb_block *b, uint64_t group, uint64_t limit)
 void hbitmap_iter_init(HBitmapIter *hbi, const HBitmap *hb, uint64_t first)
 {
     hbi->hb = hb;
-    hbi->group = first >> hb->granularity;
+    /* Beyond the size there is nothing, also where the last group is cut and
+     * so holds items beyond it. */
+    hbi->group = first < hb_block_of(hb)->size ? first >> hb->granularity
+                                               : HB_NONE;
 }
 
 int64_t hbitmap_iter_next(HBitmapIter *hbi)

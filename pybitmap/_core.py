@@ -84,8 +84,59 @@ _UINT64_FORMATS = {
 }
 
 
-def hbitmap_alloc(size: int, granularity: int) -> CData:
-    """A new ``HBitmap *`` that is freed with the object.
+try:
+    from __pypy__ import add_memory_pressure  # type: ignore[import-not-found,unused-ignore]
+except ImportError:
+
+    def add_memory_pressure(nbytes: int) -> None:
+        """Tells PyPy's collector what hangs on an object."""
+
+
+class _Freed(int):
+    """The address of an ``HBitmap`` that is freed with this object."""
+
+    __slots__ = ()
+
+    def __del__(
+        self,
+        free: Callable[[CData], None] = lib.hbitmap_free,
+        cast: Callable[[str, int], CData] = ffi.cast,
+    ) -> None:
+        free(cast("HBitmap *", self))
+
+
+class Owner:
+    """An ``HBitmap`` that is freed when nothing refers to this object any more.
+
+    Why not ffi.gc: the collector calls the finalizers of a cycle in any order, so one of them might
+    use a bitmap that is freed already. Hence a finalizer that frees nothing: it leaves that to an
+    object which is too new for this round of the collector, and so goes with the last reference.
+    """
+
+    __slots__ = ("_address", "_heir")
+
+    def __init__(self, hb: CData) -> None:
+        self._address = address(hb)
+
+    def __del__(self, heir: Callable[[int], _Freed] = _Freed) -> None:
+        self._heir = heir(self._address)
+
+
+class Pin(int):
+    """The address of an ``HBitmap`` that is pinned while this object exists."""
+
+    __slots__ = ()
+
+    def __del__(
+        self,
+        unpin: Callable[[CData], None] = lib.hbitmap_unpin,
+        cast: Callable[[str, int], CData] = ffi.cast,
+    ) -> None:
+        unpin(cast("HBitmap *", self))
+
+
+def hbitmap_alloc(size: int, granularity: int) -> tuple[CData, Owner]:
+    """A new ``HBitmap *``, valid as long as its owner exists.
 
     :raises InvalidError: for sizes and granularities that hbitmap_alloc refuses
     """
@@ -96,8 +147,9 @@ def hbitmap_alloc(size: int, granularity: int) -> CData:
     hb = lib.hbitmap_alloc(size, granularity)
     if not hb:
         raise no_memory(size, granularity)
-    # The size tells PyPy's collector what hangs on the object, were it marked all over.
-    return ffi.gc(hb, lib.hbitmap_free, min((size >> granularity) // 8, 1 << 26))
+    # As if it were marked all over, within reason.
+    add_memory_pressure(min((size >> granularity) // 8, 1 << 26))
+    return hb, Owner(hb)
 
 
 def check_size(size: int, granularity: int) -> None:
@@ -161,13 +213,12 @@ def words(hb: CData) -> memoryview:
 def pinned_words(hb: CData) -> memoryview:
     """The leaf words, live, as a read-only view of bytes that pins the bitmap while it exists."""
     hbitmap_pin(hb)
-    pin = ffi.gc(hb, lib.hbitmap_unpin)
+    pin = Pin(address(hb))
     nwords = new("size_t *")
-    pointer = hbitmap_words(hb, nwords)
-    # The view holds the pointer, the pointer its destructor, and that the pin. It is a destructor
-    # without Python code (it compares, in vain), so that no Ctrl-C can be swallowed in it.
-    owner = ffi.gc(pointer, partial(is_, pin))
-    return memoryview(buffer(owner, 8 * nwords[0])).toreadonly()
+    # The view holds the pointer, the pointer its destructor, and that the pin; a destructor that
+    # does nothing else (it compares, in vain).
+    pointer = ffi.gc(hbitmap_words(hb, nwords), partial(is_, pin))
+    return memoryview(buffer(pointer, 8 * nwords[0])).toreadonly()
 
 
 def uint64_array(name: str, data: ReadableBuffer) -> tuple[CData, int]:

@@ -68,10 +68,10 @@ class HBitmap(MutableSet[int]):
     """
 
     # _clears counts what may have cleared bits, for iterators that hold a batch of them.
-    __slots__ = ("__weakref__", "_clears", "_granularity", "_hb")
+    __slots__ = ("__weakref__", "_clears", "_granularity", "_hb", "_owner")
 
     def __init__(self, size: int, granularity: int = 0) -> None:
-        self._hb: CData = _core.hbitmap_alloc(size, granularity)
+        self._hb, self._owner = _core.hbitmap_alloc(size, granularity)
         self._granularity = index(granularity)
         self._clears = 0
 
@@ -101,16 +101,18 @@ class HBitmap(MutableSet[int]):
         :raises InvalidError: if the lengths differ
         """
         c_starts, nstarts = _core.uint64_array("starts", starts)
-        c_counts, ncounts = _core.uint64_array("counts", counts)
-        if nstarts != ncounts:
-            raise InvalidError(f"{nstarts} starts and {ncounts} counts")
-        if _core.hbitmap_set_many(self._hb, c_starts, c_counts, nstarts):
-            size = self.size
-            for i, (start, count) in enumerate(zip(memoryview(starts), memoryview(counts))):
-                if start + count > size and count:
-                    error = _core.out_of_range(self._hb, start, count)
-                    raise type(error)(f"write {i}: {error}")
-            raise InvalidError("starts or counts changed while they were being marked")
+        with c_starts:
+            c_counts, ncounts = _core.uint64_array("counts", counts)
+            with c_counts:
+                if nstarts != ncounts:
+                    raise InvalidError(f"{nstarts} starts and {ncounts} counts")
+                if _core.hbitmap_set_many(self._hb, c_starts, c_counts, nstarts):
+                    size = self.size
+                    for i, (start, count) in enumerate(zip(c_starts, c_counts)):
+                        if start + count > size and count:
+                            error = _core.out_of_range(self._hb, start, count)
+                            raise type(error)(f"write {i}: {error}")
+                    raise InvalidError("starts or counts changed while they were being marked")
 
     def reset(self, start: int, count: int | None = None) -> None:
         """Clean the groups of a range; ``count`` None: the one group at ``start``.
@@ -449,58 +451,70 @@ class HBitmap(MutableSet[int]):
         if isinstance(other, HBitmap):
             return other
         result = HBitmap(self.size, self._granularity)
-        if strict:
-            result._add_all(other)
-        else:
-            size = result.size
-            items = []
-            for element in other:
-                try:
-                    item = index(cast(int, element))
-                except TypeError:
-                    continue
-                if 0 <= item < size:
-                    items.append(item)
-            result._add_all(items)
+        result._mark_items(self._items_of(other, strict))
         return result
 
-    def _add_all(self, elements: Iterable[object]) -> None:
-        """Mark the groups of all elements, or none if one is no item of the bitmap."""
+    def _items_of(self, elements: Iterable[object], strict: bool) -> array[int]:
+        size = self.size
         items = array("Q")
         for element in elements:
-            item = index(cast(int, element))
-            if not 0 <= item <= _TO_THE_END:
+            try:
+                item = index(cast(int, element))
+            except TypeError:
+                if strict:
+                    raise
+                continue
+            if 0 <= item < size:
+                items.append(item)
+            elif strict:
                 raise _core.out_of_range(self._hb, item, 1)
-            items.append(item)
+        return items
+
+    def _mark_items(self, items: array[int]) -> None:
         self.set_many(items, array("Q", [1]) * len(items))
 
     def update(self, *others: Iterable[int]) -> None:
-        """Mark the groups of all elements of the others.
+        """Mark the groups of all elements of the others, or of none if one is refused.
 
         :raises MismatchError: if another HBitmap has another size (granularities may differ)
         :raises RangeError: if an element is not inside the bitmap
         """
+        ready: list[HBitmap | array[int]] = []
         for other in others:
+            if not isinstance(other, HBitmap):
+                ready.append(self._items_of(other, strict=True))
+            elif other.size != self.size:
+                raise _core.mismatch(self._hb, other._hb)
+            else:
+                ready.append(other)
+        for other in ready:
             if isinstance(other, HBitmap):
                 self.merge(other)
             else:
-                self._add_all(other)
+                self._mark_items(other)
+
+    def _operate_all(self, operation: Operation, others: Iterable[Iterable[object]]) -> None:
+        """self = self op other for each of them, or for none if one does not fit."""
+        ready = [self._coerce(other, strict=False) for other in others]
+        for other in ready:
+            if other._granularity != self._granularity or other.size != self.size:
+                raise _core.mismatch(self._hb, other._hb)
+        for other in ready:
+            self._operate(operation, other)
 
     def intersection_update(self, *others: Iterable[object]) -> None:
         """Keep only the groups that all others have elements in.
 
         :raises MismatchError: if another HBitmap has another size or granularity
         """
-        for other in others:
-            self._operate(_core.hbitmap_and, self._coerce(other, strict=False))
+        self._operate_all(_core.hbitmap_and, others)
 
     def difference_update(self, *others: Iterable[object]) -> None:
         """Clean the groups that one of the others has elements in.
 
         :raises MismatchError: if another HBitmap has another size or granularity
         """
-        for other in others:
-            self._operate(_core.hbitmap_andnot, self._coerce(other, strict=False))
+        self._operate_all(_core.hbitmap_andnot, others)
 
     def symmetric_difference_update(self, other: Iterable[int]) -> None:
         """Flip the groups that the other has elements in (each once).
@@ -717,8 +731,7 @@ class HBitmap(MutableSet[int]):
     def sha256(self) -> str:
         """SHA-256 of the leaf words, in hex, as QEMU's x-debug-block-dirty-bitmap-sha256 has it."""
         digest = hashlib.sha256()
-        with self.pin():
-            words = _core.words(self._hb)
+        with self.pin(), _core.words(self._hb) as words:
             # Not at once: it could not be interrupted.
             for start in range(0, len(words), _DIGEST_STEP):
                 digest.update(words[start : start + _DIGEST_STEP])
@@ -773,22 +786,23 @@ class HBitmap(MutableSet[int]):
         """
         start = index(start)
         c_data, nbytes = _core.byte_array("data", data)
-        self._check_serializable()
-        size = self.size
-        if not 0 <= start <= size:
-            raise _core.out_of_range(self._hb, start, 0)
-        align = _core.hbitmap_serialization_align(self._hb)
-        most = 8 * -(-(size - start) // align)
-        if nbytes % 8 or nbytes > most:
-            raise InvalidError(
-                f"{nbytes} bytes of data: from item {start} on the bitmap of {size} items takes "
-                f"whole 8-byte words, {most} bytes at most"
-            )
-        count = size - start if nbytes == most else nbytes // 8 * align
-        code = _core.hbitmap_deserialize_part(self._hb, c_data, start, count, True)
-        if code:
-            raise self._bad_chunk(code, start, count)
-        self._clears += 1
+        with c_data:
+            self._check_serializable()
+            size = self.size
+            if not 0 <= start <= size:
+                raise _core.out_of_range(self._hb, start, 0)
+            align = _core.hbitmap_serialization_align(self._hb)
+            most = 8 * -(-(size - start) // align)
+            if nbytes % 8 or nbytes > most:
+                raise InvalidError(
+                    f"{nbytes} bytes of data: from item {start} on the bitmap of {size} items "
+                    f"takes whole 8-byte words, {most} bytes at most"
+                )
+            count = size - start if nbytes == most else nbytes // 8 * align
+            code = _core.hbitmap_deserialize_part(self._hb, c_data, start, count, True)
+            if code:
+                raise self._bad_chunk(code, start, count)
+            self._clears += 1
 
     def _check_serializable(self) -> None:
         if not _core.hbitmap_is_serializable(self._hb):
@@ -825,7 +839,7 @@ class HBitmap(MutableSet[int]):
 
         From protocol 5 on they can go out of band.
         """
-        nwords = max(1, -(-self.size >> self._granularity) // 64)
+        nwords = max(1, -(-self.size >> (self._granularity + 6)))
         dense = (
             _core.hbitmap_is_serializable(self._hb)
             and 8 * _core.hbitmap_nonzero_words(self._hb) > nwords
@@ -837,7 +851,7 @@ class HBitmap(MutableSet[int]):
             areas = self.areas_array()
             data = _little_endian(areas.cast("B") if areas.nbytes else b"")
         if index(cast(int, protocol)) >= 5:
-            data = PickleBuffer(data)
+            data = PickleBuffer(data if isinstance(data, bytes) else bytes(data))
         elif not isinstance(data, bytes):
             data = bytes(data)
         return _unpickle, (self.size, self._granularity, dense, data)
