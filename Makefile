@@ -70,12 +70,13 @@ build/asan/test_model: DEFINES = -DHB_TEST_ALLOC -DHB_MAP_MIN=SIZE_MAX
 build/asan/test_model_mapped: DEFINES = -DHB_TEST_ALLOC -DHB_MAP_MIN=1
 build/asan/test_threads: DEFINES = -DHB_MAP_MIN=SIZE_MAX
 
+# Not `python -m pytest`, which would find the package of this folder first.
 # The interpreter is not instrumented, so the sanitizer is loaded before it; what the interpreter
 # leaks is not ours to report.
 asan-py: build/asan/site/pybitmap $(VENV)/.test
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
-	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/asan/site PYTHONMALLOC=malloc \
-	    $(BIN)/python -m pytest -q -m core -p no:cacheprovider
+	    ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONPATH=$(CURDIR)/build/asan/site PYTHONMALLOC=malloc HYPOTHESIS_PROFILE=default \
+	    $(BIN)/pytest -q -m core -p no:cacheprovider
 
 build/asan/site/pybitmap: $(BUILD_FILES) $(wildcard pybitmap/*.py) | $(VENV)/.test
 	CFLAGS="$(ASAN) -g" LDFLAGS="-fsanitize=address,undefined" \
