@@ -722,7 +722,7 @@ class DeserializeAdds(Model):
         (NextZeroIgnoresTheEnd, ["set", "search"]),
         (PopTakesTheLast, ["set", "pop"]),
         (MergeReplaces, ["set", "merge"]),
-        (DrainCopies, ["set", "drain"]),
+        (DrainCopies, ["set", "drain_all"]),
         (TruncateLeavesBits, ["set", "truncate"]),
         (DeserializeAdds, ["set", "deserialize"]),
     ],
