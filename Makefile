@@ -43,8 +43,8 @@ types: $(VENV)/.dev ## Check types with mypy --strict
 
 asan: asan-c asan-py ## Run the tests in C and those of the core under ASan and UBSan
 
-tsan: build/tsan/test_threads ## Run the threads in C under TSan
-	build/tsan/test_threads $(SEED)
+tsan: build/tsan/test_threads build/tsan/test_tracker ## Run the threads in C under TSan
+	for program in $^; do $$program $(SEED) || exit 1; done
 
 wheel: $(VENV)/.dev ## Build the wheel and the source archive into dist/
 	$(BIN)/pip -q install build
@@ -62,13 +62,13 @@ $(VENV)/.%: $(BUILD_FILES)
 	PYTHONWARNINGS=ignore $(BIN)/pip -q --disable-pip-version-check install -e '.[$*]'
 	@touch $@
 
-asan-c: build/asan/test_model build/asan/test_model_mapped build/asan/test_threads
+asan-c: $(addprefix build/asan/test_,model model_mapped threads tracker)
 	for program in $^; do $$program $(SEED) || exit 1; done
 
 # Red zones stand only around what comes from malloc; the other build maps everything.
 build/asan/test_model: DEFINES = -DHB_TEST_ALLOC -DHB_MAP_MIN=SIZE_MAX
 build/asan/test_model_mapped: DEFINES = -DHB_TEST_ALLOC -DHB_MAP_MIN=1
-build/asan/test_threads: DEFINES = -DHB_MAP_MIN=SIZE_MAX
+build/asan/test_threads build/asan/test_tracker: DEFINES = -DHB_MAP_MIN=SIZE_MAX
 
 # Not `python -m pytest`, which would find the package of this folder first.
 # The interpreter is not instrumented, so the sanitizer is loaded before it; what the interpreter

@@ -12,8 +12,8 @@ import sys
 from cffi import FFI
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-HEADERS = ["hbitmap.h"]
-SOURCES = ["hbitmap.c", "iter.c", "bulk.c", "check.c"]
+HEADERS = ["hbitmap.h", "tracker.h"]
+SOURCES = ["hbitmap.c", "iter.c", "bulk.c", "check.c", "tracker.c"]
 
 
 def declarations(header: str) -> str:

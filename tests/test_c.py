@@ -66,6 +66,11 @@ def test_threads_keep_the_promises(tmp_path: Path) -> None:
     assert output.count("ok ") == 7
 
 
+def test_bitmaps_come_and_go_beside_writes(tmp_path: Path) -> None:
+    output = succeed([build(tmp_path, "test_tracker"), "1", "5"])
+    assert output.count("ok ") == 3
+
+
 @pytest.mark.parametrize("name", ["gcc", "clang"])
 def test_sources_compile_without_a_warning(tmp_path: Path, name: str) -> None:
     compiler = peer(name, name)

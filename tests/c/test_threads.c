@@ -9,82 +9,9 @@
  * Meant for ThreadSanitizer and AddressSanitizer as much as for a plain build.
  * SCENARIO: only those whose name contains this.
  */
-#include <pthread.h>
-#include <sched.h>
-#include <stdatomic.h>
+#include "workers.h"
 
-#include "support.h"
-
-/* ---- threads ------------------------------------------------------------ */
-
-enum { MOST_WORKERS = 12 };
-
-struct worker {
-    pthread_t thread;
-    void (*run)(struct worker *self);
-    unsigned index;         /* among those that run the same */
-    uint64_t rng;
-    uint64_t *seen;         /* how often each group was found in a drain */
-};
-
-static struct worker workers[MOST_WORKERS];
-static unsigned nworkers;
-static uint64_t rng;
-static atomic_uint gate;
 static atomic_uint busy;    /* workers that others wait for */
-
-static void *worker_main(void *arg)
-{
-    struct worker *self = arg;
-
-    atomic_fetch_sub(&gate, 1);
-    while (atomic_load(&gate)) {
-        sched_yield();
-    }
-    self->run(self);
-    return NULL;
-}
-
-static void add(unsigned n, void (*run)(struct worker *self))
-{
-    for (unsigned i = 0; i < n; i++) {
-        struct worker *w = &workers[nworkers++];
-
-        CHECK(nworkers <= MOST_WORKERS, "too many workers");
-        w->run = run;
-        w->index = i;
-        w->rng = rng_next(&rng);
-        w->seen = NULL;
-    }
-}
-
-/* Runs all that were added, at once, until each has returned. */
-static void run_workers(void)
-{
-    atomic_store(&gate, nworkers);
-    for (unsigned i = 0; i < nworkers; i++) {
-        int err = pthread_create(&workers[i].thread, NULL, worker_main,
-                                 &workers[i]);
-
-        CHECK(err == 0, "pthread_create: %d", err);
-    }
-    for (unsigned i = 0; i < nworkers; i++) {
-        pthread_join(workers[i].thread, NULL);
-    }
-}
-
-/* Up to `most` idle turns, so that the threads meet in ever other places. */
-static void linger(struct worker *self, unsigned most)
-{
-    volatile unsigned turns = (unsigned)rng_below(&self->rng, most + 1);
-
-    while (turns) {
-        turns = turns - 1;
-    }
-    if (rng_one_in(&self->rng, 64)) {
-        sched_yield();
-    }
-}
 
 static HBitmap *make(uint64_t size, int granularity)
 {

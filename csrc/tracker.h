@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * HBTracker: one write, marked in every bitmap that records it.
+ *
+ * A node's write path.  Which bitmaps record changes now and then, from one
+ * thread at a time; writes come from many threads, all the time.
+ *
+ * offset and length are in bytes, the items of the bitmaps; all bitmaps of a
+ * set have its size.  Errors are as in hbitmap.h.
+ *
+ * THREADS.  Marks take no lock and may run beside everything but
+ * hbtracker_free.  One thread at a time may publish.
+ */
+#ifndef PYBITMAP_TRACKER_H
+#define PYBITMAP_TRACKER_H
+
+#include "hbitmap.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* cdef: begin */
+
+typedef struct HBTracker HBTracker;
+typedef struct HBTrackerSet HBTrackerSet;
+
+/* Knows no bitmap and has size 0.  NULL: no memory. */
+HBTracker *hbtracker_alloc(void);
+
+/* Frees the tracker and its set, not the bitmaps.  NULL is fine. */
+void hbtracker_free(HBTracker *tracker);
+
+/*
+ * What is to record: n bitmaps, for writes of a device of `size` bytes; with
+ * `readonly`, writes are refused.  The bitmaps stay the caller's, who keeps
+ * them until a later publish has returned.  NULL: no memory.
+ */
+HBTrackerSet *hbtracker_set_alloc(uint64_t size, HBitmap *const *bitmaps,
+                                  size_t n, bool readonly);
+
+/* Frees a set that was never published.  NULL is fine. */
+void hbtracker_set_free(HBTrackerSet *set);
+
+/*
+ * From now on `set` records; the tracker owns it.  When this returns, no mark
+ * is under way any more that does not see it: a bitmap that it leaves out does
+ * not change, and can be freed.  Cannot fail.
+ * NULL: writes wait until the next publish; nothing is marked meanwhile.
+ */
+void hbtracker_publish(HBTracker *tracker, HBTrackerSet *set);
+
+/* A write.  -ERANGE: not inside the device; -EROFS: some bitmap must not
+ * change.  Nothing was marked then. */
+int hbtracker_mark(HBTracker *tracker, uint64_t offset, uint64_t length);
+
+/* n writes.  As above, for all of them; but what is published meanwhile is
+ * seen from the next 4096 writes on, and if it refuses these, those before
+ * them were marked. */
+int hbtracker_mark_many(HBTracker *tracker, const uint64_t *offsets,
+                        const uint64_t *lengths, size_t n);
+
+/* cdef: end */
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
