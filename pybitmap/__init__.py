@@ -2,16 +2,43 @@
 """QEMU-class dirty bitmaps: the public names, gathered."""
 
 from ._sources import get_include, get_sources
-from .errors import BitmapError, InvalidError, MismatchError, RangeError, TraceError
+from .dirty import DirtyBitmap
+from .errors import (
+    BitmapError,
+    BusyError,
+    ClosedError,
+    ExistsError,
+    InconsistentError,
+    InvalidError,
+    MismatchError,
+    NotFoundError,
+    RangeError,
+    ReadonlyError,
+    StateError,
+    TraceError,
+    UnsupportedError,
+)
 from .hbitmap import HBitmap
+from .node import BlockGraph, BlockNode
 
 __all__ = [
     "BitmapError",
+    "BlockGraph",
+    "BlockNode",
+    "BusyError",
+    "ClosedError",
+    "DirtyBitmap",
+    "ExistsError",
     "HBitmap",
+    "InconsistentError",
     "InvalidError",
     "MismatchError",
+    "NotFoundError",
     "RangeError",
+    "ReadonlyError",
+    "StateError",
     "TraceError",
+    "UnsupportedError",
     "get_include",
     "get_sources",
 ]

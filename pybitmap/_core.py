@@ -66,6 +66,13 @@ hbitmap_serialize_part: Callable[[CData, CData, int, int], int] = lib.hbitmap_se
 hbitmap_deserialize_part: Callable[[CData, CData, int, int, bool], int] = (
     lib.hbitmap_deserialize_part
 )
+hbtracker_publish: Callable[[CData, CData], None] = lib.hbtracker_publish
+hbtracker_set_free: Callable[[CData], None] = lib.hbtracker_set_free
+hbtracker_mark: Callable[[CData, int, int], int] = lib.hbtracker_mark
+hbtracker_mark_many: Callable[[CData, CData, CData, int], int] = lib.hbtracker_mark_many
+
+#: A C pointer to nothing.
+NULL: CData = ffi.NULL
 
 #: C memory, freed with the object: ``new("uint64_t[]", 16)``. Zeroed.
 new: Callable[..., CData] = ffi.new
@@ -92,34 +99,35 @@ except ImportError:
         """Tells PyPy's collector what hangs on an object."""
 
 
-class _Freed(int):
-    """The address of an ``HBitmap`` that is freed with this object."""
+class _Freed:
+    """C memory that is freed with this object."""
 
-    __slots__ = ()
+    __slots__ = ("_address", "_free")
 
-    def __del__(
-        self,
-        free: Callable[[CData], None] = lib.hbitmap_free,
-        cast: Callable[[str, int], CData] = ffi.cast,
-    ) -> None:
-        free(cast("HBitmap *", self))
+    def __init__(self, address: int, free: Callable[[CData], None]) -> None:
+        self._address = address
+        self._free = free
+
+    def __del__(self, cast: Callable[[str, int], CData] = ffi.cast) -> None:
+        self._free(cast("void *", self._address))
 
 
 class Owner:
-    """An ``HBitmap`` that is freed when nothing refers to this object any more.
+    """C memory that is freed when nothing refers to this object any more.
 
     Why not ffi.gc: the collector calls the finalizers of a cycle in any order, so one of them might
     use a bitmap that is freed already. Hence a finalizer that frees nothing: it leaves that to an
     object which is too new for this round of the collector, and so goes with the last reference.
     """
 
-    __slots__ = ("_address", "_heir")
+    __slots__ = ("_address", "_free", "_heir")
 
-    def __init__(self, hb: CData) -> None:
-        self._address = address(hb)
+    def __init__(self, pointer: CData, free: Callable[[CData], None]) -> None:
+        self._address = address(pointer)
+        self._free = free
 
-    def __del__(self, heir: Callable[[int], _Freed] = _Freed) -> None:
-        self._heir = heir(self._address)
+    def __del__(self, heir: Callable[[int, Callable[[CData], None]], _Freed] = _Freed) -> None:
+        self._heir = heir(self._address, self._free)
 
 
 class Pin(int):
@@ -149,7 +157,23 @@ def hbitmap_alloc(size: int, granularity: int) -> tuple[CData, Owner]:
         raise no_memory(size, granularity)
     # As if it were marked all over, within reason.
     add_memory_pressure(min((size >> granularity) // 8, 1 << 26))
-    return hb, Owner(hb)
+    return hb, Owner(hb, lib.hbitmap_free)
+
+
+def hbtracker_alloc() -> tuple[CData, Owner]:
+    """A new ``HBTracker *``, valid as long as its owner exists."""
+    tracker = lib.hbtracker_alloc()
+    if not tracker:
+        raise MemoryError("no memory for a tracker")
+    return tracker, Owner(tracker, lib.hbtracker_free)
+
+
+def hbtracker_set_alloc(size: int, bitmaps: list[CData], readonly: bool) -> CData:
+    """A new ``HBTrackerSet *``; publishing it gives it away."""
+    tracker_set = lib.hbtracker_set_alloc(size, bitmaps, len(bitmaps), readonly)
+    if not tracker_set:
+        raise MemoryError(f"no memory for a set of {len(bitmaps)} bitmaps")
+    return tracker_set
 
 
 def check_size(size: int, granularity: int) -> None:

@@ -28,3 +28,38 @@ class MismatchError(InvalidError):
 
 class TraceError(InvalidError):
     """A trace of block writes that cannot be read."""
+
+
+class NotFoundError(BitmapError, KeyError):
+    """There is no node, or no bitmap, of that name."""
+
+    # KeyError shows the repr of its argument; this is a sentence.
+    __str__ = Exception.__str__
+
+
+class ExistsError(InvalidError):
+    """The name is taken."""
+
+
+class StateError(BitmapError):
+    """A flag of the bitmap forbids what was asked for."""
+
+
+class BusyError(StateError):
+    """The bitmap is in use by another operation."""
+
+
+class ReadonlyError(StateError):
+    """The content of the bitmap, or of a bitmap of the node, must not change."""
+
+
+class InconsistentError(StateError):
+    """The bitmap was not stored in an orderly way; it can only be removed."""
+
+
+class UnsupportedError(BitmapError):
+    """The node cannot do that."""
+
+
+class ClosedError(BitmapError, ValueError):
+    """The node is closed."""
