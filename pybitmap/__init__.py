@@ -4,6 +4,7 @@
 from ._sources import get_include, get_sources
 from .dirty import DirtyBitmap
 from .errors import (
+    AbortedError,
     BitmapError,
     BusyError,
     ClosedError,
@@ -20,8 +21,10 @@ from .errors import (
 )
 from .hbitmap import HBitmap
 from .node import BlockGraph, BlockNode
+from .transaction import Transaction
 
 __all__ = [
+    "AbortedError",
     "BitmapError",
     "BlockGraph",
     "BlockNode",
@@ -38,6 +41,7 @@ __all__ = [
     "ReadonlyError",
     "StateError",
     "TraceError",
+    "Transaction",
     "UnsupportedError",
     "get_include",
     "get_sources",

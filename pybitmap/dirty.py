@@ -110,6 +110,11 @@ class DirtyBitmap:
         # The successor: what it has recorded, and whether it is enabled.
         self._successor: HBitmap | None = None
         self._successor_enabled = False
+        # What an open transaction has prepared: the content and the state of after its commit, None
+        # where they stay as they are; and whether the bitmap is then gone.
+        self._shadow: HBitmap | None = None
+        self._enabled_then: bool | None = None
+        self._gone_then = False
 
     # ---- what it is -------------------------------------------------------------------------
 
@@ -135,12 +140,12 @@ class DirtyBitmap:
     @property
     def enabled(self) -> bool:
         """Does it record itself? (A frozen bitmap does not, see :attr:`recording`.)"""
-        return self._enabled
+        return self._enabled if self._enabled_then is None else self._enabled_then
 
     @property
     def recording(self) -> bool:
         """Will a write be recorded, by the bitmap or by its successor?"""
-        return self._enabled or (self._successor is not None and self._successor_enabled)
+        return self.enabled or (self._successor is not None and self._successor_enabled)
 
     @property
     def busy(self) -> bool:
@@ -312,7 +317,7 @@ class DirtyBitmap:
                     f"Bitmaps are of different sizes (destination size is {self.size}, "
                     f"source size is {source.size}) and can't be merged"
                 )
-            gathered.merge(source._bitmap)
+            gathered.merge(source._prepared_content())
         self.check(CHANGE)
         return gathered
 
@@ -390,14 +395,30 @@ class DirtyBitmap:
             raise
         self.abdicate()
 
-    # ---- for its node -----------------------------------------------------------------------
+    # ---- for its node, and for transactions -------------------------------------------------
 
-    def _recorder(self) -> HBitmap | None:
-        """What a write is to be marked in."""
+    def _prepared_content(self) -> HBitmap:
+        return self._bitmap if self._shadow is None else self._shadow
+
+    def _recorders(self, then: bool) -> list[HBitmap]:
+        """What a write is to be marked in: now, or once the open transaction has committed."""
+        if then and self._gone_then:
+            return []
         if self._successor is not None:
-            return self._successor if self._successor_enabled else None
-        return self._bitmap if self._enabled else None
+            return [self._successor] if self._successor_enabled else []
+        if not (self.enabled if then else self._enabled):
+            return []
+        if self._shadow is None:
+            return [self._bitmap]
+        return [self._shadow] if then else [self._bitmap, self._shadow]
 
     def _contents(self) -> list[HBitmap]:
         """All that has the size of the node."""
-        return [self._bitmap] if self._successor is None else [self._bitmap, self._successor]
+        return [each for each in (self._bitmap, self._successor, self._shadow) if each is not None]
+
+    def _commit(self) -> None:
+        """What was prepared is so; the node publishes it."""
+        self._bitmap = self._prepared_content()
+        self._enabled = self.enabled
+        self._removed = self._gone_then
+        self._shadow, self._enabled_then, self._gone_then = None, None, False

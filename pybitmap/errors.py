@@ -63,3 +63,7 @@ class UnsupportedError(BitmapError):
 
 class ClosedError(BitmapError, ValueError):
     """The node is closed."""
+
+
+class AbortedError(BitmapError):
+    """The transaction was aborted."""

@@ -13,7 +13,8 @@ writes never take it.
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from operator import index
 from threading import RLock
 from types import MappingProxyType, TracebackType
@@ -29,9 +30,11 @@ from .errors import (
     NotFoundError,
     RangeError,
     ReadonlyError,
+    StateError,
     UnsupportedError,
 )
 from .hbitmap import HBitmap
+from .transaction import Transaction
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -131,14 +134,39 @@ class BlockNode:
         """For its bitmaps: see :class:`pybitmap.dirty.Host`."""
         self._install(self._prepare(self._size))
 
-    def _prepare(self, size: int) -> tuple[CData, list[HBitmap]]:
-        """What records now, for a size of the node; can fail for lack of memory."""
+    def _prepare(self, size: int, then: bool = False) -> tuple[CData, list[HBitmap]]:
+        """What records, for a size of the node: now, or once the open transaction has committed.
+
+        :raises MemoryError: nothing has changed
+        """
         bitmaps = self._bitmaps.values()
-        recorders = [bitmap._recorder() for bitmap in bitmaps]
-        recording = [each for each in recorders if each is not None]
+        recording = [each for bitmap in bitmaps for each in bitmap._recorders(then)]
         readonly = self._read_only or any(bitmap.readonly for bitmap in bitmaps)
         pointers = [each._hb for each in recording]
         return _core.hbtracker_set_alloc(size, pointers, readonly), recording
+
+    def _commit(self, prepared: tuple[CData, list[HBitmap]]) -> None:
+        """What was prepared for its bitmaps is so, and what records then is published."""
+        for bitmap in list(self._bitmaps.values()):
+            bitmap._commit()
+            if bitmap._removed:
+                del self._bitmaps[bitmap.name]
+        self._install(prepared)
+
+    def _discard(self, prepared: tuple[CData, list[HBitmap]]) -> None:
+        """Of no use any more."""
+        _core.hbtracker_set_free(prepared[0])
+
+    def _withdraw(self) -> None:
+        """Publish what is left after an abort. Without memory for that, writes go on being marked
+        in what is dropped as well, until the next publication."""
+        with suppress(MemoryError):
+            self.publish()
+
+    def _forget(self, bitmap: DirtyBitmap) -> None:
+        """Drop a bitmap whatever its flags; the caller publishes."""
+        del self._bitmaps[bitmap.name]
+        bitmap._removed = True
 
     def _install(self, prepared: tuple[CData, list[HBitmap]]) -> None:
         """Publish it; cannot fail."""
@@ -262,11 +290,11 @@ class BlockNode:
                         each.merge(content)
                 finally:
                     self._install(as_before)
-                    _core.hbtracker_set_free(after[0])
+                    self._discard(after)
                 raise
             self._size = size
             self._install(after)
-            _core.hbtracker_set_free(as_before[0])
+            self._discard(as_before)
 
     def close(self) -> None:
         """Forget all bitmaps and refuse writes; may be called twice."""
@@ -299,6 +327,7 @@ class BlockGraph:
     def __init__(self) -> None:
         self._lock = RLock()
         self._nodes: dict[str, BlockNode] = {}
+        self._open: Transaction | None = None
 
     @property
     def nodes(self) -> Mapping[str, BlockNode]:
@@ -339,6 +368,29 @@ class BlockGraph:
         with self._lock:
             self.find_node(name).close()
             del self._nodes[name]
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """``with graph.transaction() as tx``: actions on any nodes, all or none of them.
+
+        Each action is prepared at once, sees what those before it have prepared, and raises at
+        once if it cannot be; leaving the block commits, an exception aborts. Other threads' changes
+        and queries wait until the end, writes do not. Inside, use nothing but ``tx``.
+
+        :raises StateError: if the thread has a transaction open
+        """
+        with self._lock:
+            if self._open is not None:
+                raise StateError("this thread has a transaction open already")
+            self._open = Transaction(self)
+            try:
+                yield self._open
+                self._open._commit()
+            except BaseException:
+                self._open._abort()
+                raise
+            finally:
+                self._open = None
 
     def close(self) -> None:
         """Close all nodes; may be called twice."""
