@@ -602,7 +602,15 @@ bool hbitmap_get(const HBitmap *hb, uint64_t item)
 
 bool hbitmap_empty(const HBitmap *hb)
 {
-    return hb_next_bit(hb_block_of(hb), 0, 0) == HB_NONE;
+    bool empty = hb_next_bit(hb_block_of(hb), 0, 0) == HB_NONE;
+
+    if (empty) {
+        /* Or a clear was about to restore a summary that this search missed. */
+        hb_lock(hb);
+        empty = hb_next_bit(hb_block_of(hb), 0, 0) == HB_NONE;
+        hb_unlock(hb);
+    }
+    return empty;
 }
 
 const uint64_t *hbitmap_words(const HBitmap *hb, size_t *nwords)

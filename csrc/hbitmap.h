@@ -36,9 +36,9 @@
  *   (b) a mark that returned before a drain began is in that drain, or was
  *       taken by a clear that overlapped it: no mark is ever lost;
  *   (c) once all calls have returned, the count is exact.
- * Searches and iterators take no lock: beside a clear of the same word they
- * may pass over a mark which that clear overlapped; it is there once the clear
- * has returned.  A truncate beside other calls is safe for memory, but a mark
+ * Searches and iterators take no lock: while a clear is under way they may pass
+ * over marks near what it clears; these are there once the clear has returned.
+ * (hbitmap_empty is exact: it takes the lock before it says yes.)  A truncate beside other calls is safe for memory, but a mark
  * that overlaps it may go to the old size and be lost.
  * The promises are about the bitmap.  A mark that finds its bit set is no
  * memory barrier for your data: a thread that writes data, marks it, and has

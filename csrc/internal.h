@@ -248,10 +248,6 @@ bool hb_clear(const struct hb_block *b, uint64_t first, uint64_t last,
  */
 uint64_t hb_next_bit(const struct hb_block *b, unsigned k, uint64_t bit);
 
-/* The same for groups, below `limit`; `limit` if there is none. */
-uint64_t hb_next_dirty(const struct hb_block *b, uint64_t group, uint64_t limit);
-uint64_t hb_next_clean(const struct hb_block *b, uint64_t group, uint64_t limit);
-
 /* ---- locks -------------------------------------------------------------- */
 
 /* The lock is not part of what a caller means by const. */

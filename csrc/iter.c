@@ -31,12 +31,16 @@ uint64_t hb_next_bit(const struct hb_block *b, unsigned k, uint64_t bit)
     }
 }
 
-uint64_t hb_next_dirty(const struct hb_block *b, uint64_t group, uint64_t limit)
+/* The first dirty, or clean, group at or after `group` and below `limit`;
+ * `limit` if there is none. */
+static uint64_t hb_next_dirty(const struct hb_block *b, uint64_t group,
+                              uint64_t limit)
 {
     return hb_min(hb_next_bit(b, 0, group), limit);
 }
 
-uint64_t hb_next_clean(const struct hb_block *b, uint64_t group, uint64_t limit)
+static uint64_t hb_next_clean(const struct hb_block *b, uint64_t group,
+                              uint64_t limit)
 {
     uint64_t mask = hb_mask_from(group);
 

@@ -36,7 +36,7 @@ from ._core import (
     hbitmap_reset,
     hbitmap_set,
 )
-from .errors import InvalidError
+from .errors import InvalidError, RangeError
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -59,7 +59,8 @@ class HBitmap(MutableSet[int]):
     :raises InvalidError: (a ValueError) if one of them is out of range
     :raises MemoryError: if there is no memory; what is never marked takes none
 
-    All clean at first. Memory: one bit per group, 1/63 more for the summaries.
+    All clean at first. Memory: one bit per group, 1/63 more for the summaries; from 256 KiB on,
+    pages that are never marked take none. Not to be used on both sides of a fork.
 
     >>> hb = HBitmap(1 << 20, granularity=12)
     >>> hb.set(5000, 4096)
@@ -71,6 +72,8 @@ class HBitmap(MutableSet[int]):
     __slots__ = ("__weakref__", "_clears", "_granularity", "_hb", "_owner")
 
     def __init__(self, size: int, granularity: int = 0) -> None:
+        if hasattr(self, "_hb"):  # which iterators and other threads may be using
+            raise TypeError("an HBitmap is initialised once")
         self._hb, self._owner = _core.hbitmap_alloc(size, granularity)
         self._granularity = index(granularity)
         self._clears = 0
@@ -190,7 +193,7 @@ class HBitmap(MutableSet[int]):
         """Is it an item of a dirty group? Never an error."""
         try:
             return hbitmap_get(self._hb, item if type(item) is int else index(cast(int, item)))
-        except (TypeError, OverflowError):
+        except (TypeError, ValueError, OverflowError):
             return False
 
     def __getitem__(self, item: int) -> bool:
@@ -225,6 +228,9 @@ class HBitmap(MutableSet[int]):
         return f"<HBitmap size={self.size} granularity={self._granularity} dirty={self.count()}>"
 
     # ---- searches ---------------------------------------------------------------------------
+
+    #: Not by index, which is what Python would do.
+    __reversed__ = None
 
     def __iter__(self) -> Iterator[int]:
         return self.iter()
@@ -353,19 +359,27 @@ class HBitmap(MutableSet[int]):
         dirty = _core.hbitmap_status(self._hb, *self._search_range(start, count), same)
         return dirty, same[0]
 
+    def _to_the_end(self, start: int, count: int | None) -> tuple[int, int]:
+        start, size = index(start), self.size
+        if count is not None:
+            return start, index(count)
+        if not 0 <= start <= size:
+            raise RangeError(f"start {start} is not inside the bitmap of {size} items")
+        return start, size - start
+
     def _search_range(self, start: int, count: int | None) -> tuple[int, int]:
         """What C takes: both within 0..INT64_MAX, which is beyond every bitmap."""
         start = index(start)
         count = _TO_THE_END if count is None else index(count)
         if start < 0 or count < 0:
-            raise _core.out_of_range(self._hb, start, count)
+            raise RangeError(f"start {start}, count {count}: neither can be negative")
         return min(start, _TO_THE_END), min(count, _TO_THE_END)
 
     def _search_bounds(self, start: int, end: int | None) -> tuple[int, int]:
         start = index(start)
         end = _TO_THE_END if end is None else index(end)
         if start < 0 or end < 0:
-            raise _core.out_of_range(self._hb, start, end - start)
+            raise RangeError(f"start {start}, end {end}: neither can be negative")
         return min(start, _TO_THE_END), min(end, _TO_THE_END)
 
     # ---- as a set ---------------------------------------------------------------------------
@@ -402,8 +416,9 @@ class HBitmap(MutableSet[int]):
 
         :raises KeyError: if nothing is dirty
         """
-        while (item := self.next_dirty(0)) is not None:
-            if self._take(item):
+        while not self.empty():
+            item = self.next_dirty(0)
+            if item is not None and self._take(item):
                 return item
         raise KeyError("pop from an empty bitmap")
 
@@ -685,8 +700,7 @@ class HBitmap(MutableSet[int]):
         :raises InvalidError: if it cuts a group, or ``into`` is this bitmap
         :raises MismatchError: if ``into`` has another size or granularity
         """
-        start = index(start)
-        count = self.size - start if count is None else index(count)
+        start, count = self._to_the_end(start, count)
         if into is None:
             into = HBitmap(self.size, self._granularity)
         elif not isinstance(into, HBitmap):
@@ -707,6 +721,9 @@ class HBitmap(MutableSet[int]):
     def truncate(self, size: int) -> None:
         """Change the size. New items are clean; groups wholly beyond the end go.
 
+        The old memory is kept until the bitmap goes, for calls of other threads that are still in
+        it: a bitmap whose size changes all the time grows.
+
         :raises BufferError: while the bitmap is pinned, or :attr:`words` of it exist
         :raises InvalidError: for a size that no bitmap of this granularity can have
         """
@@ -724,7 +741,8 @@ class HBitmap(MutableSet[int]):
         """The leaf words, live: read-only, format 'Q', shape (max(1, groups / 64 rounded up),).
 
         Bit ``n % 64`` of word ``n // 64`` is group ``n``, in the machine's byte order. While the
-        view exists the bitmap cannot be truncated.
+        view exists the bitmap cannot be truncated (on PyPy: until its collector has seen that the
+        view is gone).
         """
         return _core.pinned_words(self._hb).cast("Q")
 
@@ -760,8 +778,7 @@ class HBitmap(MutableSet[int]):
         :raises RangeError: if the chunk is not inside the bitmap
         :raises InvalidError: if it is not aligned, or the granularity is 58 or more
         """
-        start = index(start)
-        count = self.size - start if count is None else index(count)
+        start, count = self._to_the_end(start, count)
         self._check_serializable()
         if not 0 <= start <= self.size or count < 0:
             raise _core.out_of_range(self._hb, start, count)

@@ -23,6 +23,9 @@ from .trace import Trace, printable, read_trace
 
 DEFAULT_GRANULARITY = 65536
 
+#: What is marked in one call, or a single request: a call cannot be interrupted.
+_MOST_GROUPS = 1 << 28
+
 #: Called now and then: what is being done, and how much of how much is (None: not known).
 Progress = Callable[[str, int, Optional[int]], object]
 
@@ -60,8 +63,10 @@ def mark(trace: Trace, size: int, granularity: int, progress: Progress) -> Marke
         raise MemoryError(f"{where}: not enough memory for the bitmap") from None
     offsets, lengths = memoryview(trace.offsets), memoryview(trace.lengths)
     seconds = 0.0
-    done, step = 0, 256
+    done, step = 0, 1
     while done < len(trace):
+        while step > 1 and sum(lengths[done : done + step]) // granularity > _MOST_GROUPS:
+            step //= 2
         starts, counts = offsets[done : done + step], lengths[done : done + step]
         began = time.perf_counter()
         bitmap.set_many(starts, counts)

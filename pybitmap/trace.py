@@ -39,11 +39,11 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Optional
 
 from .errors import TraceError
+from .sizes import MAX_SIZE
 
 __all__ = ["Progress", "Trace", "printable", "read_trace"]
 
 MAX_LINE = 1 << 16  # bytes
-MAX_END = (1 << 63) - 1  # bytes: the largest device there can be
 _CHUNK = 1 << 20  # bytes read at once
 
 # Called now and then while reading: bytes read so far, and of how many (None
@@ -170,6 +170,8 @@ class _Requests:
             lines.pop()
         if self.number == 0 and lines[0].startswith(b"fio version "):
             self.number = 1
+            if len(lines[0]) > MAX_LINE:
+                raise _Malformed(f"a line of more than {MAX_LINE} bytes")
             self._parse_line = _iolog_parser(lines.pop(0))
         if self._parse_line is _native_request and self._feed_plain(batch, len(lines)):
             return
@@ -201,7 +203,7 @@ class _Requests:
         verbs, starts, counts = zip(*requests)
         offsets, lengths = array("Q", map(int, starts)), array("Q", map(int, counts))
         end = max(map(operator.add, offsets, lengths))
-        if end > MAX_END:
+        if end > MAX_SIZE:
             return False
         for verb, kind in _NATIVE_KINDS.items():
             self._counts[kind] += verbs.count(verb)
@@ -329,14 +331,14 @@ def _iolog_request(line: bytes, timed: bool) -> _Request | None:
 
 
 def _range(offset: bytes, length: bytes) -> tuple[int, int]:
-    """Both in bytes, and their sum at most MAX_END."""
+    """Both in bytes, and their sum at most MAX_SIZE."""
     # bytes.isdigit() is true of the ten ASCII digits only, where int() would
     # take signs, underscores and blanks as well.
     if not (offset.isdigit() and length.isdigit()):
         wrong = length if offset.isdigit() else offset
         raise _Malformed(f"expected a number of bytes in decimal, found {_quoted(wrong)}")
     # 2^63 has 19 digits; int() is slow with thousands of them, or refuses.
-    if len(offset) > 19 or len(length) > 19 or int(offset) + int(length) > MAX_END:
+    if len(offset) > 19 or len(length) > 19 or int(offset) + int(length) > MAX_SIZE:
         raise _Malformed(f"offset {_quoted(offset)} + length {_quoted(length)} exceeds 2^63 - 1")
     return int(offset), int(length)
 

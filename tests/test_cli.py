@@ -611,6 +611,16 @@ def test_without_standard_input_reading_it_is_refused() -> None:
     assert (done.returncode, done.stderr) == (2, b"pybitmap: <stdin>: Bad file descriptor\n")
 
 
+def heed_ctrl_c() -> None:
+    """In a child: whoever runs the tests in the background may have had it ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def test_a_wrong_usage_that_cannot_be_told_still_has_its_exit_code() -> None:
+    command = 'exec "$0" -m pybitmap replay --bogus 2>/dev/full'
+    assert subprocess.run(["sh", "-c", command, sys.executable]).returncode == 2
+
+
 class Terminal:
     """The command in a terminal of its own: what it has shown so far, and its process."""
 
@@ -624,6 +634,7 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             env={**os.environ, "TERM": "xterm", "COLUMNS": str(columns), "LINES": "50"},
+            preexec_fn=heed_ctrl_c,
         )
         os.close(slave)
 
@@ -726,6 +737,7 @@ def test_ctrl_c_without_a_terminal_is_one_line(tmp_path: Path) -> None:
         [sys.executable, "-m", "pybitmap", "replay", str(pipe)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        preexec_fn=heed_ctrl_c,
     )
     with feeding(pipe):
         process.send_signal(signal.SIGINT)

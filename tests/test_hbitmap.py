@@ -1123,3 +1123,43 @@ def test_huge_bitmaps_behave_as_small_ones(
         hb.set(start, count)
         model.set(start, count)
     assert_same(hb, model)
+
+
+# ---- what a review found ----------------------------------------------------
+
+
+def test_a_bitmap_is_initialised_once() -> None:
+    """An iterator, or another thread, may be using what it has."""
+    hb = HBitmap(1 << 20)
+    hb.set(0, 100)
+    items = iter(hb)
+    next(items)
+    with pytest.raises(TypeError, match="once"):
+        hb.__init__(10)  # type: ignore[misc]
+    assert len(list(items)) == 99
+
+
+def test_a_bitmap_cannot_be_reversed() -> None:
+    with pytest.raises(TypeError):
+        reversed(HBitmap(100))
+
+
+def test_contains_is_false_where_the_index_fails() -> None:
+    class Odd:
+        def __index__(self) -> int:
+            raise ValueError
+
+    odd: object = Odd()
+    assert not HBitmap(10).__contains__(odd)
+
+
+@pytest.mark.parametrize("call", ["next_dirty(-1)", "count(-1)", "areas(-1)", "iter(-1)"])
+def test_a_search_says_that_it_starts_at_a_negative_item(call: str) -> None:
+    with pytest.raises(RangeError, match=r"start -1, .* negative"):
+        eval(f"hb.{call}", {"hb": HBitmap(100)})
+
+
+@pytest.mark.parametrize("call", ["serialize(200)", "drain(200)"])
+def test_a_start_beyond_the_end_is_named(call: str) -> None:
+    with pytest.raises(RangeError, match="start 200 is not inside the bitmap of 100 items"):
+        eval(f"hb.{call}", {"hb": HBitmap(100)})

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from peers import peer
 
 from pybitmap.errors import BitmapError, TraceError
-from pybitmap.trace import MAX_END, MAX_LINE, Trace, read_trace
+from pybitmap.sizes import MAX_SIZE
+from pybitmap.trace import MAX_LINE, Trace, read_trace
 
 pytestmark = pytest.mark.core
 
@@ -45,8 +46,8 @@ def refusal(text: bytes, **options: Any) -> str:
 
 # ---- what is read -----------------------------------------------------------
 
-ranges = st.tuples(st.integers(0, MAX_END), st.integers(0, MAX_END)).filter(
-    lambda pair: sum(pair) <= MAX_END
+ranges = st.tuples(st.integers(0, MAX_SIZE), st.integers(0, MAX_SIZE)).filter(
+    lambda pair: sum(pair) <= MAX_SIZE
 )
 native = st.lists(st.tuples(st.sampled_from(["write", "zero", "discard"]), ranges))
 iolog = st.lists(st.tuples(st.sampled_from(["write", "trim", "read", "sync"]), ranges))
@@ -109,7 +110,7 @@ def test_a_request_of_no_length_counts_as_one() -> None:
 
 
 def test_the_largest_end_is_read() -> None:
-    assert read(b"write %d 1\n" % (MAX_END - 1)).end == MAX_END
+    assert read(b"write %d 1\n" % (MAX_SIZE - 1)).end == MAX_SIZE
 
 
 def test_gzip_is_told_by_its_content() -> None:
@@ -248,7 +249,7 @@ def test_a_line_without_end_is_not_read_to_its_end(tmp_path: Path) -> None:
         (V2 + b"disk unlink\n", "2: expected `FILENAME ACTION [OFFSET LENGTH]`"),
         (V2 + b"open\n", "2: expected `FILENAME ACTION [OFFSET LENGTH]`"),
         (V2 + b"disk write -4096 1\n", "2: expected a number of bytes in decimal, found '-4096'"),
-        (V2 + b"disk trim %d 2\n" % (MAX_END - 1), "exceeds 2^63 - 1"),
+        (V2 + b"disk trim %d 2\n" % (MAX_SIZE - 1), "exceeds 2^63 - 1"),
         (V3 + b"disk write 0 1\n", "2: expected a timestamp, found 'disk'"),
         (V3 + b"-5 disk write 0 1\n", "2: expected a timestamp, found '-5'"),
         (V3 + b"5\n", "2: expected `TIMESTAMP FILENAME ACTION [OFFSET LENGTH]`, found '5'"),
@@ -313,4 +314,11 @@ def test_control_characters_in_a_path_are_not_repeated(tmp_path: Path) -> None:
     path = tmp_path / "\x1b[31m"
     path.write_bytes(b"bad\n")
     with pytest.raises(TraceError, match=r"\\x1b\[31m:1: "):
+        read_trace(path)
+
+
+def test_a_first_line_of_an_iolog_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"fio version 2 iolog" + b" " * (3 << 20) + b"\nf write 0 4096\n")
+    with pytest.raises(TraceError, match="log:1: a line of more than"):
         read_trace(path)
