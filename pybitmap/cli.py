@@ -40,6 +40,8 @@ from rich.table import Table
 from rich.text import Text
 
 from .errors import BitmapError
+from .node import BlockGraph
+from .qmp import serve
 from .replay import DEFAULT_GRANULARITY, Marked, Replay, Truth, rate, replay, report
 from .replay import Progress as Report
 from .sizes import SIZE, exact_size, exact_sizes, is_granularity, parse_size, rough_size
@@ -312,6 +314,57 @@ def replay_command(
     else:
         _write(_rendered(lambda console, width: print_replay(result, console, width)))
     return EXIT_DIFFERENT if result.differences else 0
+
+
+def _nodes(
+    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+) -> list[tuple[str, int]]:
+    """Callback of an option that takes NAME,size=SIZE, repeatedly."""
+    nodes = []
+    for value in values:
+        name, separator, size = value.rpartition(",size=")
+        if not separator:
+            raise click.BadParameter(f"{value!r} is not NAME,size=SIZE")
+        nodes.append((name, _size(size)))
+    return nodes
+
+
+@cli.command("serve")
+@click.option(
+    "--socket",
+    "path",
+    required=True,
+    type=click.Path(),
+    metavar="PATH",
+    help="The unix socket to create; only its owner can connect.",
+)
+@click.option(
+    "--node",
+    "nodes",
+    metavar="NAME,size=SIZE",
+    required=True,
+    multiple=True,
+    callback=_nodes,
+    help="A device with bitmaps; may be repeated.",
+)
+def serve_command(path: str, nodes: list[tuple[str, int]]) -> None:
+    """Serve named bitmaps to clients of QEMU's monitor protocol, QMP.
+
+    They are kept in memory, until a client sends `quit`, or Ctrl-C, or SIGTERM.
+
+    Sizes are in bytes; K, M, G and T stand for powers of 1024.
+
+    \b
+    Examples:
+      pybitmap serve --socket qmp.sock --node disk0,size=20G --node disk1,size=1T
+      qmp-shell qmp.sock
+
+    Exit code: 0 ended as asked, 2 for an error.
+    """
+    with BlockGraph() as graph:
+        for name, size in nodes:
+            graph.add_node(name, size)
+        serve(graph, path)
 
 
 # ---- shared by all commands -------------------------------------------------

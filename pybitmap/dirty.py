@@ -26,7 +26,7 @@ threads; what changes flags takes the lock of the graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import Flag
 from threading import RLock
@@ -307,7 +307,7 @@ class DirtyBitmap:
         with self._host.lock:
             self._bitmap.merge(self._gather(sources))
 
-    def _gather(self, sources: tuple[DirtyBitmap, ...]) -> HBitmap:
+    def _gather(self, sources: Iterable[DirtyBitmap]) -> HBitmap:
         """What a merge would add; checks all that it needs."""
         gathered = HBitmap(self.size, self._bitmap.granularity)
         for source in sources:

@@ -26,7 +26,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Callable, Union
 
 from .dirty import CHANGE, REMOVAL, USE, DirtyBitmap
-from .errors import AbortedError, NotFoundError
+from .errors import AbortedError, InvalidError, NotFoundError
 from .hbitmap import HBitmap
 
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ class Transaction:
     ) -> DirtyBitmap:
         """See :meth:`BlockNode.add_bitmap`; it records from now on."""
         with self._action():
+            if not name:  # before the node is looked up, as in QEMU
+                raise InvalidError("Bitmap name cannot be empty")
             if node not in self._graph.nodes:
                 raise NotFoundError(f"Cannot find device='{node}' nor node-name='{node}'")
             host = self._host(node)
@@ -96,11 +98,11 @@ class Transaction:
         """See :meth:`DirtyBitmap.merge`."""
         with self._action():
             bitmap = self._find(node, target)
-            found = [
+            # One by one: QEMU looks up a source when those before it have been judged.
+            gathered = bitmap._gather(
                 self._find(node, source) if isinstance(source, str) else self._find(*source)
                 for source in sources
-            ]
-            gathered = bitmap._gather(tuple(found))
+            )
             if bitmap._shadow is None:
                 # Published before the old content is copied, so no write falls between.
                 self._add_shadow(node, bitmap).merge(bitmap._bitmap)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pybitmap
+import pybitmap.qmp
 
 hb = pybitmap.HBitmap(1 << 40, granularity=16)
 hb.set(1_000_000, 100_000)

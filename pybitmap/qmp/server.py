@@ -1,0 +1,565 @@
+# SPDX-License-Identifier: MIT
+"""A QMP server over a unix socket.
+
+One thread serves all clients, so commands run one at a time, and in the order in which each client
+sends them. What a client may cost is bounded: the bytes, the depth and the number of values of a
+request, and the replies that it has not read, beyond which it is not listened to. A request that
+is no JSON is answered by an error and the next one is looked for; one that exceeds a bound is
+answered by an error and the connection is closed. The other clients go on.
+
+A request is a JSON object, however it is cut into packets and lines. A control character within a
+string, which JSON forbids, and the byte 0xFF end whatever they are in: after half a request, a line
+feed is enough to begin anew.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import math
+import os
+import re
+import selectors
+import signal
+import socket
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from threading import Thread, current_thread, main_thread
+from time import monotonic, sleep
+from types import FrameType, TracebackType
+from typing import Any
+
+from ..node import BlockGraph
+from .commands import (
+    CommandNotFound,
+    Reply,
+    answer,
+    check,
+    error_reply,
+    execute,
+    query_version,
+)
+from .schema import CAPABILITIES, SchemaError
+
+MAX_REQUEST = 16 << 20
+MAX_DEPTH = 256
+MAX_VALUES = 1 << 19
+MAX_DIGITS = 400  # of a number
+
+MAX_CLIENTS = 64
+_CHUNK = 1 << 16
+_MAX_UNREAD = 1 << 20  # bytes of replies, from which on no more commands of a client are run
+_COMMANDS_AT_ONCE = 32  # of one client, before the others have their turn
+_FAREWELL = 1.0  # seconds for clients to take their last replies
+
+
+# ---- requests ---------------------------------------------------------------------------------
+
+
+class TooMuchError(Exception):
+    """A request exceeds a bound, in QEMU's words."""
+
+
+class JsonStream:
+    """Cuts a stream of bytes into JSON values: ``feed`` some, then take ``next`` until None."""
+
+    _BLANK = re.compile(rb"[ \t\r\n]*")
+    _STRUCTURE = re.compile(rb'["{}\[\]\xff]')
+    _STRING = re.compile(rb'["\\\x00-\x1f\xff]')
+    _SCALAR = re.compile(rb'[ \t\r\n{}\[\],:"\xff]')
+
+    def __init__(self, max_request: int = MAX_REQUEST) -> None:
+        self._max = max_request
+        self._data = bytearray()
+        self._begin = 0  # of the value that is being read
+        self._at = 0  # seen up to here
+        self._depth = 0
+        self._in_string = False
+
+    def feed(self, data: bytes) -> None:
+        del self._data[: self._begin]
+        self._at -= self._begin
+        self._begin = 0
+        self._data += data
+
+    def next(self) -> bytes | None:
+        """The next value, right or wrong; None if what is there does not end one.
+
+        :raises TooMuchError: if it exceeds a bound; the stream cannot be used any more
+        """
+        data = self._data
+        if self._at == self._begin:
+            self._begin = self._at = self._end_of(self._BLANK, self._begin)
+        while self._at < len(data):
+            if self._in_string:
+                found = self._STRING.search(data, self._at)
+                if found is None:
+                    self._at = len(data)
+                    break
+                byte = data[found.start()]
+                if byte == 0x5C:  # a backslash, and what it escapes
+                    if found.end() == len(data):
+                        self._at = found.start()
+                        break
+                    # What ends everything cannot be escaped.
+                    escaped = data[found.end()]
+                    self._at = found.end() + (0x20 <= escaped < 0xFF)
+                    continue
+                self._at = found.end()
+                if byte != 0x22:
+                    return self._take()
+                self._in_string = False
+                if not self._depth:
+                    return self._take()
+            elif data[self._begin] in b'"{[':
+                found = self._STRUCTURE.search(data, self._at)
+                if found is None:
+                    self._at = len(data)
+                    break
+                self._at = found.end()
+                byte = data[found.start()]
+                if byte == 0x22:
+                    self._in_string = True
+                elif byte == 0xFF:
+                    return self._take()
+                elif byte in b"{[":
+                    self._depth += 1
+                    if self._depth > MAX_DEPTH:
+                        raise TooMuchError("JSON nesting depth limit exceeded")
+                else:
+                    self._depth -= 1
+                    if not self._depth:
+                        return self._take()
+            else:  # a number, a word, or something that no value begins with
+                found = self._SCALAR.search(data, self._at)
+                if found is None:
+                    self._at = len(data)
+                    break
+                self._at = max(found.start(), self._begin + 1)
+                return self._take()
+        if self._at - self._begin > self._max:
+            raise TooMuchError("JSON token size limit exceeded")
+        return None
+
+    def _end_of(self, pattern: re.Pattern[bytes], start: int) -> int:
+        found = pattern.match(self._data, start)
+        return start if found is None else found.end()
+
+    def _take(self) -> bytes:
+        if self._at - self._begin > self._max:
+            raise TooMuchError("JSON token size limit exceeded")
+        value = bytes(self._data[self._begin : self._at])
+        if sum(map(value.count, (b",", b"{", b"["))) > MAX_VALUES:
+            raise TooMuchError("JSON token count limit exceeded")
+        self._begin = self._at
+        self._depth, self._in_string = 0, False
+        return value
+
+
+def parse(text: bytes) -> Any:
+    """One JSON value.
+
+    :raises SchemaError: if it is none
+    """
+    try:
+        value = json.loads(
+            text.decode(),
+            object_pairs_hook=_object,
+            parse_int=_integer,
+            parse_float=_number,
+            parse_constant=_constant,
+        )
+        if b"\\u" in text:  # half a surrogate pair is no character
+            json.dumps(value, ensure_ascii=False).encode()
+    except SchemaError:
+        raise
+    except UnicodeError:
+        raise SchemaError("JSON parse error, invalid Unicode character") from None
+    except json.JSONDecodeError as error:
+        raise SchemaError(f"JSON parse error, {error.msg[:1].lower()}{error.msg[1:]}") from None
+    except (ValueError, RecursionError):
+        raise SchemaError("JSON parse error") from None
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise SchemaError("JSON parse error, duplicate key")
+    return members
+
+
+def _integer(digits: str) -> int | float:
+    """As QEMU has them: beyond 64 bits it is a floating point number."""
+    if len(digits) <= 20:
+        value = int(digits)
+        if -(1 << 63) <= value < 1 << 64:
+            return value
+    return _number(digits)
+
+
+def _number(digits: str) -> float:
+    value = float(digits) if len(digits) <= MAX_DIGITS else math.inf
+    if math.isinf(value):
+        raise SchemaError("JSON parse error, number out of range")
+    return value
+
+
+def _constant(word: str) -> Any:
+    raise SchemaError(f"JSON parse error, invalid keyword '{word}'")
+
+
+# ---- clients ----------------------------------------------------------------------------------
+
+
+class _Client:
+    """A connection: its request that is being received, and its replies that are being sent."""
+
+    def __init__(self, graph: BlockGraph, sock: socket.socket, max_request: int) -> None:
+        self.sock = sock
+        self.stream = JsonStream(max_request)
+        self.unsent = bytearray()
+        self.ended = False  # it sends no more
+        self.closing = False  # once everything is sent
+        self.waiting = False  # may there be a command that was received, but not run?
+        self.quit = False
+        self._graph = graph
+        self._negotiated = False
+        self._send({"QMP": {"version": query_version(), "capabilities": []}})
+
+    def receive(self) -> None:
+        """
+        :raises OSError: if the connection is of no use any more
+        """
+        data = self.sock.recv(_CHUNK)
+        if not data:
+            self.ended = True
+        self.stream.feed(data)
+        self.waiting = True
+
+    def run(self) -> None:
+        """Some of the commands that were received."""
+        for _ in range(_COMMANDS_AT_ONCE):
+            if self.closing or len(self.unsent) >= _MAX_UNREAD:
+                return
+            try:
+                text = self.stream.next()
+            except TooMuchError as error:
+                self._send(error_reply(str(error)))
+                self.closing = True
+                return
+            if text is None:
+                self.waiting = False
+                self.closing = self.ended  # half a request is forgotten
+                return
+            self._run(text)
+
+    def _run(self, text: bytes) -> None:
+        try:
+            command = parse(text)
+        except SchemaError as error:
+            self._send(error_reply(str(error)))
+            return
+        if not self._negotiated:
+            self._send(answer(command, self._negotiate))
+            return
+        reply = execute(self._graph, command)
+        self._send(reply)
+        if "return" in reply and command["execute"] == "quit":
+            self.quit = self.closing = True
+
+    def _negotiate(self, name: str, arguments: dict[str, Any]) -> Reply:
+        if name != "qmp_capabilities":
+            raise CommandNotFound("Expecting capabilities negotiation with 'qmp_capabilities'")
+        check(arguments, CAPABILITIES)
+        for capability in arguments.get("enable", ()):
+            raise SchemaError(f"Capability {capability} not available")
+        self._negotiated = True
+        return {}
+
+    def _send(self, reply: Reply) -> None:
+        self.unsent += json.dumps(reply).encode() + b"\r\n"
+
+    def flush(self) -> None:
+        """As much as can be sent now.
+
+        :raises OSError: if the connection is of no use any more
+        """
+        while self.unsent:
+            try:
+                sent = self.sock.send(self.unsent[:_CHUNK])
+            except BlockingIOError:
+                return
+            del self.unsent[:sent]
+
+    @property
+    def events(self) -> int:
+        """What to wait for."""
+        reading = not (self.closing or self.waiting or self.ended)
+        return (selectors.EVENT_READ if reading else 0) | (
+            selectors.EVENT_WRITE if self.unsent else 0
+        )
+
+
+class Server:
+    """Serves a graph on a unix socket, until ``stop``, or a client's ``quit``.
+
+    ``with Server(graph, path):`` does so in a thread of its own; ``run`` in the caller's.
+    """
+
+    def __init__(self, graph: BlockGraph, path: str, *, max_request: int = MAX_REQUEST) -> None:
+        self._graph = graph
+        self._path = os.fspath(path)
+        self._file = os.path.abspath(self._path) if self._path else ""
+        self._max_request = max_request
+        self._thread: Thread | None = None
+        self._clients: dict[int, _Client] = {}
+        self._listener: socket.socket | None = None
+        self._identity = (0, 0)
+        self._stopped = False
+        self._wake, self._waker = socket.socketpair()
+        self._wake.setblocking(False)
+        self._waker.setblocking(False)
+
+    # ---- from outside -----------------------------------------------------------------------
+
+    def listen(self) -> None:
+        """Create the socket; from now on clients can connect.
+
+        :raises OSError: if that cannot be, as when another program listens there
+        """
+        if self._listener is None:
+            self._listener, self._identity = _listen(self._path)
+
+    def start(self) -> Server:
+        """Listen, and serve in a thread.
+
+        :raises OSError: see :meth:`listen`
+        """
+        try:
+            self.listen()
+        except BaseException:
+            self._close()
+            raise
+        self._thread = Thread(target=self.run, name="pybitmap-qmp", daemon=True)
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Ask to end; may be called from any thread, from a signal handler, and twice."""
+        self._stopped = True
+        with suppress(OSError):  # full: it wakes up anyway; closed: it has ended
+            self._waker.send(b"x")
+
+    def join(self) -> None:
+        """Wait for the end of the thread that :meth:`start` began."""
+        if self._thread is not None and self._thread is not current_thread():
+            self._thread.join()
+
+    def close(self) -> None:
+        """Stop, wait, and remove the socket's file; may be called twice."""
+        self.stop()
+        self.join()
+        self._close()
+
+    def __enter__(self) -> Server:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # ---- the loop ---------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve until the end; then all connections are closed and the socket's file is gone.
+
+        :raises OSError: see :meth:`listen`
+        """
+        try:
+            self.listen()
+            while not self._stopped:
+                self._turn(None)
+            self._bid_farewell()
+        finally:
+            self._close()
+
+    def _turn(self, timeout: float | None) -> None:
+        """Wait for something to happen, and see to it."""
+        listener = self._listener
+        with selectors.PollSelector() as selector:
+            selector.register(self._wake, selectors.EVENT_READ)
+            if listener and not self._stopped and len(self._clients) < MAX_CLIENTS:
+                selector.register(listener, selectors.EVENT_READ)
+            for client in self._clients.values():
+                if client.waiting and len(client.unsent) < _MAX_UNREAD:
+                    timeout = 0
+                if client.events:
+                    selector.register(client.sock, client.events, client)
+            ready = selector.select(timeout)
+        readable = set()
+        for key, events in ready:
+            if key.data is not None and events & selectors.EVENT_READ:
+                readable.add(key.data)
+            elif key.fileobj is self._wake:
+                self._wake.recv(_CHUNK)
+            elif key.fileobj is listener:
+                self._accept()
+        for client in list(self._clients.values()):
+            try:
+                if client in readable:
+                    client.receive()
+                if client.waiting and not self._stopped:
+                    client.run()
+                client.flush()
+            except (OSError, MemoryError):
+                self._drop(client)
+                continue
+            if client.quit:
+                self._stopped = True
+            if client.closing and not client.unsent:
+                self._drop(client)
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        try:
+            sock, _ = self._listener.accept()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):  # it stays there: do not spin
+                sleep(0.05)
+            return
+        sock.setblocking(False)
+        self._clients[sock.fileno()] = _Client(self._graph, sock, self._max_request)
+
+    def _drop(self, client: _Client) -> None:
+        del self._clients[client.sock.fileno()]
+        client.sock.close()
+
+    def _bid_farewell(self) -> None:
+        for client in self._clients.values():
+            client.closing = True
+        until = monotonic() + _FAREWELL
+        while any(each.unsent for each in self._clients.values()):
+            left = until - monotonic()
+            if left <= 0:
+                return
+            self._turn(left)
+
+    def _close(self) -> None:
+        for client in list(self._clients.values()):
+            self._drop(client)
+        if self._listener is not None:
+            _unlink(self._file, self._identity)
+            self._listener.close()
+            self._listener = None
+        self._wake.close()
+        self._waker.close()
+
+
+def serve(graph: BlockGraph, path: str) -> None:
+    """Serve a graph on a unix socket, until ``quit``, and in the main thread SIGINT or SIGTERM.
+
+    :raises OSError: if the socket cannot be created, as when another program listens there
+    """
+    server = Server(graph, path)
+    with _signals(server):
+        server.run()
+
+
+@contextmanager
+def _signals(server: Server) -> Iterator[None]:
+    if current_thread() is not main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        server.stop()
+
+    before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+# ---- the socket -------------------------------------------------------------------------------
+
+
+def _listen(path: str) -> tuple[socket.socket, tuple[int, int]]:
+    """A socket that only its owner can connect to, and what tells its file from others."""
+    if not path or "\0" in path:  # names outside the file system, which have no mode
+        raise OSError(errno.EINVAL, "not the path of a socket", path or "''")
+    if len(os.fsencode(path)) >= 104:
+        raise OSError(errno.ENAMETOOLONG, "too long for the path of a socket", path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with _directory_locked(path):
+            _bind(sock, path)
+            sock.listen(MAX_CLIENTS)
+            found = os.lstat(path)
+    except OSError as error:
+        sock.close()
+        error.filename = path
+        raise
+    sock.setblocking(False)
+    return sock, (found.st_dev, found.st_ino)
+
+
+@contextmanager
+def _directory_locked(path: str) -> Iterator[None]:
+    """So that of two who find a stale socket, the second does not remove the first one's new."""
+    directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):  # where there are no locks, there is just that race
+            fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(directory)
+
+
+def _bind(sock: socket.socket, path: str) -> None:
+    try:
+        _bind_private(sock, path)
+        return
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        raise FileExistsError(errno.EEXIST, "exists, and is no socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        result = probe.connect_ex(path)
+    if result != errno.ECONNREFUSED:
+        raise OSError(errno.EADDRINUSE, "another program listens there")
+    os.unlink(path)
+    _bind_private(sock, path)
+
+
+def _bind_private(sock: socket.socket, path: str) -> None:
+    """Bind with mode 0600, at no time with another."""
+    if sys.platform == "linux":
+        # The file takes the mode of the socket.
+        os.fchmod(sock.fileno(), 0o600)
+        sock.bind(path)
+        return
+    before = os.umask(0o177)
+    try:
+        sock.bind(path)
+    finally:
+        os.umask(before)
+
+
+def _unlink(path: str, identity: tuple[int, int]) -> None:
+    """Remove the file, unless somebody has put another one there."""
+    with suppress(OSError), _directory_locked(path):
+        found = os.lstat(path)
+        if (found.st_dev, found.st_ino) == identity:
+            os.unlink(path)
