@@ -17,7 +17,10 @@ CFLAGS_C = -std=c11 -g -Wall -Wextra -Wpedantic -Wconversion -Werror -Icsrc -Ite
 ASAN = -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 TSAN = -O1 -fsanitize=thread
 
-.PHONY: help run test build bench lint types asan asan-c asan-py tsan wheel clean
+.PHONY: help run test build bench lint types asan asan-c asan-py tsan lockstep wheel clean
+
+# Steps of `make lockstep`.
+N ?= 20000
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -45,6 +48,9 @@ asan: asan-c asan-py ## Run the tests in C and those of the core under ASan and 
 
 tsan: build/tsan/test_threads build/tsan/test_tracker ## Run the threads in C under TSan
 	for program in $^; do $$program $(SEED) || exit 1; done
+
+lockstep: $(VENV)/.test ## Send N=20000 steps to a real QEMU and to ours, and compare
+	PYBITMAP_REQUIRE_PEERS=1 PYBITMAP_LOCKSTEP_STEPS=$(N) $(BIN)/python -m pytest -s tests/test_lockstep.py
 
 wheel: $(VENV)/.dev ## Build the wheel and the source archive into dist/
 	$(BIN)/pip -q install build

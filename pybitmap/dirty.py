@@ -311,6 +311,7 @@ class DirtyBitmap:
         """What a merge would add; checks all that it needs."""
         gathered = HBitmap(self.size, self._bitmap.granularity)
         for source in sources:
+            self.check(CHANGE)  # before the source's flags, as in QEMU
             source.check(USE)
             if source.size != self.size:
                 raise MismatchError(
