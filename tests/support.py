@@ -4,9 +4,15 @@
 from __future__ import annotations
 
 import gc
+import random
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from pybitmap import BlockNode
 
 
 def collect() -> None:
@@ -28,3 +34,33 @@ def run_python(code: str) -> str:
     )
     assert done.returncode == 0, f"exit status {done.returncode}: {done.stderr}"
     return done.stdout
+
+
+@contextmanager
+def writers(node: BlockNode) -> Iterator[set[int]]:
+    """Two threads write single bytes all over the node, at multiples of 512, until the block ends.
+
+    Then the set that it gives has the offsets of all writes.
+    """
+    mine: list[set[int]] = [set(), set()]
+    written: set[int] = set()
+    running = threading.Event()
+    running.set()
+
+    def write(offsets: set[int], seed: int) -> None:
+        rng = random.Random(seed)
+        while running.is_set():
+            offset = rng.randrange(node.size // 512) * 512
+            node.mark_dirty(offset, 1)
+            offsets.add(offset)
+
+    threads = [threading.Thread(target=write, args=(each, i)) for i, each in enumerate(mine)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield written
+    finally:
+        running.clear()
+        for thread in threads:
+            thread.join()
+        written.update(*mine)

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import random
 import threading
 from array import array
 
 import pytest
+from support import writers
 
 from pybitmap import (
     BlockGraph,
@@ -313,21 +313,7 @@ def test_no_write_is_lost_and_none_appears_in_a_frozen_bitmap(node: BlockNode) -
     """Writers mark while bitmaps are added, removed, disabled, frozen and given back."""
     always = node.add_bitmap("always", 512)
     frozen = node.add_bitmap("frozen", 512)
-    written: list[set[int]] = [set(), set()]
-    running = threading.Event()
-    running.set()
-
-    def write(mine: set[int], seed: int) -> None:
-        rng = random.Random(seed)
-        while running.is_set():
-            offset = rng.randrange(SIZE // 512) * 512
-            node.mark_dirty(offset, 1)
-            mine.add(offset)
-
-    threads = [threading.Thread(target=write, args=(each, i)) for i, each in enumerate(written)]
-    for thread in threads:
-        thread.start()
-    try:
+    with writers(node) as written:
         for turn in range(150):
             guest = node.add_bitmap("guest", 512)
             check_frozen(frozen, succeed=turn % 3 == 0)
@@ -335,11 +321,7 @@ def test_no_write_is_lost_and_none_appears_in_a_frozen_bitmap(node: BlockNode) -
             count = guest.count
             assert guest.count == count
             node.remove_bitmap("guest")
-    finally:
-        running.clear()
-        for thread in threads:
-            thread.join()
-    assert {offset for offset, _ in areas_of_512(always)} == written[0] | written[1]
+    assert {offset for offset, _ in areas_of_512(always)} == written
 
 
 def check_frozen(bitmap: DirtyBitmap, succeed: bool) -> None:

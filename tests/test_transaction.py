@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import itertools
-import random
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import pytest
+from support import writers
 
 from pybitmap import (
     AbortedError,
@@ -357,21 +356,7 @@ def test_no_write_is_lost_beside_transactions_that_commit_and_abort() -> None:
     node = graph.add_node("n", SIZE)
     always, merged = node.add_bitmap("always", 512), node.add_bitmap("merged", 512)
     aborted = node.add_bitmap("aborted", 512)
-    written: list[set[int]] = [set(), set()]
-    running = threading.Event()
-    running.set()
-
-    def write(mine: set[int], seed: int) -> None:
-        rng = random.Random(seed)
-        while running.is_set():
-            offset = rng.randrange(SIZE // 512) * 512
-            node.mark_dirty(offset, 1)
-            mine.add(offset)
-
-    threads = [threading.Thread(target=write, args=(each, i)) for i, each in enumerate(written)]
-    for thread in threads:
-        thread.start()
-    try:
+    with writers(node) as written:
         for _ in range(150):
             commit: list[Action] = [
                 lambda tx: tx.add("n", "guest", 512),
@@ -390,12 +375,8 @@ def test_no_write_is_lost_beside_transactions_that_commit_and_abort() -> None:
             assert isinstance(attempt(graph, abort), AbortedError)
             assert guest.count == count
             assert attempt(graph, [lambda tx: tx.remove("n", "guest")]) is None
-    finally:
-        running.clear()
-        for thread in threads:
-            thread.join()
     expected = DirtyBitmap(node, "expected", 512, enabled=False, persistent=False)
-    for offset in written[0] | written[1]:
+    for offset in written:
         expected.set(offset, 1)
     for bitmap in (always, merged, aborted):
         assert bitmap.sha256() == expected.sha256(), bitmap
