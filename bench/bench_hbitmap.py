@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pybitmap import HBitmap
+from pybitmap import BlockGraph, HBitmap
 
 GROUPS = 1 << 20
 WRITES = 10_000
@@ -55,6 +55,26 @@ def test_mark(benchmark: Benchmark, what: str) -> None:
             flags[start] = 1
 
     benchmark({"HBitmap.set": with_hbitmap, "set.add": with_set}.get(what, with_bytes))
+
+
+@pytest.mark.benchmark(group="10,000 writes, one call each, all dirty already")
+@pytest.mark.parametrize("what", ["HBitmap.set", "mark_dirty, 1 bitmap", "mark_dirty, 16 bitmaps"])
+def test_write_path(benchmark: Benchmark, what: str) -> None:
+    """What does a node's write path cost beside a mark in a bare bitmap?"""
+    size = GROUPS << 16
+    offsets = [start << 16 for start in random_starts()]
+    node = BlockGraph().add_node("disk", size)
+    for number in range(16 if "16" in what else 1):
+        node.add_bitmap(str(number))
+    hb = HBitmap(size, 16)
+    write = hb.set if what == "HBitmap.set" else node.mark_dirty
+
+    def work() -> None:
+        for offset in offsets:
+            write(offset, 512)
+
+    work()
+    benchmark(work)
 
 
 @pytest.mark.benchmark(group="10,000 marks, one call for all")
