@@ -99,17 +99,17 @@ except ImportError:
         """Tells PyPy's collector what hangs on an object."""
 
 
-class _Freed:
-    """C memory that is freed with this object."""
+class _LetGo:
+    """Calls a C function (free, unpin) on an address when nothing refers to this any more."""
 
-    __slots__ = ("_address", "_free")
+    __slots__ = ("_address", "_function")
 
-    def __init__(self, address: int, free: Callable[[CData], None]) -> None:
+    def __init__(self, address: int, function: Callable[[CData], None]) -> None:
         self._address = address
-        self._free = free
+        self._function = function
 
     def __del__(self, cast: Callable[[str, int], CData] = ffi.cast) -> None:
-        self._free(cast("void *", self._address))
+        self._function(cast("void *", self._address))
 
 
 class Owner:
@@ -126,21 +126,8 @@ class Owner:
         self._address = address(pointer)
         self._free = free
 
-    def __del__(self, heir: Callable[[int, Callable[[CData], None]], _Freed] = _Freed) -> None:
+    def __del__(self, heir: Callable[[int, Callable[[CData], None]], _LetGo] = _LetGo) -> None:
         self._heir = heir(self._address, self._free)
-
-
-class Pin(int):
-    """The address of an ``HBitmap`` that is pinned while this object exists."""
-
-    __slots__ = ()
-
-    def __del__(
-        self,
-        unpin: Callable[[CData], None] = lib.hbitmap_unpin,
-        cast: Callable[[str, int], CData] = ffi.cast,
-    ) -> None:
-        unpin(cast("HBitmap *", self))
 
 
 def hbitmap_alloc(size: int, granularity: int) -> tuple[CData, Owner]:
@@ -237,7 +224,7 @@ def words(hb: CData) -> memoryview:
 def pinned_words(hb: CData) -> memoryview:
     """The leaf words, live, as a read-only view of bytes that pins the bitmap while it exists."""
     hbitmap_pin(hb)
-    pin = Pin(address(hb))
+    pin = _LetGo(address(hb), lib.hbitmap_unpin)
     nwords = new("size_t *")
     # The view holds the pointer, the pointer its destructor, and that the pin; a destructor that
     # does nothing else (it compares, in vain).
@@ -266,6 +253,27 @@ def uint64_array(name: str, data: ReadableBuffer) -> tuple[CData, int]:
     if address(pointer) % 8:
         pointer = ffi.from_buffer("uint64_t[]", array("Q", view.tobytes()))
     return pointer, len(view)
+
+
+def with_ranges(
+    call: Callable[[CData, CData, int], None],
+    names: tuple[str, str],
+    starts: ReadableBuffer,
+    lengths: ReadableBuffer,
+) -> None:
+    """Calls with two buffers of uint64 as arrays, and their number of elements.
+
+    The buffers are given back before an exception leaves: its traceback may keep the frame.
+
+    :raises TypeError, InvalidError: see :func:`uint64_array`; or if the numbers differ
+    """
+    c_starts, nstarts = uint64_array(names[0], starts)
+    with c_starts:
+        c_lengths, nlengths = uint64_array(names[1], lengths)
+        with c_lengths:
+            if nstarts != nlengths:
+                raise InvalidError(f"{nstarts} {names[0]} and {nlengths} {names[1]}")
+            call(c_starts, c_lengths, nstarts)
 
 
 def byte_array(name: str, data: ReadableBuffer) -> tuple[CData, int]:

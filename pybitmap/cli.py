@@ -41,7 +41,6 @@ from rich.text import Text
 
 from .errors import BitmapError
 from .node import BlockGraph
-from .qmp import serve
 from .replay import DEFAULT_GRANULARITY, Marked, Replay, Truth, rate, replay, report
 from .replay import Progress as Report
 from .sizes import SIZE, exact_size, exact_sizes, is_granularity, parse_size, rough_size
@@ -361,6 +360,8 @@ def serve_command(path: str, nodes: list[tuple[str, int]]) -> None:
 
     Exit code: 0 ended as asked, 2 for an error.
     """
+    from .qmp import serve  # the other commands start sooner without it
+
     with BlockGraph() as graph:
         for name, size in nodes:
             graph.add_node(name, size)

@@ -103,19 +103,16 @@ class HBitmap(MutableSet[int]):
         :raises TypeError: for buffers of anything else
         :raises InvalidError: if the lengths differ
         """
-        c_starts, nstarts = _core.uint64_array("starts", starts)
-        with c_starts:
-            c_counts, ncounts = _core.uint64_array("counts", counts)
-            with c_counts:
-                if nstarts != ncounts:
-                    raise InvalidError(f"{nstarts} starts and {ncounts} counts")
-                if _core.hbitmap_set_many(self._hb, c_starts, c_counts, nstarts):
-                    size = self.size
-                    for i, (start, count) in enumerate(zip(c_starts, c_counts)):
-                        if start + count > size and count:
-                            error = _core.out_of_range(self._hb, start, count)
-                            raise type(error)(f"write {i}: {error}")
-                    raise InvalidError("starts or counts changed while they were being marked")
+        _core.with_ranges(self._set_ranges, ("starts", "counts"), starts, counts)
+
+    def _set_ranges(self, starts: CData, counts: CData, nranges: int) -> None:
+        if _core.hbitmap_set_many(self._hb, starts, counts, nranges):
+            size = self.size
+            for i, (start, count) in enumerate(zip(starts, counts)):
+                if start + count > size and count:
+                    error = _core.out_of_range(self._hb, start, count)
+                    raise type(error)(f"write {i}: {error}")
+            raise InvalidError("starts or counts changed while they were being marked")
 
     def reset(self, start: int, count: int | None = None) -> None:
         """Clean the groups of a range; ``count`` None: the one group at ``start``.
@@ -416,11 +413,13 @@ class HBitmap(MutableSet[int]):
 
         :raises KeyError: if nothing is dirty
         """
-        while not self.empty():
+        while True:
             item = self.next_dirty(0)
-            if item is not None and self._take(item):
+            if item is None:
+                if self.empty():
+                    raise KeyError("pop from an empty bitmap")
+            elif self._take(item):
                 return item
-        raise KeyError("pop from an empty bitmap")
 
     def clear(self) -> None:
         """Clean everything."""

@@ -108,15 +108,12 @@ class BlockNode:
         :raises TypeError, InvalidError: for buffers that are none of uint64, or differ in length
         :raises ClosedError: if the node is closed
         """
-        c_offsets, noffsets = _core.uint64_array("offsets", offsets)
-        with c_offsets:
-            c_lengths, nlengths = _core.uint64_array("lengths", lengths)
-            with c_lengths:
-                if noffsets != nlengths:
-                    raise InvalidError(f"{noffsets} offsets and {nlengths} lengths")
-                code = _core.hbtracker_mark_many(self._tracker, c_offsets, c_lengths, noffsets)
-                if code:
-                    raise self._refused(code, f"one of {noffsets} writes")
+        _core.with_ranges(self._mark_ranges, ("offsets", "lengths"), offsets, lengths)
+
+    def _mark_ranges(self, offsets: CData, lengths: CData, nwrites: int) -> None:
+        code = _core.hbtracker_mark_many(self._tracker, offsets, lengths, nwrites)
+        if code:
+            raise self._refused(code, f"one of {nwrites} writes")
 
     def _refused(self, code: int, what: str) -> Exception:
         if self._closed:
