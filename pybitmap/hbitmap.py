@@ -779,12 +779,13 @@ class HBitmap(MutableSet[int]):
         """
         start, count = self._to_the_end(start, count)
         self._check_serializable()
-        if not 0 <= start <= self.size or count < 0:
+        size, group = self.size, 1 << self._granularity
+        # The size rounded up to whole groups, as far as C accepts a chunk.
+        if not 0 <= start <= size or not 0 <= count <= -(-size // group) * group - start:
             raise _core.out_of_range(self._hb, start, count)
-        try:
-            nbytes = _core.hbitmap_serialization_size(self._hb, start, count)
-        except OverflowError:
-            raise _core.out_of_range(self._hb, start, count) from None
+        # From the arguments alone: if another thread truncates now, C may accept a chunk that does
+        # not fit the size of before, and every chunk of this count has as many words.
+        nbytes = 8 * -(-count // _core.hbitmap_serialization_align(self._hb))
         data = _core.new_unset("uint8_t[]", nbytes)
         code = _core.hbitmap_serialize_part(self._hb, data, start, count)
         if code:

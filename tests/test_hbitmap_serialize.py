@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from model import Model, assert_same
 from support import collect
 
-from pybitmap import HBitmap, InvalidError, RangeError
+from pybitmap import HBitmap, InvalidError, RangeError, _core
 
 pytestmark = pytest.mark.core
 
@@ -444,3 +444,19 @@ def test_a_structure_keeps_identity_in_a_pickle() -> None:
     hb = HBitmap(100)
     first, second = pickle.loads(pickle.dumps([hb, hb]))
     assert first is second
+
+
+def test_a_truncate_while_serialize_runs_finds_room_for_the_chunk(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The chunk does not fit the old size, and does fit the new one."""
+    hb = HBitmap(200)
+    hb.set(0, 200)
+    real = _core.new_unset
+
+    def truncate_first(*args: Any) -> Any:
+        hb.truncate(100)
+        return real(*args)
+
+    monkeypatch.setattr(_core, "new_unset", truncate_first)
+    assert hb.serialize(0, 100) == b"\xff" * 12 + b"\x0f\0\0\0"
