@@ -61,6 +61,28 @@ class UnsupportedError(BitmapError):
     """The node cannot do that."""
 
 
+class StoreError(BitmapError, OSError):
+    """What is stored cannot be read or written; ``errno`` says why, if a system call knew."""
+
+    def __init__(self, message: str, errno: int | None = None) -> None:
+        super().__init__(message)
+        self.errno = errno
+
+    def __reduce__(self) -> tuple[type[StoreError], tuple[str, int | None]]:
+        return type(self), (str(self), self.errno)
+
+    # OSError would show its errno.
+    __str__ = Exception.__str__
+
+
+class LockedError(StoreError):
+    """Another process has the store or the image open."""
+
+
+class CorruptError(StoreError, ValueError):
+    """The store or the image is damaged, or not what it is said to be."""
+
+
 class ClosedError(BitmapError, ValueError):
     """The node is closed."""
 

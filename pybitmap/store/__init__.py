@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: MIT
+"""Where persistent bitmaps live: the protocol, and the stores themselves."""
+
+from .base import Change, Loaded, Purpose, Record, Store, Volume, Wanted
+
+__all__ = ["Change", "Loaded", "Purpose", "Record", "Store", "Volume", "Wanted"]

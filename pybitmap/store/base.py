@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: MIT
+"""The store protocol: where the persistent bitmaps of nodes live.
+
+A :class:`Store` holds the bitmaps of one node or of several, each node's part is a
+:class:`Volume`. A node opens its volume, loads what is stored, lets the volume make the memory of
+persistent bitmaps, and says from time to time what is to be stored: always the whole list of its
+persistent bitmaps (:class:`Wanted`), never a difference. The store finds out what that changes.
+
+A change has two phases. ``prepare`` does all that can fail for lack of space or memory, and leaves
+what is stored as it is. ``switch`` is one durable step: whoever opens the store after a crash finds
+all of the old or all of the new. :class:`Switches` leads several stores through it in the order
+that keeps a bitmap which moves between them in both rather than in none.
+
+Offsets and sizes are in bytes, granularities as well. Every method is called with the lock of one
+graph held; a store that nodes of several graphs share has a lock of its own.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Callable, Optional
+
+from ..errors import StoreError
+from ..hbitmap import HBitmap
+
+#: Told how far a long work is: what it is, bytes done, bytes in all.
+Progress = Callable[[str, int, Optional[int]], None]
+
+
+class Purpose(Enum):
+    """Why a volume is stored."""
+
+    #: What there is has changed: bitmaps, flags, sizes. Their content is stored only where a killed
+    #: process would lose it otherwise *and* could have kept it (a mapped file).
+    COMMIT = "commit"
+    #: As COMMIT, and what was marked before the call survives a crash of the system, or is then
+    #: known to be inconsistent. The volume stays in use.
+    FLUSH = "flush"
+    #: As FLUSH, and the volume is no longer in use: what is stored is whole and valid.
+    CLOSE = "close"
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """A persistent bitmap as it is to be stored.
+
+    :param name: unique in its volume
+    :param granularity: bytes that a bit stands for
+    :param enabled: will it record when it is loaded again?
+    :param content: the bits, made by :meth:`Volume.make`; more may be marked at any time. None:
+        what is stored under that name stays as it is, or, if nothing is, there is nothing; the
+        other fields say nothing then
+    :param successor: made the same way, if the bitmap is frozen: loading gives the union of both
+    """
+
+    name: str
+    granularity: int
+    enabled: bool
+    content: HBitmap | None
+    successor: HBitmap | None = None
+
+    def same(self, other: Record) -> bool:
+        """Equal, and the same bitmaps (not: bitmaps with equal bits)."""
+        return (
+            (self.name, self.granularity, self.enabled)
+            == (other.name, other.granularity, other.enabled)
+            and self.content is other.content
+            and self.successor is other.successor
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """What a volume is to hold: the size of its node, and its bitmaps, the oldest first."""
+
+    size: int
+    records: Sequence[Record]
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(record.name for record in self.records)
+
+    def same(self, other: Wanted | None) -> bool:
+        return (
+            other is not None
+            and self.size == other.size
+            and len(self.records) == len(other.records)
+            and all(map(Record.same, self.records, other.records))
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A bitmap that was stored.
+
+    :param enabled: is it to record? Also said of an inconsistent one, which does not.
+    :param content: made as by :meth:`Volume.make`, with a successor's bits merged; None if
+        inconsistent
+    :param reason: why it is inconsistent, a sentence for its user; None if it is not
+    """
+
+    name: str
+    granularity: int
+    enabled: bool
+    content: HBitmap | None
+    reason: str | None = None
+
+
+class Volume(ABC):
+    """What a store holds for one node, opened; made by :meth:`Store.open`."""
+
+    #: For queries, as QMP has them.
+    driver: str = "pybitmap"
+    filename: str = ""
+    #: Of new bitmaps, in bytes, where the node is not told; None: the node's own default.
+    default_granularity: int | None = None
+
+    def __init__(self, store: Store, node: str, size: int, *, read_only: bool) -> None:
+        self.store = store
+        self.node = node
+        #: Of the node, in bytes.
+        self.size = size
+        self.read_only = read_only
+        #: What was switched to last; kept by :class:`Switches`.
+        self.current: Wanted | None = None
+        #: What is stored; kept by :class:`Switches` from what was loaded on.
+        self.names: frozenset[str] = frozenset()
+
+    @abstractmethod
+    def load(self) -> list[Loaded]:
+        """What is stored, the oldest first; called once.
+
+        Unless read-only, the volume is *in use* afterwards: whoever opens it after a crash either
+        finds bits that are exact or an inconsistent bitmap.
+
+        :raises StoreError: nothing has changed
+        """
+
+    @abstractmethod
+    def check_new(self, name: str, granularity: int, names: Collection[str]) -> None:
+        """May a bitmap of that name be stored, beside those of ``names``?
+
+        :raises UnsupportedError: in QEMU's words if not
+        """
+
+    @abstractmethod
+    def make(self, granularity: int, size: int | None = None) -> HBitmap:
+        """Memory for a persistent bitmap, clean; of ``size`` bytes, None: the node's.
+
+        Marks in it cost what they cost in any bitmap. Nothing is stored until a record names it,
+        and what no record names any more goes by itself.
+
+        :raises StoreError: if there is no space
+        :raises MemoryError: if there is no memory
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the volume, as it is: what is in use stays so. May be called twice."""
+
+
+class Change(ABC):
+    """What was prepared in one store: ends with :meth:`switch` or with :meth:`abort`."""
+
+    @abstractmethod
+    def switch(self) -> None:
+        """Make it so, durably, in one step.
+
+        :raises StoreError: what is stored is then as before as far as that can be known; the next
+            prepare copes with either
+        """
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Give back what was prepared; never raises."""
+
+
+class Store(ABC):
+    """A place for bitmaps; given to :meth:`pybitmap.BlockGraph.add_node`.
+
+    It is open as long as one of its volumes is: what a store needs (files, locks) is taken with the
+    first and released with the last.
+    """
+
+    #: Who wants to know how far a long store or load is.
+    progress: Progress | None = None
+
+    @abstractmethod
+    def open(self, node: str, size: int | None, *, read_only: bool) -> Volume:
+        """The volume of a node.
+
+        :param size: of the node in bytes; None: as the store knows it
+        :raises MismatchError: (a ValueError) if the store knows another size
+        :raises InvalidError: (a ValueError) if there is no size, nor does the store know one
+        :raises LockedError: if another process has the store open
+        :raises CorruptError: if it is damaged
+        :raises StoreError: if it cannot be read
+        """
+
+    @abstractmethod
+    def prepare(self, wanted: Mapping[Volume, Wanted], purpose: Purpose) -> Change:
+        """Prepare to store; volumes that are not named stay as they are.
+
+        :raises StoreError: nothing has changed
+        """
+
+
+@dataclass
+class Switches:
+    """A change of several volumes, in whichever stores: prepared when made, then switched once.
+
+    Atomic within a store, ordered across stores: those that gain bitmaps come before those that
+    lose some. A store that does both, beside others, is switched twice.
+    """
+
+    wanted: Mapping[Volume, Wanted]
+    purpose: Purpose
+    _steps: list[tuple[Change, Mapping[Volume, Wanted]]] = field(default_factory=list, init=False)
+    _late: list[tuple[Store, Mapping[Volume, Wanted]]] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        """
+        :raises StoreError: nothing has changed
+        """
+        stores: dict[Store, dict[Volume, Wanted]] = {}
+        for volume, wanted in self.wanted.items():
+            if self.purpose is not Purpose.COMMIT or not wanted.same(volume.current):
+                stores.setdefault(volume.store, {})[volume] = wanted
+        gaining: list[tuple[Store, dict[Volume, Wanted]]] = []
+        losing: list[tuple[Store, dict[Volume, Wanted]]] = []
+        for store, part in stores.items():
+            if not any(volume.names - wanted.names for volume, wanted in part.items()):
+                gaining.append((store, part))
+            elif len(stores) > 1 and any(w.names - v.names for v, w in part.items()):
+                gaining.append((store, {v: _with_lost(v, w) for v, w in part.items()}))
+                self._late.append((store, part))
+            else:
+                losing.append((store, part))
+        try:
+            for store, part in [*gaining, *losing]:
+                self._steps.append((store.prepare(part, self.purpose), part))
+        except BaseException:
+            self.abort()
+            raise
+
+    def abort(self) -> None:
+        """Give back what was prepared and not switched."""
+        while self._steps:
+            self._steps.pop()[0].abort()
+
+    def switch(self) -> StoreError | MemoryError | None:
+        """Switch the stores, one after the other.
+
+        :returns: None, or why a store could not be switched although others were: that one and
+            all behind it stay as they are, since they may lose what it was to gain
+        :raises StoreError: of the first store; none has been switched then
+        """
+        first = True
+        try:
+            while self._steps:
+                change, part = self._steps.pop(0)
+                change.switch()
+                _switched(part)
+                first = False
+            for store, part in self._late:
+                store.prepare(part, self.purpose).switch()
+                _switched(part)
+        except (StoreError, MemoryError) as error:
+            self.abort()
+            if first:
+                raise
+            return error
+        return None
+
+
+def _with_lost(volume: Volume, wanted: Wanted) -> Wanted:
+    """The same, without losing a bitmap."""
+    lost = sorted(volume.names - wanted.names)
+    kept = [Record(name, 0, enabled=False, content=None) for name in lost]
+    return Wanted(wanted.size, [*kept, *wanted.records])
+
+
+def _switched(part: Mapping[Volume, Wanted]) -> None:
+    for volume, wanted in part.items():
+        volume.current, volume.names = wanted, wanted.names

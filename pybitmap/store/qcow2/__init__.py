@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Persistent bitmaps in qcow2 images."""
