@@ -27,8 +27,9 @@ threads; what changes flags takes the lock of the graph.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from enum import Flag
+from itertools import count
 from threading import RLock
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -42,15 +43,21 @@ from .errors import (
     StateError,
 )
 from .hbitmap import HBitmap
+from .store.base import Record
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+
+    from .store.base import Loaded
+    from .transaction import Transaction
 
     RLockType = RLock
 
 #: Bytes of UTF-8.
 MAX_NAME = 1023
 MIN_GRANULARITY = 512
+
+_serials = count(1)
 
 
 class Forbidding(Flag):
@@ -76,10 +83,32 @@ class Host(Protocol):
     @property
     def lock(self) -> RLockType: ...
 
-    def publish(self) -> None:
+    def make(self, granularity: int, *, stored: bool, size: int | None = None) -> HBitmap:
+        """Memory for a content or a successor, where the bitmap is stored if it is."""
+
+    def publish(self, *, store: bool = False) -> None:
         """Let what records now record, and nothing else; when it returns, so it is.
 
-        :raises MemoryError: nothing has changed then
+        :param store: tell the node's store first
+        :raises StoreError, MemoryError: nothing has changed then
+        """
+
+    def store(self) -> None:
+        """Tell the node's store what there is.
+
+        :raises StoreError: it is told again when the node is flushed or closed
+        """
+
+    def transaction(self) -> AbstractContextManager[Transaction]:
+        """For one action.
+
+        :raises StateError: if this thread is inside a transaction
+        """
+
+    def alone(self) -> AbstractContextManager[object]:
+        """The lock, for what is no action of a transaction.
+
+        :raises StateError: if this thread is inside a transaction
         """
 
 
@@ -95,26 +124,54 @@ class DirtyBitmap:
     """A named bitmap of a node; made by :meth:`pybitmap.BlockNode.add_bitmap`."""
 
     def __init__(
-        self, host: Host, name: str, granularity: int, *, enabled: bool, persistent: bool
+        self,
+        host: Host,
+        name: str,
+        content: HBitmap,
+        *,
+        enabled: bool,
+        persistent: bool,
+        readonly: bool = False,
+        reason: str | None = None,
     ) -> None:
         self._host = host
         self._name = name
-        self._bitmap = HBitmap(host.size, granularity.bit_length() - 1)
-        self._enabled = enabled
+        self._bitmap = content
+        self._enabled = enabled and reason is None
+        self._enabled_if_repaired = enabled
         self._persistent = persistent
         self._busy = False
-        self._readonly = False
-        self._inconsistent = False
+        self._readonly = readonly
+        self._reason = reason
         self._skip_store = False
         self._removed = False
         # The successor: what it has recorded, and whether it is enabled.
         self._successor: HBitmap | None = None
         self._successor_enabled = False
+        # Orders the node's bitmaps for queries; a successor that takes over brings its own.
+        self._serial = next(_serials)
+        self._successor_serial = 0
         # What an open transaction has prepared: the content and the state of after its commit, None
-        # where they stay as they are; and whether the bitmap is then gone.
+        # where they stay as they are; whether the bitmap is then gone, or there at last.
         self._shadow: HBitmap | None = None
         self._enabled_then: bool | None = None
         self._gone_then = False
+        self._new_then = False
+
+    @classmethod
+    def _loaded(cls, host: Host, loaded: Loaded, *, readonly: bool) -> DirtyBitmap:
+        """One that was stored."""
+        # An inconsistent one has no content: with 65,535 of them that matters.
+        content = loaded.content or HBitmap(0, loaded.granularity.bit_length() - 1)
+        return cls(
+            host,
+            loaded.name,
+            content,
+            enabled=loaded.enabled,
+            persistent=True,
+            readonly=readonly,
+            reason=loaded.reason,
+        )
 
     # ---- what it is -------------------------------------------------------------------------
 
@@ -125,7 +182,7 @@ class DirtyBitmap:
     @property
     def size(self) -> int:
         """Of the node, in bytes."""
-        return self._bitmap.size
+        return self._host.size
 
     @property
     def granularity(self) -> int:
@@ -162,7 +219,13 @@ class DirtyBitmap:
 
     @property
     def inconsistent(self) -> bool:
-        return self._inconsistent
+        """Was it not stored in an orderly way? :attr:`reason` says what happened."""
+        return self._reason is not None
+
+    @property
+    def reason(self) -> str | None:
+        """Why it is inconsistent, a sentence; None if it is not."""
+        return self._reason
 
     @property
     def skip_store(self) -> bool:
@@ -180,7 +243,7 @@ class DirtyBitmap:
                 "busy": self._busy,
                 "persistent": self.persistent,
             }
-            if self._inconsistent:
+            if self.inconsistent:
                 info["inconsistent"] = True
             return info
 
@@ -211,7 +274,12 @@ class DirtyBitmap:
 
     def sha256(self) -> str:
         """Of the bits, as QEMU's x-debug-block-dirty-bitmap-sha256 has it, in hex."""
-        return self._bitmap.sha256()
+        with self._host.lock:
+            # QEMU has empty bits for an inconsistent one, we have none.
+            bits = (
+                HBitmap(self.size, self._bitmap.granularity) if self.inconsistent else self._bitmap
+            )
+            return bits.sha256()
 
     # ---- what may be done -------------------------------------------------------------------
 
@@ -229,42 +297,32 @@ class DirtyBitmap:
             )
         if self._readonly and Forbidding.READONLY in forbidding:
             raise ReadonlyError(f"Bitmap '{self._name}' is readonly and cannot be modified")
-        if self._inconsistent and Forbidding.INCONSISTENT in forbidding:
+        if self.inconsistent and Forbidding.INCONSISTENT in forbidding:
             raise InconsistentError(f"Bitmap '{self._name}' is inconsistent and cannot be used")
 
     def enable(self) -> None:
         """Record writes from now on.
 
-        :raises StateError: if it is busy or inconsistent
+        :raises StateError: if it is busy or inconsistent, or inside a transaction
         """
-        self._enable(True)
+        with self._host.transaction() as tx:
+            tx._enable(self, True)
 
     def disable(self) -> None:
         """Record no write that comes after this returns.
 
-        :raises StateError: if it is busy or inconsistent
+        :raises StateError: if it is busy or inconsistent, or inside a transaction
         """
-        self._enable(False)
-
-    def _enable(self, enabled: bool) -> None:
-        with self._host.lock:
-            self.check(USE)
-            before = self._enabled
-            self._enabled = enabled
-            try:
-                self._host.publish()
-            except BaseException:
-                self._enabled = before
-                raise
+        with self._host.transaction() as tx:
+            tx._enable(self, False)
 
     def clear(self) -> None:
         """Make everything clean.
 
-        :raises StateError: if it is busy, readonly or inconsistent
+        :raises StateError: if it is busy, readonly or inconsistent, or inside a transaction
         """
-        with self._host.lock:
-            self.check(CHANGE)
-            self._bitmap.reset_all()
+        with self._host.transaction() as tx:
+            tx._clear(self)
 
     def set(self, offset: int, nbytes: int) -> None:
         """Mark, whether enabled or not.
@@ -272,7 +330,7 @@ class DirtyBitmap:
         :raises StateError: if it is busy, readonly or inconsistent
         :raises RangeError: if the range is not inside the node
         """
-        with self._host.lock:
+        with self._host.alone():
             self.check(CHANGE)
             self._bitmap.set(offset, nbytes)
 
@@ -281,7 +339,7 @@ class DirtyBitmap:
 
         :raises StateError: if it is busy, readonly or inconsistent
         """
-        with self._host.lock:
+        with self._host.alone():
             self.check(CHANGE)
             self._bitmap.set_many(offsets, lengths)
 
@@ -291,7 +349,7 @@ class DirtyBitmap:
         :raises StateError: if it is busy, readonly or inconsistent
         :raises InvalidError: if the range cuts a group, or is not inside the node
         """
-        with self._host.lock:
+        with self._host.alone():
             self.check(CHANGE)
             self._bitmap.reset(offset, nbytes)
 
@@ -304,8 +362,8 @@ class DirtyBitmap:
             inconsistent
         :raises MismatchError: (a ValueError) if a source is of another size
         """
-        with self._host.lock:
-            self._bitmap.merge(self._gather(sources))
+        with self._host.transaction() as tx:
+            tx._merge(self, sources)
 
     def _gather(self, sources: Iterable[DirtyBitmap]) -> HBitmap:
         """What a merge would add; checks all that it needs."""
@@ -330,14 +388,17 @@ class DirtyBitmap:
         A successor records in its place, if it was enabled.
 
         :raises BusyError: if it is busy, so also if it has a successor
+        :raises StateError: inside a transaction
+        :raises StoreError: if it is persistent and there is no space for a second one
         """
-        with self._host.lock:
+        with self._host.alone():
             self.check(Forbidding.BUSY)
-            self._successor = HBitmap(self.size, self._bitmap.granularity)
+            successor = self._new_content()
+            self._successor, self._successor_serial = successor, next(_serials)
             self._successor_enabled = self._enabled
             self._enabled, self._busy = False, True
             try:
-                self._host.publish()
+                self._host.publish(store=self._persistent)
             except BaseException:
                 self._end_successor()
                 raise
@@ -345,21 +406,33 @@ class DirtyBitmap:
     def abdicate(self) -> None:
         """Let the successor take over; what this held is dropped.
 
-        :raises StateError: if there is none
+        :raises StateError: if there is none, or inside a transaction
+        :raises StoreError: if it is persistent and that cannot be stored; nothing has changed
         """
-        with self._host.lock:
+        with self._host.alone():
             if self._successor is None:
                 raise StateError("Cannot relinquish control if there's no successor present")
-            # It records already, so there is nothing to publish.
+            before = self._bitmap, self._successor, self._successor_enabled
             self._bitmap = self._successor
             self._end_successor()
+            try:
+                # It records already, so there is nothing to publish.
+                if self._persistent and not self._removed:
+                    self._host.store()
+            except BaseException:
+                self._bitmap, self._successor, self._successor_enabled = before
+                self._enabled, self._busy = False, True
+                raise
+            self._serial = self._successor_serial
 
     def reclaim(self) -> None:
         """Take the successor's marks back; no write is lost meanwhile.
 
-        :raises StateError: if there is none
+        :raises StateError: if there is none, or inside a transaction
+        :raises StoreError: if it is persistent and that could not be stored. It is so all the same;
+            until it can be, whoever loads the bitmap gets the union, which it is.
         """
-        with self._host.lock:
+        with self._host.alone():
             successor = self._successor
             if successor is None:
                 raise StateError("Cannot reclaim a successor when none is present")
@@ -372,6 +445,8 @@ class DirtyBitmap:
                 raise
             # Nobody marks the successor any more.
             self._bitmap.merge(successor)
+            if self._persistent and not self._removed:
+                self._host.store()
 
     def _end_successor(self) -> None:
         self._enabled, self._busy = self._successor_enabled, False
@@ -391,10 +466,36 @@ class DirtyBitmap:
             self.create_successor()
         try:
             yield self
+            self.abdicate()
         except BaseException:
             self.reclaim()
             raise
-        self.abdicate()
+
+    # ---- repair -----------------------------------------------------------------------------
+
+    def repair(self) -> None:
+        """Make an inconsistent bitmap usable: all dirty, so too much is copied, nothing missed.
+
+        It records from now on if it did when it was stored.
+
+        :raises StateError: if it is not inconsistent, or busy, or readonly, or inside a transaction
+        :raises StoreError: if that cannot be stored; nothing has changed
+        """
+        with self._host.alone():
+            self.check(REMOVAL)
+            if self._reason is None:
+                raise StateError(f"Bitmap '{self._name}' is not inconsistent")
+            before = self._bitmap, self._reason
+            content = self._new_content()
+            content.set(0, self.size)
+            self._bitmap, self._reason = content, None
+            self._enabled = self._enabled_if_repaired
+            try:
+                self._host.publish(store=True)
+            except BaseException:
+                self._bitmap, self._reason = before
+                self._enabled = False
+                raise
 
     # ---- for its node, and for transactions -------------------------------------------------
 
@@ -413,13 +514,37 @@ class DirtyBitmap:
             return [self._bitmap]
         return [self._shadow] if then else [self._bitmap, self._shadow]
 
-    def _contents(self) -> list[HBitmap]:
-        """All that has the size of the node."""
-        return [each for each in (self._bitmap, self._successor, self._shadow) if each is not None]
+    def _new_content(self) -> HBitmap:
+        """Clean, and where the bitmap is stored if it is."""
+        return self._host.make(self.granularity, stored=self._persistent)
+
+    def _record(self, then: bool) -> Record | None:
+        """As it is to be stored: now, or once the open transaction has committed. None: not."""
+        if not self._persistent or (self._gone_then if then else self._new_then):
+            return None
+        content = self._prepared_content() if then else self._bitmap
+        return Record(
+            self._name,
+            self.granularity,
+            enabled=(self.enabled if then else self._enabled) or self._successor_enabled,
+            content=None if self._reason is not None or self._skip_store else content,
+            successor=self._successor,
+        )
+
+    def _resized(self, content: HBitmap, size: int) -> HBitmap:
+        """A copy of another size, in new memory of the same kind."""
+        copy = content.copy()
+        copy.truncate(size)
+        if not self._persistent:
+            return copy
+        resized = self._host.make(self.granularity, stored=True, size=size)
+        resized.merge(copy)
+        return resized
 
     def _commit(self) -> None:
         """What was prepared is so; the node publishes it."""
         self._bitmap = self._prepared_content()
         self._enabled = self.enabled
         self._removed = self._gone_then
-        self._shadow, self._enabled_then, self._gone_then = None, None, False
+        self._shadow, self._enabled_then = None, None
+        self._gone_then = self._new_then = False

@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from operator import index
 from threading import RLock
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Callable
 
 from . import _core
 from ._core import CData, hbtracker_mark
-from .dirty import MAX_NAME, REMOVAL, DirtyBitmap, check_granularity
+from .dirty import MAX_NAME, DirtyBitmap, Forbidding, check_granularity
 from .errors import (
     ClosedError,
     ExistsError,
@@ -31,9 +31,11 @@ from .errors import (
     RangeError,
     ReadonlyError,
     StateError,
+    StoreError,
     UnsupportedError,
 )
 from .hbitmap import HBitmap
+from .store.base import Purpose, Store, Switches, Volume, Wanted
 from .transaction import Transaction
 
 if TYPE_CHECKING:
@@ -41,19 +43,29 @@ if TYPE_CHECKING:
 
 DEFAULT_GRANULARITY = 65536
 
+OPEN_ALREADY = "this thread has a transaction open already"
+
 
 class BlockNode:
     """A device of ``size`` bytes with named dirty bitmaps; made by :meth:`BlockGraph.add_node`."""
 
-    def __init__(self, lock: RLock, name: str, size: int, read_only: bool) -> None:  # type: ignore[valid-type, unused-ignore]
-        self._lock = lock
+    def __init__(
+        self, graph: BlockGraph, name: str, size: int, volume: Volume | None, read_only: bool
+    ) -> None:
+        self._graph = graph
+        self._lock = graph._lock
         self._name = name
         self._size = size
+        self._volume = volume
         self._read_only = read_only
         self._closed = False
         self._bitmaps: dict[str, DirtyBitmap] = {}
         self._tracker, self._owner = _core.hbtracker_alloc()
         self._recording: list[HBitmap] = []  # kept alive for the tracker
+        if volume is not None:
+            for loaded in volume.load():
+                self._bitmaps[loaded.name] = DirtyBitmap._loaded(self, loaded, readonly=read_only)
+            volume.names = frozenset(self._bitmaps)
         self.publish()
 
     @property
@@ -76,7 +88,7 @@ class BlockNode:
 
     @property
     def bitmaps(self) -> Mapping[str, DirtyBitmap]:
-        """By name, the oldest first; live."""
+        """By name, in the order of adding; live."""
         return MappingProxyType(self._bitmaps)
 
     def __repr__(self) -> str:
@@ -127,9 +139,49 @@ class BlockNode:
             return ReadonlyError(f"node '{self._name}' is read-only")
         return MemoryError("no memory for this thread to mark writes")
 
-    def publish(self) -> None:
-        """For its bitmaps: see :class:`pybitmap.dirty.Host`."""
-        self._install(self._prepare(self._size))
+    # ---- for its bitmaps: see pybitmap.dirty.Host --------------------------------------------
+
+    def make(self, granularity: int, *, stored: bool, size: int | None = None) -> HBitmap:
+        if stored and self._volume is not None and not self._read_only:
+            return self._volume.make(granularity, size)
+        return HBitmap(self._size if size is None else size, granularity.bit_length() - 1)
+
+    def publish(self, *, store: bool = False) -> None:
+        prepared = self._prepare(0 if self._closed else self._size)
+        try:
+            if store:
+                self.store()
+        except BaseException:
+            self._discard(prepared)
+            raise
+        self._install(prepared)
+
+    def store(self) -> None:
+        self._store(Purpose.COMMIT)
+
+    def _store(self, purpose: Purpose, size: int | None = None) -> None:
+        if self._volume is not None and not self._read_only:
+            Switches({self._volume: self._wanted(size=size)}, purpose).switch()
+
+    def _wanted(self, *, then: bool = False, size: int | None = None) -> Wanted:
+        """What the store is to hold: now, or once the open transaction has committed."""
+        records = (bitmap._record(then) for bitmap in self._bitmaps.values())
+        return Wanted(
+            self._size if size is None else size,
+            [record for record in records if record is not None],
+        )
+
+    def transaction(self) -> AbstractContextManager[Transaction]:
+        return self._graph.transaction()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        with self._lock:
+            if self._graph._open is not None:
+                raise StateError(OPEN_ALREADY)
+            yield
+
+    # ---- what records -----------------------------------------------------------------------
 
     def _prepare(self, size: int, then: bool = False) -> tuple[CData, list[HBitmap]]:
         """What records, for a size of the node: now, or once the open transaction has committed.
@@ -147,7 +199,7 @@ class BlockNode:
         for bitmap in list(self._bitmaps.values()):
             bitmap._commit()
             if bitmap._removed:
-                del self._bitmaps[bitmap.name]
+                self._forget(bitmap)
         self._install(prepared)
 
     def _discard(self, prepared: tuple[CData, list[HBitmap]]) -> None:
@@ -191,31 +243,49 @@ class BlockNode:
         :raises InvalidError: for another name or granularity
         :raises ExistsError: if the node has a bitmap of that name
         :raises UnsupportedError: if it cannot be stored, but is to be persistent
+        :raises StoreError: if there is no space to store it
+        :raises StateError: inside a transaction, which has an ``add`` of its own
         """
-        with self._lock:
-            self._check_open()
-            if not name:
-                raise InvalidError("Bitmap name cannot be empty")
-            granularity = DEFAULT_GRANULARITY if granularity is None else index(granularity)
-            check_granularity(granularity)
-            if persistent:
-                raise UnsupportedError(
-                    f"Can't store persistent bitmaps to {self._name}: Operation not supported"
-                )
-            if name in self._bitmaps:
-                raise ExistsError(f"Bitmap already exists: {name}")
-            if len(name.encode()) > MAX_NAME:
-                raise InvalidError(f"Bitmap name too long: {name}")
-            bitmap = DirtyBitmap(
-                self, name, granularity, enabled=not disabled, persistent=persistent
+        with self.transaction() as tx:
+            return tx._add(self, name, granularity, persistent=persistent, disabled=disabled)
+
+    def _add(
+        self, name: str, granularity: int | None, *, persistent: bool, disabled: bool
+    ) -> DirtyBitmap:
+        """For a transaction, which publishes."""
+        self._check_open()
+        if not name:
+            raise InvalidError("Bitmap name cannot be empty")
+        granularity = self._default_granularity if granularity is None else index(granularity)
+        check_granularity(granularity)
+        if persistent:
+            self._check_storable(name, granularity)
+        if name in self._bitmaps:
+            raise ExistsError(f"Bitmap already exists: {name}")
+        if len(name.encode()) > MAX_NAME:
+            raise InvalidError(f"Bitmap name too long: {name}")
+        content = self.make(granularity, stored=persistent)
+        bitmap = DirtyBitmap(self, name, content, enabled=not disabled, persistent=persistent)
+        bitmap._new_then = True
+        self._bitmaps[name] = bitmap
+        return bitmap
+
+    @property
+    def _default_granularity(self) -> int:
+        stored = None if self._volume is None else self._volume.default_granularity
+        return DEFAULT_GRANULARITY if stored is None else stored
+
+    def _check_storable(self, name: str, granularity: int) -> None:
+        if self._volume is None:
+            raise UnsupportedError(
+                f"Can't store persistent bitmaps to {self._name}: Operation not supported"
             )
-            self._bitmaps[name] = bitmap
-            try:
-                self.publish()
-            except BaseException:
-                del self._bitmaps[name]
-                raise
-            return bitmap
+        if self._read_only:
+            raise UnsupportedError(
+                f"Can't make bitmap '{name}' persistent in '{self._name}': the node is read-only"
+            )
+        names = [bitmap.name for bitmap in self._bitmaps.values() if bitmap.persistent]
+        self._volume.check_new(name, granularity, names)
 
     def find_bitmap(self, name: str) -> DirtyBitmap:
         """
@@ -234,24 +304,14 @@ class BlockNode:
         :raises NotFoundError: (a KeyError) if there is none of that name
         :raises StateError: if it is busy or readonly
         """
-        with self._lock:
-            bitmap = self.find_bitmap(name)
-            bitmap.check(REMOVAL)
-            before = dict(self._bitmaps)
-            del self._bitmaps[name]
-            try:
-                self.publish()
-            except BaseException:
-                # In its old place: queries show the order.
-                self._bitmaps.clear()
-                self._bitmaps.update(before)
-                raise
-            bitmap._removed = True
+        with self.transaction() as tx:
+            tx._remove(self.find_bitmap(name))
 
     def query(self) -> list[dict[str, Any]]:
         """What QMP's queries list as ``dirty-bitmaps``: the newest first."""
         with self._lock:
-            return [bitmap.info() for bitmap in reversed(list(self._bitmaps.values()))]
+            newest_first = sorted(self._bitmaps.values(), key=lambda each: -each._serial)
+            return [bitmap.info() for bitmap in newest_first]
 
     # ---- life -------------------------------------------------------------------------------
 
@@ -259,51 +319,95 @@ class BlockNode:
         """Change the size, of the node and of all its bitmaps; writes wait meanwhile.
 
         :raises InvalidError: for a size that a bitmap of the node cannot have
-        :raises BufferError: if a bitmap's content is exported or pinned; nothing changes
-        :raises MemoryError: nothing changes
+        :raises UnsupportedError: if the node's size is that of an image
+        :raises InconsistentError, ReadonlyError: if a bitmap of the node is such
+        :raises StateError: inside a transaction
+        :raises StoreError, MemoryError: nothing has changed
         """
         size = index(size)
-        with self._lock:
+        with self.alone():
             self._check_open()
-            before = self._size
-            contents = [each for bitmap in self._bitmaps.values() for each in bitmap._contents()]
-            for each in contents:
-                _core.check_size(size, each.granularity)
+            if self._volume is not None and not self._volume.resizable:
+                raise UnsupportedError(
+                    f"node '{self._name}' has the size of its image, which is not resized here"
+                )
+            bitmaps = list(self._bitmaps.values())
+            for bitmap in bitmaps:
+                bitmap.check(Forbidding.READONLY | Forbidding.INCONSISTENT)
+                _core.check_size(size, bitmap._bitmap.granularity)
             _core.check_size(size, 63)
-            # What a shrink cuts off has to be known until all have been cut.
-            saved = [each.copy() for each in contents] if size < before else []
-            after, as_before = self._prepare(size), self._prepare(before)
+            saved = [(bitmap, bitmap._bitmap, bitmap._successor) for bitmap in bitmaps]
+            before = self._prepare(self._size)
             _core.hbtracker_publish(self._tracker, _core.NULL)
-            done = 0
             try:
-                for each in contents:
-                    each.truncate(size)
-                    done += 1
-            except BaseException:
+                for bitmap, content, successor in saved:
+                    bitmap._bitmap = bitmap._resized(content, size)
+                    if successor is not None:
+                        bitmap._successor = bitmap._resized(successor, size)
+                after = self._prepare(size)
                 try:
-                    for each in contents[:done]:
-                        each.truncate(before)
-                    for each, content in zip(contents[:done], saved):
-                        each.merge(content)
-                finally:
-                    self._install(as_before)
+                    self._store(Purpose.COMMIT, size)
+                except BaseException:
                     self._discard(after)
+                    raise
+            except BaseException:
+                for bitmap, content, successor in saved:
+                    bitmap._bitmap, bitmap._successor = content, successor
+                self._install(before)
                 raise
             self._size = size
+            if self._volume is not None:
+                self._volume.size = size
             self._install(after)
-            self._discard(as_before)
+            self._discard(before)
 
-    def close(self) -> None:
-        """Forget all bitmaps and refuse writes; may be called twice."""
+    def flush(self) -> None:
+        """Store the persistent bitmaps with all that was marked before the call.
+
+        They stay in use: what is marked afterwards is stored by the next flush, or by close. After
+        a crash that comes before, they are exact or inconsistent, as the store has it.
+
+        :raises StoreError: what was stored before is still stored
+        """
         with self._lock:
-            if not self._closed:
-                for bitmap in self._bitmaps.values():
-                    bitmap._removed = True
-                self._bitmaps.clear()
-                size, self._size = self._size, 0
-                self.publish()
-                self._size = size
-                self._closed = True
+            self._check_open()
+            self._store(Purpose.FLUSH)
+
+    def close(self, *, discard: bool = False) -> None:
+        """Store the persistent bitmaps, forget all, and refuse writes; may be called twice.
+
+        :param discard: do not store, for example where that fails: whoever opens the store next
+            finds the bitmaps as after a crash
+        :raises StoreError: the node is open as before, so closing can be tried again
+        :raises StateError: inside a transaction
+        """
+        with self.alone():
+            if self._closed:
+                return
+            before = self._prepare(self._size)
+            nothing: tuple[CData, list[HBitmap]]
+            try:
+                nothing = _core.hbtracker_set_alloc(0, [], True), []
+            except BaseException:
+                self._discard(before)
+                raise
+            try:
+                if not discard:
+                    # What is stored must be the last of it: writes wait.
+                    _core.hbtracker_publish(self._tracker, _core.NULL)
+                    self._store(Purpose.CLOSE)
+            except BaseException:
+                self._discard(nothing)
+                self._install(before)
+                raise
+            self._discard(before)
+            self._closed = True
+            for bitmap in self._bitmaps.values():
+                bitmap._removed = True
+            self._bitmaps.clear()
+            self._install(nothing)
+            if self._volume is not None:
+                self._volume.close()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -331,20 +435,45 @@ class BlockGraph:
         """By name, the oldest first; live."""
         return MappingProxyType(self._nodes)
 
-    def add_node(self, name: str, size: int, *, read_only: bool = False) -> BlockNode:
-        """A new node of ``size`` bytes.
+    def add_node(
+        self,
+        name: str,
+        size: int | None = None,
+        store: Store | None = None,
+        read_only: bool = False,
+    ) -> BlockNode:
+        """A new node, with the persistent bitmaps that are stored for it.
 
+        :param size: in bytes; None: as the store knows it
+        :param store: where its persistent bitmaps are; None: it can have none
+        :param read_only: writes, and changes of stored bitmaps, are refused
         :raises ExistsError: if there is a node of that name
-        :raises InvalidError: for an empty name, or a size beyond 2**63 - 1
+        :raises InvalidError: (a ValueError) for an empty name, a size beyond 2**63 - 1 or other
+            than the store's, or if there is no size, nor does the store know one
+        :raises LockedError: if another process has the store open
+        :raises StoreError: if the store cannot be read
         """
-        size = index(size)
-        _core.check_size(size, 63)
+        if size is not None:
+            size = index(size)
+            _core.check_size(size, 63)
         with self._lock:
             if not name:
                 raise InvalidError("the name of a node cannot be empty")
             if name in self._nodes:
                 raise ExistsError(f"Duplicate nodes with node-name='{name}'")
-            node = self._nodes[name] = BlockNode(self._lock, name, size, read_only)
+            volume = None
+            if store is not None:
+                volume = store.open(name, size, read_only=read_only)
+                size = volume.size
+            elif size is None:
+                raise InvalidError(f"node '{name}' needs a size, or a store that knows it")
+            try:
+                node = BlockNode(self, name, size, volume, read_only)
+            except BaseException:
+                if volume is not None:
+                    volume.close()
+                raise
+            self._nodes[name] = node
             return node
 
     def find_node(self, name: str) -> BlockNode:
@@ -361,6 +490,7 @@ class BlockGraph:
         """Close a node and forget it.
 
         :raises NotFoundError: (a KeyError) if there is none of that name
+        :raises StoreError: if its bitmaps cannot be stored; it is there as before
         """
         with self._lock:
             self.find_node(name).close()
@@ -372,28 +502,60 @@ class BlockGraph:
 
         Each action is prepared at once, sees what those before it have prepared, and raises at
         once if it cannot be; leaving the block commits, an exception aborts. Other threads' changes
-        and queries wait until the end, writes do not. Inside, use nothing but ``tx``.
+        and queries wait until the end, writes do not. Inside, changes go through ``tx`` only.
+
+        Atomic within one store, ordered across stores: those that gain bitmaps come first.
 
         :raises StateError: if the thread has a transaction open
+        :raises StoreError: if the bitmaps cannot be stored; then all is as before. If only a
+            further store fails, all is done, that store stays as it was until a flush or close
+            succeeds, and the error says so.
         """
         with self._lock:
             if self._open is not None:
-                raise StateError("this thread has a transaction open already")
+                raise StateError(OPEN_ALREADY)
             self._open = Transaction(self)
             try:
                 yield self._open
-                self._open._commit()
+                failed = self._open._commit()
             except BaseException:
                 self._open._abort()
                 raise
             finally:
                 self._open = None
+            if failed is not None:
+                raise StoreError(
+                    f"the transaction is done, but not stored everywhere: {failed}; "
+                    f"flush() or close() of the node tries it again",
+                    getattr(failed, "errno", None),
+                ) from failed
+
+    def flush(self) -> None:
+        """Flush all nodes, see :meth:`BlockNode.flush`.
+
+        :raises StoreError: of the first that could not be; the others were
+        """
+        self._for_each(BlockNode.flush)
 
     def close(self) -> None:
-        """Close all nodes; may be called twice."""
+        """Close all nodes; may be called twice.
+
+        :raises StoreError: of the first whose bitmaps cannot be stored; it stays open, the others
+            are closed
+        """
+        self._for_each(BlockNode.close)
+
+    def _for_each(self, work: Callable[[BlockNode], None]) -> None:
         with self._lock:
+            errors = []
             for node in self._nodes.values():
-                node.close()
+                try:
+                    if not node._closed:
+                        work(node)
+                except (StoreError, MemoryError) as error:
+                    errors.append(error)
+            if errors:
+                raise errors[0]
 
     def __enter__(self) -> BlockGraph:
         return self

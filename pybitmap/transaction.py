@@ -18,16 +18,21 @@ disable                                                                         
 A bitmap that is to be removed keeps its name until the commit, so an abort has no name to give back
 that somebody else might have taken. Commit publishes once per node what records then. All that can
 fail, memory for that included, comes before the first change that cannot be taken back.
+
+Persistent bitmaps: shadows are made by the store. The commit prepares the stores, switches them,
+and only then changes what is in memory, which cannot fail. It is atomic within one store and
+ordered across stores: see :class:`pybitmap.store.base.Switches`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Callable, Union
+from typing import TYPE_CHECKING, Callable, Union, cast
 
-from .dirty import CHANGE, REMOVAL, USE, DirtyBitmap
+from .dirty import CHANGE, REMOVAL, USE, DirtyBitmap, Host
 from .errors import AbortedError, InvalidError, NotFoundError
 from .hbitmap import HBitmap
+from .store.base import Purpose, Switches, Volume, Wanted
 
 if TYPE_CHECKING:
     from .node import BlockGraph, BlockNode
@@ -65,16 +70,34 @@ class Transaction:
                 raise InvalidError("Bitmap name cannot be empty")
             if node not in self._graph.nodes:
                 raise NotFoundError(f"Cannot find device='{node}' nor node-name='{node}'")
-            host = self._host(node)
-            bitmap = host.add_bitmap(name, granularity, persistent=persistent, disabled=disabled)
+            host = self._graph.find_node(node)
+            return self._add(host, name, granularity, persistent=persistent, disabled=disabled)
+
+    def _add(
+        self,
+        host: BlockNode,
+        name: str,
+        granularity: int | None,
+        *,
+        persistent: bool,
+        disabled: bool,
+    ) -> DirtyBitmap:
+        with self._action():
+            self._touch(host)
+            bitmap = host._add(name, granularity, persistent=persistent, disabled=disabled)
             self._undo.append(lambda: host._forget(bitmap))
+            host.publish()
             return bitmap
 
     def remove(self, node: str, name: str) -> None:
         """Until the commit the bitmap keeps its name, is busy, and is not stored."""
         with self._action():
-            bitmap = self._find(node, name)
+            self._remove(self._find(node, name))
+
+    def _remove(self, bitmap: DirtyBitmap) -> None:
+        with self._action():
             bitmap.check(REMOVAL)
+            self._touch(bitmap._host)
             skip_store = bitmap._skip_store
 
             def mark(going: bool) -> None:
@@ -87,39 +110,48 @@ class Transaction:
     def clear(self, node: str, name: str) -> None:
         """See :meth:`DirtyBitmap.clear`."""
         with self._action():
-            bitmap = self._find(node, name)
+            self._clear(self._find(node, name))
+
+    def _clear(self, bitmap: DirtyBitmap) -> None:
+        with self._action():
             bitmap.check(CHANGE)
             if bitmap._shadow is None:
-                self._add_shadow(node, bitmap)
+                self._add_shadow(bitmap)
             else:
                 bitmap._shadow.reset_all()
 
     def merge(self, node: str, target: str, sources: Iterable[Source]) -> None:
         """See :meth:`DirtyBitmap.merge`."""
         with self._action():
-            bitmap = self._find(node, target)
             # One by one: QEMU looks up a source when those before it have been judged.
-            gathered = bitmap._gather(
+            found = (
                 self._find(node, source) if isinstance(source, str) else self._find(*source)
                 for source in sources
             )
+            self._merge(self._find(node, target), found)
+
+    def _merge(self, bitmap: DirtyBitmap, sources: Iterable[DirtyBitmap]) -> None:
+        with self._action():
+            gathered = bitmap._gather(sources)
             if bitmap._shadow is None:
                 # Published before the old content is copied, so no write falls between.
-                self._add_shadow(node, bitmap).merge(bitmap._bitmap)
+                self._add_shadow(bitmap).merge(bitmap._bitmap)
             bitmap._prepared_content().merge(gathered)
 
     def enable(self, node: str, name: str) -> None:
         """See :meth:`DirtyBitmap.enable`; it records from the commit on."""
-        self._enable(node, name, True)
+        with self._action():
+            self._enable(self._find(node, name), True)
 
     def disable(self, node: str, name: str) -> None:
         """See :meth:`DirtyBitmap.disable`; it records until the commit."""
-        self._enable(node, name, False)
-
-    def _enable(self, node: str, name: str, enabled: bool) -> None:
         with self._action():
-            bitmap = self._find(node, name)
+            self._enable(self._find(node, name), False)
+
+    def _enable(self, bitmap: DirtyBitmap, enabled: bool) -> None:
+        with self._action():
             bitmap.check(USE)
+            self._touch(bitmap._host)
             before = bitmap._enabled_then
             self._undo.append(lambda: setattr(bitmap, "_enabled_then", before))
             bitmap._enabled_then = enabled
@@ -139,38 +171,64 @@ class Transaction:
             raise AbortedError("the transaction was aborted by an action that failed")
         return _Action(self)
 
-    def _host(self, name: str) -> BlockNode:
-        node = self._graph.find_node(name)
-        self._nodes[name] = node
-        return node
-
     def _find(self, node: str, name: str) -> DirtyBitmap:
-        return self._host(node).find_bitmap(name)
+        return self._graph.find_node(node).find_bitmap(name)
 
-    def _add_shadow(self, node: str, bitmap: DirtyBitmap) -> HBitmap:
+    def _touch(self, host: Host) -> None:
+        """Something is to be prepared for a bitmap of that node."""
+        node = cast("BlockNode", host)
+        self._nodes[node.name] = node
+
+    def _add_shadow(self, bitmap: DirtyBitmap) -> HBitmap:
         """An empty one, which has every write from now on if the bitmap records."""
-        shadow = HBitmap(bitmap.size, bitmap._bitmap.granularity)
+        shadow = bitmap._new_content()
+        self._touch(bitmap._host)
         self._undo.append(lambda: setattr(bitmap, "_shadow", None))
         bitmap._shadow = shadow
-        self._nodes[node].publish()
+        bitmap._host.publish()
         return shadow
 
     # ---- the end ----------------------------------------------------------------------------
 
-    def _commit(self) -> None:
+    def _commit(self) -> Exception | None:
+        """
+        :returns: what a store has still to be told although others were, and why; None: nothing
+        """
         if self._aborted:
             raise AbortedError("the transaction was aborted by an action that failed")
+        wanted = self._wanted()
         prepared = []
         try:
             for node in self._nodes.values():
                 prepared.append((node, node._prepare(node.size, then=True)))
+            failed = Switches(wanted, Purpose.COMMIT).switch()
         except BaseException:
+            for volume in wanted:  # an interruption may have come behind the switch
+                volume.pending = True
             for node, each in prepared:
                 node._discard(each)
             raise
         self._undo.clear()
+        self._nodes.clear()
         for node, each in prepared:
             node._commit(each)
+        return failed
+
+    def _wanted(self) -> dict[Volume, Wanted]:
+        """What the stores are to hold after the commit."""
+        wanted = {}
+        for node in self._nodes.values():
+            if node._volume is not None and not node.read_only:
+                then = node._wanted(then=True)
+                if not then.same(node._wanted()):
+                    wanted[node._volume] = then
+        # And what a store could not be told before.
+        stores = {volume.store for volume in wanted}
+        for node in self._graph.nodes.values():
+            volume = node._volume
+            if volume is not None and volume.pending and volume.store in stores:
+                wanted.setdefault(volume, node._wanted(then=True))
+        return wanted
 
     def _abort(self) -> None:
         """Takes back what was prepared, the last action first; may be called twice."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pybitmap import BlockNode
+from pybitmap import BlockNode, DirtyBitmap
 
 
 def collect() -> None:
@@ -64,3 +64,11 @@ def writers(node: BlockNode) -> Iterator[set[int]]:
         for thread in threads:
             thread.join()
         written.update(*mine)
+
+
+def set_flag(bitmap: DirtyBitmap, flag: str, value: bool) -> None:
+    """Also those that only a store sets."""
+    if flag == "inconsistent":
+        bitmap._reason = "a test wants it so" if value else None
+    else:
+        setattr(bitmap, f"_{flag}", value)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from support import set_flag
 
 from pybitmap import (
     BitmapError,
@@ -41,7 +42,7 @@ def bitmap(node: BlockNode) -> DirtyBitmap:
 
 def flagged(bitmap: DirtyBitmap, flag: str) -> DirtyBitmap:
     """With a flag that so far only a store sets."""
-    setattr(bitmap, f"_{flag}", True)
+    set_flag(bitmap, flag, True)
     return bitmap
 
 

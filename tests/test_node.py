@@ -15,6 +15,7 @@ from pybitmap import (
     ClosedError,
     DirtyBitmap,
     ExistsError,
+    HBitmap,
     InvalidError,
     NotFoundError,
     RangeError,
@@ -235,11 +236,22 @@ def test_truncation_takes_all_bitmaps_along_frozen_ones_too(node: BlockNode) -> 
 
 
 @pytest.mark.parametrize("size", [SIZE // 2, 2 * SIZE])
-def test_a_truncation_that_is_refused_changes_nothing(node: BlockNode, size: int) -> None:
+def test_a_truncation_that_is_refused_changes_nothing(
+    node: BlockNode, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second = node.add_bitmap("a", 512), node.add_bitmap("b", 512)
     node.mark_dirty(0, SIZE)
-    with second._bitmap.pin(), pytest.raises(BufferError):
+    resized = DirtyBitmap._resized
+
+    def fails_at_the_second(bitmap: DirtyBitmap, content: HBitmap, size: int) -> HBitmap:
+        if bitmap is second:
+            raise MemoryError
+        return resized(bitmap, content, size)
+
+    monkeypatch.setattr(DirtyBitmap, "_resized", fails_at_the_second)
+    with pytest.raises(MemoryError):
         node.truncate(size)
+    monkeypatch.undo()
     assert node.size == first.size == second.size == SIZE
     assert first.count == second.count == SIZE
     node.mark_dirty(SIZE - 1, 1)

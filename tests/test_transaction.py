@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from support import writers
+from support import set_flag, writers
 
 from pybitmap import (
     AbortedError,
@@ -18,6 +18,7 @@ from pybitmap import (
     BusyError,
     DirtyBitmap,
     ExistsError,
+    HBitmap,
     NotFoundError,
     StateError,
     Transaction,
@@ -54,7 +55,7 @@ def a_graph(states: dict[str, bool]) -> BlockGraph:
     bitmap.set(0, 1)
     first.set(8192, 1)
     for flag, value in states.items():
-        setattr(bitmap, f"_{flag}", value)
+        set_flag(bitmap, flag, value)
     node.publish()
     return graph
 
@@ -375,7 +376,7 @@ def test_no_write_is_lost_beside_transactions_that_commit_and_abort() -> None:
             assert isinstance(attempt(graph, abort), AbortedError)
             assert guest.count == count
             assert attempt(graph, [lambda tx: tx.remove("n", "guest")]) is None
-    expected = DirtyBitmap(node, "expected", 512, enabled=False, persistent=False)
+    expected = DirtyBitmap(node, "expected", HBitmap(SIZE, 9), enabled=False, persistent=False)
     for offset in written:
         expected.set(offset, 1)
     for bitmap in (always, merged, aborted):

@@ -21,7 +21,7 @@ from importlib.metadata import version as metadata_version
 from typing import Any
 
 from ..dirty import CHANGE
-from ..errors import BitmapError, InvalidError, StateError
+from ..errors import BitmapError, InvalidError
 from ..node import BlockGraph
 from ..transaction import Source, Transaction
 from . import schema
@@ -137,12 +137,14 @@ def _query_named_block_nodes(graph: BlockGraph, arguments: Arguments) -> list[di
     nodes = []
     with graph._lock:
         for node in reversed(list(graph.nodes.values())):
+            volume = node._volume
+            driver, filename = (volume.driver, volume.filename) if volume else ("pybitmap", "")
             info: dict[str, Any] = {
                 "node-name": node.name,
-                "drv": "pybitmap",
+                "drv": driver,
                 "ro": node.read_only,
-                "file": "",
-                "image": {"filename": "", "format": "pybitmap", "virtual-size": node.size},
+                "file": filename,
+                "image": {"filename": filename, "format": driver, "virtual-size": node.size},
             }
             bitmaps = node.query()
             if bitmaps:
@@ -240,10 +242,9 @@ def _mark(graph: BlockGraph, arguments: Arguments) -> dict[str, Any]:
 
 
 def _drain(graph: BlockGraph, arguments: Arguments) -> list[dict[str, int]]:
-    with graph._lock:
-        if graph._open is not None:
-            raise StateError("this thread has a transaction open already")
-        bitmap = graph.find_node(arguments["node"]).find_bitmap(arguments["name"])
+    node = graph.find_node(arguments["node"])
+    with node.alone():
+        bitmap = node.find_bitmap(arguments["name"])
         bitmap.check(CHANGE)
         drained = bitmap._bitmap.drain()
         try:

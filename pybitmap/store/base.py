@@ -83,10 +83,10 @@ class Wanted:
     def names(self) -> frozenset[str]:
         return frozenset(record.name for record in self.records)
 
-    def same(self, other: Wanted | None) -> bool:
+    def same(self, other: Wanted) -> bool:
+        """Equal, and the same bitmaps."""
         return (
-            other is not None
-            and self.size == other.size
+            self.size == other.size
             and len(self.records) == len(other.records)
             and all(map(Record.same, self.records, other.records))
         )
@@ -117,6 +117,8 @@ class Volume(ABC):
     filename: str = ""
     #: Of new bitmaps, in bytes, where the node is not told; None: the node's own default.
     default_granularity: int | None = None
+    #: Can it change its size? ``Wanted.size`` then says to which.
+    resizable: bool = False
 
     def __init__(self, store: Store, node: str, size: int, *, read_only: bool) -> None:
         self.store = store
@@ -124,10 +126,10 @@ class Volume(ABC):
         #: Of the node, in bytes.
         self.size = size
         self.read_only = read_only
-        #: What was switched to last; kept by :class:`Switches`.
-        self.current: Wanted | None = None
-        #: What is stored; kept by :class:`Switches` from what was loaded on.
+        #: What is stored; kept by the node when it loads, and then by :class:`Switches`.
         self.names: frozenset[str] = frozenset()
+        #: Is what is stored not (or maybe not) what was last wanted? Kept by :class:`Switches`.
+        self.pending = False
 
     @abstractmethod
     def load(self) -> list[Loaded]:
@@ -227,8 +229,7 @@ class Switches:
         """
         stores: dict[Store, dict[Volume, Wanted]] = {}
         for volume, wanted in self.wanted.items():
-            if self.purpose is not Purpose.COMMIT or not wanted.same(volume.current):
-                stores.setdefault(volume.store, {})[volume] = wanted
+            stores.setdefault(volume.store, {})[volume] = wanted
         gaining: list[tuple[Store, dict[Volume, Wanted]]] = []
         losing: list[tuple[Store, dict[Volume, Wanted]]] = []
         for store, part in stores.items():
@@ -259,15 +260,17 @@ class Switches:
         :raises StoreError: of the first store; none has been switched then
         """
         first = True
+        for volume in self.wanted:  # an interruption may come at any point
+            volume.pending = True
         try:
             while self._steps:
                 change, part = self._steps.pop(0)
                 change.switch()
-                _switched(part)
+                _switched(part, self.wanted)
                 first = False
             for store, part in self._late:
                 store.prepare(part, self.purpose).switch()
-                _switched(part)
+                _switched(part, self.wanted)
         except (StoreError, MemoryError) as error:
             self.abort()
             if first:
@@ -283,6 +286,7 @@ def _with_lost(volume: Volume, wanted: Wanted) -> Wanted:
     return Wanted(wanted.size, [*kept, *wanted.records])
 
 
-def _switched(part: Mapping[Volume, Wanted]) -> None:
+def _switched(part: Mapping[Volume, Wanted], final: Mapping[Volume, Wanted]) -> None:
     for volume, wanted in part.items():
-        volume.current, volume.names = wanted, wanted.names
+        volume.names = wanted.names
+        volume.pending = wanted is not final[volume]

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: MIT
+"""Every store there is, for tests that hold for all of them.
+
+A :class:`Place` is where bitmaps can be stored: several media, each with room for one node (or for
+more, see `shared`), and a way to open a store over one as a program that starts anew would.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+from memory_store import Medium, MemoryStore
+
+from pybitmap.store import Store
+
+#: Of every node, in bytes: the last group is cut at any granularity.
+SIZE = (1 << 20) + 512
+
+
+class Place(ABC):
+    #: May a store have several nodes?
+    shared: bool
+    #: After a kill, is what was marked there, or is the bitmap inconsistent?
+    exact_after_kill: bool
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @abstractmethod
+    def store(self, medium: int = 0) -> Store:
+        """A new one over a medium, which may have been used before."""
+
+
+class MemoryPlace(Place):
+    shared = True
+    exact_after_kill = False
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.media: dict[int, Medium] = {}
+
+    def store(self, medium: int = 0) -> MemoryStore:
+        return MemoryStore(self.media.setdefault(medium, Medium()))
+
+
+PLACES: list[type[Place]] = [MemoryPlace]
