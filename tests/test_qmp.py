@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peers import peer
 
-from pybitmap import BlockGraph
-from pybitmap.qmp import execute
+from pybitmap import AbortedError, BlockGraph, NotFoundError
+from pybitmap.qmp import execute, transact
+from pybitmap.qmp.schema import SchemaError
 
 MIB = 1 << 20
 SIZES = {"n": MIB, "m": MIB, "big": 2 * MIB, "ro": MIB}
@@ -517,3 +518,23 @@ def test_sources_of_a_merge_are_judged_one_by_one(graph: BlockGraph, qemu: Qemu)
         merge("n", "o", {"node": "big", "name": "o"}, "zz"),
     ):
         assert execute(graph, each) == qemu.execute(each)
+
+
+# ---- a list of actions from Python ------------------------------------------
+
+
+def test_a_list_of_actions_is_all_or_nothing_and_raises() -> None:
+    graph = BlockGraph()
+    node = graph.add_node("n", 1 << 20)
+    add = {"type": "block-dirty-bitmap-add", "data": {"node": "n", "name": "b"}}
+    enable = {"type": "block-dirty-bitmap-enable", "data": {"node": "n", "name": "missing"}}
+    with pytest.raises(NotFoundError, match=r"^Dirty bitmap 'missing' not found$"):
+        transact(graph, [add, enable])
+    assert not node.bitmaps
+    with pytest.raises(AbortedError, match=r"^Transaction aborted using Abort action$"):
+        transact(graph, [add, {"type": "abort", "data": {}}])
+    with pytest.raises(SchemaError, match=r"^Parameter 'type' does not accept value 'x'$"):
+        transact(graph, [add, {"type": "x", "data": {}}])
+    assert not node.bitmaps
+    transact(graph, [add])
+    assert list(node.bitmaps) == ["b"]

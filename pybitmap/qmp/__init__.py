@@ -2,7 +2,8 @@
 """QEMU's interface to dirty bitmaps (QMP), on a :class:`pybitmap.BlockGraph`.
 
 ``execute`` takes one command as a dict and gives the reply as a dict; ``serve`` and ``Server`` do
-so over a unix socket, for the clients that people have for QEMU.
+so over a unix socket, for the clients that people have for QEMU. ``transact`` takes a list of
+actions as QMP has them, and raises instead of replying.
 
 >>> from pybitmap import BlockGraph
 >>> graph = BlockGraph()
@@ -14,7 +15,7 @@ so over a unix socket, for the clients that people have for QEMU.
 {'error': {'class': 'GenericError', 'desc': 'Bitmap already exists: b'}}
 """
 
-from .commands import execute
+from .commands import execute, transact
 from .server import Server, serve
 
-__all__ = ["Server", "execute", "serve"]
+__all__ = ["Server", "execute", "serve", "transact"]

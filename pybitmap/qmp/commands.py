@@ -225,6 +225,25 @@ def _transaction(graph: BlockGraph, arguments: Arguments) -> dict[str, Any]:
     return {}
 
 
+def transact(graph: BlockGraph, actions: list[dict[str, Any]]) -> None:
+    """Carry out a list of actions as QMP's ``transaction`` has them, all or none.
+
+    >>> from pybitmap import BlockGraph
+    >>> graph = BlockGraph()
+    >>> node = graph.add_node("disk", size=1 << 20)
+    >>> add = {"type": "block-dirty-bitmap-add", "data": {"node": "disk", "name": "b"}}
+    >>> transact(graph, [add])
+    >>> list(node.bitmaps)
+    ['b']
+
+    :raises SchemaError: (a ValueError) if they are no such list, in QEMU's words
+    :raises BitmapError: what :meth:`BlockGraph.transaction` and the actions raise
+    """
+    arguments = {"actions": actions}
+    check(arguments, schema.TRANSACTION)
+    _transaction(graph, arguments)
+
+
 def _single(kind: str) -> Callable[[BlockGraph, Arguments], dict[str, Any]]:
     """The command that is a transaction of one action."""
 
