@@ -337,29 +337,30 @@ class BlockNode:
                 _core.check_size(size, bitmap._bitmap.granularity)
             _core.check_size(size, 63)
             saved = [(bitmap, bitmap._bitmap, bitmap._successor) for bitmap in bitmaps]
-            before = self._prepare(self._size)
-            _core.hbtracker_publish(self._tracker, _core.NULL)
+            outcome = before = self._prepare(self._size)
+            after = None
             try:
+                _core.hbtracker_publish(self._tracker, _core.NULL)
                 for bitmap, content, successor in saved:
                     bitmap._bitmap = bitmap._resized(content, size)
                     if successor is not None:
                         bitmap._successor = bitmap._resized(successor, size)
                 after = self._prepare(size)
-                try:
-                    self._store(Purpose.COMMIT, size)
-                except BaseException:
-                    self._discard(after)
-                    raise
+                self._store(Purpose.COMMIT, size)
+                outcome = after
             except BaseException:
                 for bitmap, content, successor in saved:
                     bitmap._bitmap, bitmap._successor = content, successor
-                self._install(before)
                 raise
-            self._size = size
-            if self._volume is not None:
-                self._volume.size = size
-            self._install(after)
-            self._discard(before)
+            finally:
+                if outcome is after:
+                    self._size = size
+                    if self._volume is not None:
+                        self._volume.size = size
+                self._install(outcome)
+                for each in (before, after):
+                    if each is not None and each is not outcome:
+                        self._discard(each)
 
     def flush(self) -> None:
         """Store the persistent bitmaps with all that was marked before the call.
@@ -384,7 +385,7 @@ class BlockNode:
         with self.alone():
             if self._closed:
                 return
-            before = self._prepare(self._size)
+            outcome = before = self._prepare(self._size)
             nothing: tuple[CData, list[HBitmap]]
             try:
                 nothing = _core.hbtracker_set_alloc(0, [], True), []
@@ -396,16 +397,19 @@ class BlockNode:
                     # What is stored must be the last of it: writes wait.
                     _core.hbtracker_publish(self._tracker, _core.NULL)
                     self._store(Purpose.CLOSE)
-            except BaseException:
-                self._discard(nothing)
-                self._install(before)
+                self._closed, outcome = True, nothing
+            except BaseException as error:
+                if not isinstance(error, (StoreError, MemoryError)):
+                    # Interrupted, perhaps behind the switch: what goes on has to be in use.
+                    with suppress(StoreError, MemoryError):
+                        self._store(Purpose.COMMIT)
                 raise
-            self._discard(before)
-            self._closed = True
+            finally:
+                self._install(outcome)
+                self._discard(nothing if outcome is before else before)
             for bitmap in self._bitmaps.values():
                 bitmap._removed = True
             self._bitmaps.clear()
-            self._install(nothing)
             if self._volume is not None:
                 self._volume.close()
 

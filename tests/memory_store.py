@@ -36,7 +36,8 @@ class Medium:
 class MemoryStore(Store):
     def __init__(self, medium: Medium) -> None:
         self.medium = medium
-        #: Called before each step, "make", "prepare" or "switch": may raise.
+        #: Called before each step, "make", "prepare" or "switch", and after the last, "switched":
+        #: may raise.
         self.fault: Callable[[str], None] = lambda step: None
 
     def fail(self, step: str, after: int = 0) -> None:
@@ -132,6 +133,7 @@ class MemoryChange(Change):
     def switch(self) -> None:
         self.store.fault("switch")
         self.store.medium.nodes.update(self.after)
+        self.store.fault("switched")
 
     def abort(self) -> None:
         pass

@@ -572,6 +572,28 @@ def test_a_close_that_fails_leaves_the_others_closed_and_itself_open(store: Memo
         assert graph.add_node("n", store=store).bitmaps["b"].inconsistent
 
 
+def test_a_close_that_is_interrupted_behind_its_switch_leaves_nothing_valid(
+    store: MemoryStore,
+) -> None:
+    graph = BlockGraph()
+    node = graph.add_node("n", SIZE, store)
+    bitmap = node.add_bitmap("b", 512, persistent=True)
+
+    def interrupt(step: str) -> None:
+        if step == "switched":
+            store.mend()
+            raise KeyboardInterrupt
+
+    store.fault = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        node.close()
+    node.mark_dirty(0, 1)  # neither waits nor fails, so what is stored must not look valid
+    assert bitmap.count == 512
+    killed(graph)
+    with BlockGraph() as graph:
+        assert graph.add_node("n", store=store).bitmaps["b"].inconsistent
+
+
 # ---- order across stores ----------------------------------------------------
 
 
