@@ -19,7 +19,7 @@ from ._cffi import ffi, lib
 from .errors import BitmapError, InvalidError, MismatchError, RangeError
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
+    from _typeshed import ReadableBuffer, WriteableBuffer
 
 #: A C object or pointer; cffi has no types for them.
 CData = Any
@@ -102,11 +102,14 @@ except ImportError:
 class _LetGo:
     """Calls a C function (free, unpin) on an address when nothing refers to this any more."""
 
-    __slots__ = ("_address", "_function")
+    __slots__ = ("_address", "_function", "_keep")
 
-    def __init__(self, address: int, function: Callable[[CData], None]) -> None:
+    def __init__(
+        self, address: int, function: Callable[[CData], None], keep: object = None
+    ) -> None:
         self._address = address
         self._function = function
+        self._keep = keep  # until the function has returned
 
     def __del__(self, cast: Callable[[str, int], CData] = ffi.cast) -> None:
         self._function(cast("void *", self._address))
@@ -118,16 +121,40 @@ class Owner:
     Why not ffi.gc: the collector calls the finalizers of a cycle in any order, so one of them might
     use a bitmap that is freed already. Hence a finalizer that frees nothing: it leaves that to an
     object which is too new for this round of the collector, and so goes with the last reference.
+
+    :param keep: goes after the memory is freed
     """
 
-    __slots__ = ("_address", "_free", "_heir")
+    __slots__ = ("_address", "_free", "_heir", "keep")
 
-    def __init__(self, pointer: CData, free: Callable[[CData], None]) -> None:
+    def __init__(self, pointer: CData, free: Callable[[CData], None], keep: object = None) -> None:
         self._address = address(pointer)
         self._free = free
+        self.keep = keep
 
-    def __del__(self, heir: Callable[[int, Callable[[CData], None]], _LetGo] = _LetGo) -> None:
-        self._heir = heir(self._address, self._free)
+    def __del__(self, heir: Callable[..., _LetGo] = _LetGo) -> None:
+        self._heir = heir(self._address, self._free, self.keep)
+
+
+class Memory:
+    """A writable buffer, a mapped file for example, for the leaf words of one bitmap at a time.
+
+    It stays exported until neither this object nor a bitmap on it nor a view of that is left.
+    """
+
+    __slots__ = ("__weakref__", "words")
+
+    def __init__(self, data: WriteableBuffer) -> None:
+        self.words = ffi.from_buffer("uint64_t[]", data, require_writable=True)
+
+    def rewrite(self) -> None:
+        """Write every page as it is, so that the kernel takes it for changed.
+
+        Marks that are made meanwhile can be lost.
+        """
+        data = memoryview(buffer(self.words, 8 * len(self.words)))
+        for at in range(0, len(data), 4096):
+            data[at] = data[at]
 
 
 def hbitmap_alloc(size: int, granularity: int) -> tuple[CData, Owner]:
@@ -136,8 +163,6 @@ def hbitmap_alloc(size: int, granularity: int) -> tuple[CData, Owner]:
     :raises InvalidError: for sizes and granularities that hbitmap_alloc refuses
     """
     size, granularity = index(size), index(granularity)
-    if not 0 <= granularity <= 63:
-        raise InvalidError(f"granularity {granularity} is not in 0..63 (log2 of items per bit)")
     check_size(size, granularity)
     hb = lib.hbitmap_alloc(size, granularity)
     if not hb:
@@ -145,6 +170,28 @@ def hbitmap_alloc(size: int, granularity: int) -> tuple[CData, Owner]:
     # As if it were marked all over, within reason.
     add_memory_pressure(min((size >> granularity) // 8, 1 << 26))
     return hb, Owner(hb, lib.hbitmap_free)
+
+
+def hbitmap_alloc_on(size: int, granularity: int, memory: Memory) -> tuple[CData, Owner]:
+    """The same over leaf words in ``memory``: set bits are adopted, and it cannot be truncated.
+
+    :raises InvalidError: also if the memory has too few words
+    """
+    size, granularity = index(size), index(granularity)
+    check_size(size, granularity)
+    nwords = len(memory.words)
+    needed = nwords_of(size, granularity)
+    if nwords < needed:
+        raise InvalidError(f"{nwords} words of memory are too few: the bitmap has {needed}")
+    hb = lib.hbitmap_alloc_on(size, granularity, memory.words, nwords)
+    if not hb:
+        raise no_memory(size, granularity)
+    return hb, Owner(hb, lib.hbitmap_free, memory)
+
+
+def nwords_of(size: int, granularity: int) -> int:
+    """Leaf words of a bitmap."""
+    return max(1, -(-size >> (granularity + 6)))
 
 
 def hbtracker_alloc() -> tuple[CData, Owner]:
@@ -164,7 +211,9 @@ def hbtracker_set_alloc(size: int, bitmaps: list[CData], readonly: bool) -> CDat
 
 
 def check_size(size: int, granularity: int) -> None:
-    """Refuses sizes that no bitmap of this granularity can have."""
+    """Refuses granularities that there are not, and sizes that no bitmap of one can have."""
+    if not 0 <= granularity <= 63:
+        raise InvalidError(f"granularity {granularity} is not in 0..63 (log2 of items per bit)")
     if not 0 <= size <= MAX_SIZE:
         raise InvalidError(f"size {size} is not in 0..{MAX_SIZE} items")
     if size > MAX_GROUPS << granularity:
@@ -221,10 +270,10 @@ def words(hb: CData) -> memoryview:
     return memoryview(buffer(pointer, 8 * nwords[0])).toreadonly()
 
 
-def pinned_words(hb: CData) -> memoryview:
+def pinned_words(hb: CData, owner: Owner) -> memoryview:
     """The leaf words, live, as a read-only view of bytes that pins the bitmap while it exists."""
     hbitmap_pin(hb)
-    pin = _LetGo(address(hb), lib.hbitmap_unpin)
+    pin = _LetGo(address(hb), lib.hbitmap_unpin, owner.keep)
     nwords = new("size_t *")
     # The view holds the pointer, the pointer its destructor, and that the pin; a destructor that
     # does nothing else (it compares, in vain).

@@ -78,6 +78,24 @@ class HBitmap(MutableSet[int]):
         self._granularity = index(granularity)
         self._clears = 0
 
+    @classmethod
+    def _over(cls, memory: _core.Memory, size: int, granularity: int) -> HBitmap:
+        """A bitmap whose leaf words lie in ``memory``, with the bits that are set there.
+
+        Marks go straight to the memory, which no other bitmap may use meanwhile and which lives on
+        as long as the bitmap and views of it. Cannot be truncated (BufferError).
+        """
+        hb = cls.__new__(cls)
+        hb._hb, hb._owner = _core.hbitmap_alloc_on(size, granularity, memory)
+        hb._granularity = index(granularity)
+        hb._clears = 0
+        return hb
+
+    @property
+    def _memory(self) -> object:
+        """What it was made over; None: memory of its own."""
+        return self._owner.keep
+
     # ---- marks ------------------------------------------------------------------------------
 
     def set(self, start: int, count: int = 1) -> None:
@@ -743,7 +761,7 @@ class HBitmap(MutableSet[int]):
         view exists the bitmap cannot be truncated (on PyPy: until its collector has seen that the
         view is gone).
         """
-        return _core.pinned_words(self._hb).cast("Q")
+        return _core.pinned_words(self._hb, self._owner).cast("Q")
 
     def sha256(self) -> str:
         """SHA-256 of the leaf words, in hex, as QEMU's x-debug-block-dirty-bitmap-sha256 has it."""
@@ -856,7 +874,7 @@ class HBitmap(MutableSet[int]):
 
         From protocol 5 on they can go out of band.
         """
-        nwords = max(1, -(-self.size >> (self._granularity + 6)))
+        nwords = _core.nwords_of(self.size, self._granularity)
         dense = (
             _core.hbitmap_is_serializable(self._hb)
             and 8 * _core.hbitmap_nonzero_words(self._hb) > nwords
