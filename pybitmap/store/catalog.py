@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: MIT
+"""The catalog of a :class:`LocalStore`: which nodes there are, and which bitmaps, in SQLite.
+
+Changes are transactions that survive a crash of the system once they have returned. What is read is
+checked first, since anybody may have written it: the format and the tables when the catalog is
+opened, values when they are read. Errors of SQLite become StoreErrors. One connection, used under
+the lock of its store.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import shutil
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from .. import _core
+from ..errors import BitmapError, CorruptError, InvalidError, LockedError, StoreError
+
+CATALOG, JOURNAL = "catalog.sqlite", "catalog.sqlite-journal"
+
+#: In the catalog's header: that it is one, and which.
+APPLICATION_ID, VERSION = 0x70626D70, 1
+
+SCHEMA = (
+    # Sizes and granularities in bytes.
+    "CREATE TABLE bitmap (node TEXT NOT NULL, name TEXT NOT NULL, position INTEGER NOT NULL,"
+    " size INTEGER NOT NULL, granularity INTEGER NOT NULL, enabled INTEGER NOT NULL,"
+    # Names of files. What is in the successor counts as in the bitmap itself.
+    " words TEXT NOT NULL, successor TEXT,"
+    # NULL: not in use. Else since which boot, and the inodes of the files: a copy has others.
+    " in_use TEXT, PRIMARY KEY (node, name)) WITHOUT ROWID",
+    "CREATE TABLE node (name TEXT NOT NULL PRIMARY KEY, size INTEGER NOT NULL) WITHOUT ROWID",
+)
+
+
+#: What Python before 3.11 keeps of SQLite's error codes is their texts.
+_ERRNO = {
+    "disk is full": errno.ENOSPC,
+    "disk I/O error": errno.EIO,
+    "readonly database": errno.EROFS,
+}
+
+#: Is it the name of a file of words?
+is_words = re.compile(r"[0-9a-f]{16}\.words").fullmatch
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table of bitmaps."""
+
+    node: str
+    name: str
+    position: int
+    size: int
+    granularity: int
+    enabled: int
+    words: str
+    successor: str | None
+    in_use: str | None
+
+    @property
+    def nbytes(self) -> int:
+        """Of each of its files."""
+        return 8 * _core.nwords_of(self.size, self.granularity.bit_length() - 1)
+
+    @property
+    def files(self) -> list[str]:
+        return [self.words] if self.successor is None else [self.words, self.successor]
+
+    def check(self) -> str | None:
+        """What is wrong with values that somebody else may have written, or None."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            kind = int if "int" in field.type else str
+            if not (isinstance(value, kind) or (value is None and "None" in field.type)):
+                return f"{field.name} {value!r}"
+        group = self.granularity
+        if group < 1 or group & (group - 1):
+            return f"granularity {group}"
+        try:
+            _core.check_size(self.size, group.bit_length() - 1)
+        except InvalidError as error:
+            return str(error)
+        for name in self.files:
+            if not is_words(name):
+                return f"file name {name!r}"
+        return None
+
+
+class Catalog:
+    """The SQLite database of a store.
+
+    The rollback journal, since readers then need no file that they would have to write, and one
+    that stays (PERSIST), since its space is there already when the disk is full. synchronous=FULL
+    syncs the journal before the database is written, the database before the journal is made
+    invalid, and then the journal: a transaction that has returned survives a crash of the system.
+    SQLite's own lock (locking_mode=EXCLUSIVE) is there should somebody remove the lock file.
+    """
+
+    def __init__(self, directory: Path, *, writing: bool) -> None:
+        self._path = directory / CATALOG
+        self._copy: TemporaryDirectory[str] | None = None
+        with self._errors():
+            self._sql = self._connect(writing)
+        try:
+            with self._errors():
+                if writing:
+                    self._execute("PRAGMA locking_mode = EXCLUSIVE")
+                    self._execute("PRAGMA journal_mode = PERSIST")
+                    self._execute("PRAGMA synchronous = FULL")
+                    self._execute("PRAGMA fullfsync = ON")
+                if not self._is_empty():
+                    self._check()
+                elif writing:
+                    self._create()
+                else:
+                    raise StoreError(f"store '{directory}' is empty")
+        except BaseException:
+            self.close()
+            raise
+
+    def _connect(self, writing: bool) -> sqlite3.Connection:
+        path = self._path
+        journal = path.with_name(JOURNAL)
+        if not writing and _first_byte(journal):
+            # A killed process left a transaction half done. Taking it back means writing, so that
+            # happens to a copy.
+            self._copy = TemporaryDirectory()
+            path = Path(self._copy.name) / CATALOG
+            shutil.copyfile(self._path, path)
+            shutil.copyfile(journal, path.with_name(JOURNAL))
+            mode = "rw"
+        else:
+            mode = "rwc" if writing else "ro"
+        return sqlite3.connect(
+            f"{path.as_uri()}?mode={mode}",
+            uri=True,
+            timeout=0,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+
+    def _execute(self, statement: str, values: Iterable[object] = ()) -> list[tuple[Any, ...]]:
+        with self._errors():
+            return self._sql.execute(statement, tuple(values)).fetchall()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise self._translated(error) from error
+
+    def _translated(self, error: sqlite3.Error) -> Exception:
+        message = f"catalog '{self._path}': {error}"
+        text = str(error)
+        if "locked" in text:
+            return LockedError(message)
+        if type(error) is sqlite3.DatabaseError or "decode" in text or "malformed" in text:
+            return CorruptError(message)
+        for words, code in _ERRNO.items():
+            if words in text:
+                return StoreError(message, code)
+        return StoreError(message)
+
+    def _is_empty(self) -> bool:
+        return not self._execute("SELECT 1 FROM sqlite_master LIMIT 1")
+
+    def _create(self) -> None:
+        with self.transaction():
+            for statement in SCHEMA:
+                self._execute(statement)
+            self._execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            self._execute(f"PRAGMA user_version = {VERSION}")
+
+    def _check(self) -> None:
+        [(application,)] = self._execute("PRAGMA application_id")
+        [(version,)] = self._execute("PRAGMA user_version")
+        if application != APPLICATION_ID:
+            raise CorruptError(f"catalog '{self._path}': a database of something else")
+        if version != VERSION:
+            raise CorruptError(
+                f"catalog '{self._path}' has version {version}; this pybitmap reads {VERSION}"
+            )
+        found = self._execute("SELECT sql FROM sqlite_master WHERE sql NOT NULL ORDER BY name")
+        if [sql for (sql,) in found] != list(SCHEMA):
+            raise CorruptError(
+                f"catalog '{self._path}': the tables are not those of version {VERSION}"
+            )
+        [(answer,)] = self._execute("PRAGMA quick_check(1)")
+        if answer != "ok":
+            raise CorruptError(f"catalog '{self._path}': {answer}")
+        names: list[str] = []
+        nbitmaps = 0
+        for node, size in self.nodes():
+            if not isinstance(node, str) or not isinstance(size, int) or size < 0:
+                raise CorruptError(f"catalog '{self._path}': node {node!r}, size {size!r}")
+            for row in self.rows(node):
+                nbitmaps += 1
+                names += row.files
+        if self._execute("SELECT count(*) FROM bitmap") != [(nbitmaps,)]:
+            raise CorruptError(f"catalog '{self._path}': bitmaps of no node")
+        if len(set(names)) != len(names):
+            raise CorruptError(f"catalog '{self._path}': two bitmaps share a file")
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        self._execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._execute("COMMIT")
+        except BaseException:
+            with suppress(BitmapError):
+                self._execute("ROLLBACK")
+            raise
+
+    def close(self) -> None:
+        with suppress(sqlite3.Error):
+            self._sql.close()
+        if self._copy is not None:
+            self._copy.cleanup()
+
+    # ---- rows -------------------------------------------------------------------------------
+
+    def nodes(self) -> list[tuple[str, int]]:
+        return [(name, size) for name, size in self._execute("SELECT * FROM node ORDER BY name")]
+
+    def node_size(self, name: str) -> int | None:
+        found = self._execute("SELECT size FROM node WHERE name = ?", [name])
+        return found[0][0] if found else None
+
+    def rows(self, node: str) -> list[Row]:
+        """The bitmaps of a node, the oldest first."""
+        rows = []
+        statement = "SELECT * FROM bitmap WHERE node = ? ORDER BY position"
+        for values in self._execute(statement, [node]):
+            row = Row(*values)
+            wrong = row.check()
+            if wrong:
+                raise CorruptError(f"catalog '{self._path}': bitmap {row.name!r}: {wrong}")
+            rows.append(row)
+        return rows
+
+    def files(self) -> set[str]:
+        """The names in all rows."""
+        found = self._execute("SELECT words, successor FROM bitmap")
+        return {name for names in found for name in names if name is not None}
+
+    def put_node(self, name: str, size: int) -> None:
+        self._execute("INSERT OR REPLACE INTO node VALUES (?, ?)", [name, size])
+
+    def put(self, row: Row) -> None:
+        marks = ", ".join("?" * len(fields(row)))
+        self._execute(f"INSERT OR REPLACE INTO bitmap VALUES ({marks})", astuple(row))
+
+    def delete(self, row: Row) -> None:
+        self._execute("DELETE FROM bitmap WHERE node = ? AND name = ?", [row.node, row.name])
+
+
+def _first_byte(path: Path) -> int:
+    """0 if there is none."""
+    with suppress(FileNotFoundError), open(path, "rb") as file:
+        return sum(file.read(1))
+    return 0

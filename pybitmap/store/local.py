@@ -1,0 +1,687 @@
+# SPDX-License-Identifier: MIT
+"""LocalStore: a directory that holds the bitmaps of one node or of several.
+
+::
+
+    DIR/lock                   flock: one process writes, or any number read
+    DIR/catalog.sqlite         nodes and bitmaps, see catalog.py; beside it SQLite's journal
+    DIR/<16 hex digits>.words  the leaf words of one bitmap, little-endian, mapped while it is open
+
+Workload: writes by the million go into a handful of bitmaps, which change their names, flags or
+number a few times a day. So marks go straight to the mapped files and cost what they cost in
+memory, while every change of what there is, is one SQLite transaction, synced before it counts.
+
+Invariant: whenever bits of a file can change, the row that names it says *in use*, durably, with
+the boot identifier of the running system. A process that is killed leaves its marks in the page
+cache, so a row in use since this boot is exact; one of an earlier boot is inconsistent, as nobody
+knows which pages came to the disk. A row that is not in use names files that were synced before.
+
+A file that no row names any more is unlinked; Python objects that still map it keep the memory.
+Its space is reserved when it is made: a full disk is an error there and never a fault in a mark.
+
+Threads: one lock per store. Finalizers take none: they only unlink files that no row can name.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import secrets
+import stat
+import struct
+import subprocess
+import sys
+import weakref
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from threading import RLock
+
+from .. import _core
+from ..errors import (
+    BitmapError,
+    CorruptError,
+    InvalidError,
+    LockedError,
+    MismatchError,
+    ReadonlyError,
+    StoreError,
+    UnsupportedError,
+)
+from ..hbitmap import HBitmap
+from .base import Change, Loaded, Purpose, Record, Store, Volume, Wanted
+from .catalog import CATALOG, JOURNAL, Catalog, Row, is_words
+
+_LOCK = "lock"
+
+_CHUNK = 1 << 22  # bytes read at once
+
+
+@dataclass(frozen=True)
+class BitmapEntry:
+    """A stored bitmap, as far as it is known without reading its bits.
+
+    :param granularity: in bytes
+    :param in_use: it was not closed in an orderly way, or is open now
+    :param reason: why it is inconsistent, a sentence; None if it is not
+    """
+
+    node: str
+    name: str
+    granularity: int
+    enabled: bool
+    in_use: bool
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class NodeEntry:
+    """A node of a store, its size in bytes, and its bitmaps, the oldest first."""
+
+    name: str
+    size: int
+    bitmaps: tuple[BitmapEntry, ...]
+
+
+class LocalStore(Store):
+    """The bitmaps of nodes in a directory, made if it is not there (its parent must be).
+
+    One object may be given to several nodes, also of several graphs. While a node has it open for
+    writing, every other process is refused (LockedError), and so is another LocalStore on the same
+    directory in this one; readers share it with readers. The lock goes with the process that holds
+    it, however that ends. Not to be used on both sides of a fork.
+
+    A killed process loses no mark. After a crash of the system a bitmap that was in use is
+    inconsistent. What a file system says it has reserved has to be true: copy-on-write ones (btrfs,
+    ZFS, APFS) may run out of space nevertheless, and a write to the mapping is then a SIGBUS.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(os.path.abspath(path))
+        self._lock = RLock()
+        self._volumes: dict[str, LocalVolume] = {}
+        self._pid = 0
+        # Held while a volume is open.
+        self._lock_fd = -1
+        self._writing = False
+        self._catalog: Catalog | None = None
+        # Files there are, as far as is known; those which a row may name, because one did or a
+        # switch to such a row was tried; and those that are mapped.
+        self._files: set[str] = set()
+        self._tried: set[str] = set()
+        self._mapped: weakref.WeakValueDictionary[str, _Words] = weakref.WeakValueDictionary()
+
+    def __repr__(self) -> str:
+        return f"LocalStore({str(self.path)!r})"
+
+    def open(self, node: str, size: int | None, *, read_only: bool) -> LocalVolume:
+        with self._lock:
+            if node in self._volumes:
+                raise LockedError(f"node '{node}' of store '{self.path}' is open already")
+            try:
+                node.encode()
+            except UnicodeEncodeError:
+                raise InvalidError(f"node name {node!r} is no valid Unicode") from None
+            self._acquire(writing=not read_only)
+            try:
+                known = self._sql().node_size(node)
+                if size is None:
+                    size = known
+                if size is None:
+                    raise InvalidError(
+                        f"store '{self.path}' does not know the size of node '{node}'"
+                    )
+                if known is not None and size != known:
+                    raise MismatchError(
+                        f"node '{node}' has {size} bytes, but {known} in store '{self.path}'"
+                    )
+                _core.check_size(size, 63)
+                volume = LocalVolume(self, node, size, read_only=read_only)
+                self._volumes[node] = volume
+                return volume
+            finally:
+                self._release_if_unused()
+
+    def prepare(self, wanted: Mapping[Volume, Wanted], purpose: Purpose) -> Change:
+        with self._lock:
+            plan: dict[LocalVolume, Wanted] = {}
+            files: dict[str, _Words] = {}
+            for volume, each in wanted.items():
+                assert isinstance(volume, LocalVolume)
+                assert self._volumes.get(volume.node) is volume, f"{volume.node} is closed"
+                if volume.read_only:
+                    raise ReadonlyError(f"node '{volume.node}' is read-only")
+                plan[volume] = each
+                for record in each.records:
+                    for content in (record.content, record.successor):
+                        if content is not None:
+                            words = self._words_of(content, each.size, record.granularity)
+                            files[words.name] = words
+            self._check_process()
+            if purpose is not Purpose.COMMIT:
+                self._sync(files.values(), last=purpose is Purpose.CLOSE)
+            return _LocalChange(self, plan, purpose)
+
+    def entries(self) -> list[NodeEntry]:
+        """What is stored, without reading bits; nothing is written.
+
+        :raises LockedError: if another process has the store open for writing
+        :raises CorruptError: if it is damaged
+        :raises StoreError: if it cannot be read
+        """
+        with self._lock:
+            self._acquire(writing=False)
+            try:
+                nodes = []
+                for name, size in self._sql().nodes():
+                    bitmaps = [
+                        BitmapEntry(
+                            row.node,
+                            row.name,
+                            row.granularity,
+                            bool(row.enabled),
+                            row.in_use is not None,
+                            self._broken(row, size),
+                        )
+                        for row in self._sql().rows(name)
+                    ]
+                    nodes.append(NodeEntry(name, size, tuple(bitmaps)))
+                return nodes
+            finally:
+                self._release_if_unused()
+
+    # ---- opening and closing ----------------------------------------------------------------
+
+    def _acquire(self, *, writing: bool) -> None:
+        """The lock and the catalog."""
+        self._check_process()
+        if sys.byteorder != "little":
+            raise UnsupportedError("LocalStore needs a little-endian machine")
+        if self._lock_fd >= 0 and (self._writing or not writing):
+            return
+        try:
+            with _reported(f"cannot open store '{self.path}'"):
+                if self._lock_fd < 0:
+                    self._lock_fd = self._open_lock(writing)
+                    self._pid = os.getpid()
+                kind = fcntl.LOCK_EX if writing else fcntl.LOCK_SH
+                try:
+                    fcntl.flock(self._lock_fd, kind | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise self._locked() from None
+                self._writing, self._catalog = writing, None
+                _boot()
+                if writing:
+                    self._check_directory()
+                self._sql()
+                if writing:
+                    self._files = set(filter(is_words, os.listdir(self.path)))
+                    self._tried = set(self._files)
+                    self._sweep()
+        except BaseException:
+            self._give_back()
+            raise
+
+    def _give_back(self) -> None:
+        """After a failed :meth:`_acquire`: the readers there are keep their lock."""
+        self._writing = False
+        if not self._volumes:
+            self._release_if_unused()
+            return
+        self._catalog = None
+        with suppress(OSError):
+            fcntl.flock(self._lock_fd, fcntl.LOCK_NB | fcntl.LOCK_SH)
+
+    def _open_lock(self, writing: bool) -> int:
+        if writing:
+            with suppress(FileExistsError):
+                os.mkdir(self.path, 0o700)
+                _sync_directory(self.path.parent)
+        flags = os.O_RDWR | os.O_CREAT if writing else os.O_RDONLY
+        return os.open(self.path / _LOCK, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+    def _locked(self) -> LockedError:
+        holders = _lock_holders(os.fstat(self._lock_fd).st_ino)
+        if os.getpid() in holders:
+            return LockedError(f"store '{self.path}' is in use in this process")
+        by = " (process " + ", ".join(map(str, sorted(holders))) + ")" if holders else ""
+        return LockedError(f"store '{self.path}' is in use by another process{by}")
+
+    def _check_directory(self) -> None:
+        """Without a catalog, a directory with anything else in it is not ours."""
+        catalog = self.path / CATALOG
+        if not catalog.exists() or not catalog.stat().st_size:
+            others = set(os.listdir(self.path)) - {_LOCK, CATALOG, JOURNAL}
+            if others:
+                raise CorruptError(
+                    f"'{self.path}' is no store: it has no catalog, but '{min(others)}'"
+                )
+
+    def _check_process(self) -> None:
+        if self._lock_fd >= 0 and self._pid != os.getpid():
+            raise StoreError(
+                f"store '{self.path}' was opened by process {self._pid}: "
+                f"a store cannot be used on both sides of a fork"
+            )
+
+    def _sql(self) -> Catalog:
+        """The catalog; opened again if its last transaction failed."""
+        if self._catalog is None:
+            self._catalog = Catalog(self.path, writing=self._writing)
+        return self._catalog
+
+    def _close_volume(self, volume: LocalVolume) -> None:
+        with self._lock:
+            if self._volumes.get(volume.node) is volume:
+                del self._volumes[volume.node]
+                self._release_if_unused()
+
+    def _release_if_unused(self) -> None:
+        if self._volumes or self._lock_fd < 0:
+            return
+        if self._catalog is not None:
+            self._catalog.close()
+            self._catalog = None
+        if self._writing and self._pid == os.getpid():
+            for name in self._files - self._tried:
+                self._unlink(name)
+        self._files, self._tried = set(), set()
+        self._writing = False
+        os.close(self._lock_fd)
+        self._lock_fd = -1
+
+    # ---- files ------------------------------------------------------------------------------
+
+    def _make(self, size: int, granularity: int) -> HBitmap:
+        """A bitmap on a new file, which no row names yet."""
+        with self._lock:
+            self._check_process()
+            bits = granularity.bit_length() - 1
+            _core.check_size(size, bits)
+            name = secrets.token_hex(8) + ".words"
+            path = self.path / name
+            nbytes = 8 * _core.nwords_of(size, bits)
+            try:
+                with _reported(f"no bitmap of {nbytes} bytes in store '{self.path}'"):
+                    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                    try:
+                        self._files.add(name)
+                        _reserve(fd, nbytes)
+                        words = _Words(fd, nbytes, name)
+                    finally:
+                        os.close(fd)
+            except BaseException:
+                self._unlink(name)
+                raise
+            self._map(words)
+            return HBitmap._over(words, size, bits)
+
+    def _map(self, words: _Words) -> None:
+        self._mapped[words.name] = words
+        path = str(self.path / words.name)
+        weakref.finalize(words, _drop, path, self._files, self._tried, os.getpid())
+
+    def _words_of(self, content: HBitmap, size: int, granularity: int) -> _Words:
+        words = content._memory
+        assert isinstance(words, _Words), "made by make() or load()"
+        assert self._mapped.get(words.name) is words, "of this store"
+        assert words.name in self._files, f"{words.name} was removed"
+        assert (content.size, 1 << content.granularity) == (size, granularity)
+        return words
+
+    def _sync(self, files: Collection[_Words], *, last: bool) -> None:
+        """What was marked in them before is on the disk; if nothing is marked any more, it is so
+        for certain, and their names are there too."""
+        todo = _Progress(self, "storing", sum(words.nbytes for words in files))
+        with _reported(f"cannot write to store '{self.path}'"):
+            for words in files:
+                words.sync(self.path / words.name, last=last)
+                todo.more(words.nbytes)
+            if last:
+                _sync_directory(self.path)
+
+    def _sweep(self) -> None:
+        """Unlink the files that no row names, but for those that no row has named yet."""
+        with suppress(BitmapError):
+            named = self._sql().files()
+            for name, words in list(self._mapped.items()):
+                words.named |= name in named
+            for name in self._files - named:
+                words_or_none = self._mapped.get(name)
+                if words_or_none is None or words_or_none.named:
+                    self._unlink(name)
+
+    def _unlink(self, name: str) -> None:
+        with suppress(OSError):
+            os.unlink(self.path / name)
+            self._files.discard(name)
+
+    # ---- bitmaps ----------------------------------------------------------------------------
+
+    def _load(self, volume: LocalVolume) -> list[Loaded]:
+        with self._lock:
+            self._check_process()
+            catalog = self._sql()
+            rows = [(row, self._broken(row, volume.size)) for row in catalog.rows(volume.node)]
+            total = sum(row.nbytes * len(row.files) for row, broken in rows if not broken)
+            todo = _Progress(self, "loading", total)
+            loaded, changed = [], []
+            for row, broken in rows:
+                content = None
+                if broken is None:
+                    content = self._load_file(row.words, row, volume, todo)
+                    if row.successor is not None:
+                        content.merge(self._load_file(row.successor, row, volume, todo))
+                    if not volume.read_only:
+                        after = replace(row, successor=None)
+                        after = replace(after, in_use=self._in_use(after))
+                        if after != row:
+                            changed.append(after)
+                loaded.append(Loaded(row.name, row.granularity, bool(row.enabled), content, broken))
+            if changed:
+                with self._transaction() as catalog:
+                    for row in changed:
+                        catalog.put(row)
+                self._sweep()
+            return loaded
+
+    def _load_file(self, name: str, row: Row, volume: LocalVolume, todo: _Progress) -> HBitmap:
+        bits = row.granularity.bit_length() - 1
+        flags = os.O_RDONLY if volume.read_only else os.O_RDWR
+        with _reported(f"cannot load bitmap '{row.name}' of node '{row.node}'"):
+            fd = os.open(self.path / name, flags | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                if volume.read_only:
+                    memory = _read(fd, row.nbytes, todo)
+                    return HBitmap._over(memory, row.size, bits)
+                # Reserved again: a copy of the directory may have holes.
+                _reserve(fd, row.nbytes)
+                words = _Words(fd, row.nbytes, name, named=True)
+            finally:
+                os.close(fd)
+        self._tried.add(name)
+        self._map(words)
+        content = HBitmap._over(words, row.size, bits)
+        todo.more(row.nbytes)
+        return content
+
+    def _in_use(self, row: Row) -> str:
+        """What says in a row that it is in use: since this boot, with these files."""
+        return " ".join([_boot(), *(str(os.stat(self.path / name).st_ino) for name in row.files)])
+
+    def _broken(self, row: Row, size: int) -> str | None:
+        """Why a stored bitmap is inconsistent, or None."""
+        if row.size != size:
+            return f"it was stored for {row.size} bytes, the node has {size}"
+        for name in row.files:
+            try:
+                status = os.lstat(self.path / name)
+            except OSError as error:
+                return f"its bits cannot be read: {name}: {os.strerror(error.errno or 0)}"
+            if not stat.S_ISREG(status.st_mode):
+                return f"its bits cannot be read: {name} is no regular file"
+            if status.st_size < row.nbytes:
+                return f"its bits are cut short: {name} has {status.st_size} of {row.nbytes} bytes"
+            if status.st_size > row.nbytes:
+                return f"its bits do not fit: {name} has {status.st_size} bytes, not {row.nbytes}"
+        if row.in_use is None or row.in_use == self._in_use(row):
+            return None
+        if row.in_use.split(" ")[0] == _boot():
+            return "it was in use when its files were copied or replaced"
+        return "it was in use when the system went down, so marks may be missing"
+
+    def _switch(self, plan: Mapping[LocalVolume, Wanted], purpose: Purpose) -> None:
+        with self._lock:
+            self._check_process()
+            with self._transaction() as catalog:
+                for volume, wanted in plan.items():
+                    assert self._volumes.get(volume.node) is volume, f"{volume.node} is closed"
+                    self._store(catalog, volume.node, wanted, purpose)
+            for volume, wanted in plan.items():
+                volume.size = wanted.size
+            self._sweep()
+
+    def _store(self, catalog: Catalog, node: str, wanted: Wanted, purpose: Purpose) -> None:
+        """Make the rows of a node what is wanted, inside a transaction."""
+        before = {row.name: row for row in catalog.rows(node)}
+        if catalog.node_size(node) != wanted.size:
+            catalog.put_node(node, wanted.size)
+        position = 0
+        for record in wanted.records:
+            row = before.pop(record.name, None)
+            if record.content is None and row is None:
+                continue
+            # As it is where it may be: otherwise, removing the first would change them all.
+            position = max(position + 1, row.position if row else 0)
+            if record.content is None:
+                assert row is not None
+                after = replace(row, position=position)
+            else:
+                after = self._row(node, position, wanted.size, record, purpose)
+            if after != row:
+                catalog.put(after)
+        for row in before.values():
+            catalog.delete(row)
+
+    def _row(self, node: str, position: int, size: int, record: Record, purpose: Purpose) -> Row:
+        assert record.content is not None
+        contents = [record.content] + ([] if record.successor is None else [record.successor])
+        names = [self._words_of(each, size, record.granularity).name for each in contents]
+        self._tried.update(names)
+        row = Row(
+            node,
+            record.name,
+            position,
+            size,
+            record.granularity,
+            int(record.enabled),
+            names[0],
+            names[1] if len(names) == 2 else None,
+            None,
+        )
+        return row if purpose is Purpose.CLOSE else replace(row, in_use=self._in_use(row))
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Catalog]:
+        """One change of the catalog. If it fails, nobody knows for certain what is stored: the
+        catalog is opened and read again when it is needed next."""
+        catalog = self._sql()
+        try:
+            with _reported(f"cannot write to store '{self.path}'"), catalog.transaction():
+                yield catalog
+        except BaseException:
+            self._catalog = None
+            catalog.close()
+            raise
+
+
+class LocalVolume(Volume):
+    """The bitmaps of one node in a :class:`LocalStore`."""
+
+    store: LocalStore
+
+    def __init__(self, store: LocalStore, node: str, size: int, *, read_only: bool) -> None:
+        super().__init__(store, node, size, read_only=read_only)
+        self.filename = str(store.path)
+
+    def load(self) -> list[Loaded]:
+        return self.store._load(self)
+
+    def check_new(self, name: str, granularity: int, names: Collection[str]) -> None:
+        """Every bitmap can be stored."""
+
+    def make(self, granularity: int, size: int | None = None) -> HBitmap:
+        return self.store._make(self.size if size is None else size, granularity)
+
+    def close(self) -> None:
+        self.store._close_volume(self)
+
+
+class _LocalChange(Change):
+    """Nothing waits in the catalog: new files are there already, and go with their bitmaps."""
+
+    def __init__(
+        self, store: LocalStore, plan: Mapping[LocalVolume, Wanted], purpose: Purpose
+    ) -> None:
+        self._store, self._plan, self._purpose = store, plan, purpose
+
+    def switch(self) -> None:
+        self._store._switch(self._plan, self._purpose)
+
+    def abort(self) -> None:
+        pass
+
+
+# ---- files ----------------------------------------------------------------------------------
+
+
+class _Words(_core.Memory):
+    """A mapped file of leaf words."""
+
+    __slots__ = ("mapping", "name", "named", "nbytes", "unsure")
+
+    def __init__(self, fd: int, nbytes: int, name: str, *, named: bool = False) -> None:
+        self.mapping = mmap.mmap(fd, nbytes)
+        super().__init__(self.mapping)
+        self.nbytes = nbytes
+        self.name = name
+        self.named = named  # by a row, at any time
+        self.unsure = False
+
+    def sync(self, path: Path, *, last: bool) -> None:
+        """What was marked before the call is on the disk.
+
+        Linux's fdatasync writes what was changed through mappings as well, being what its msync
+        calls, and it lets other threads run.
+
+        :param last: nothing is marked any more
+        :raises OSError: the kernel may then take pages for written which are not, so the last call
+            of all, on which something depends, begins by writing every page again
+        """
+        if self.unsure and last:
+            self.rewrite()
+        unsure, self.unsure = self.unsure and not last, True
+        if sys.platform != "linux":
+            self.mapping.flush()
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            _sync_file(fd)
+        finally:
+            os.close(fd)
+        self.unsure = unsure
+
+
+def _drop(path: str, files: set[str], tried: set[str], pid: int) -> None:
+    """Nothing maps this file any more; if no row can name it, it goes."""
+    name = os.path.basename(path)
+    if name in files and name not in tried and pid == os.getpid():
+        with suppress(OSError):
+            os.unlink(path)
+            files.discard(name)
+
+
+class _Progress:
+    """Tells a store's user how far a work is."""
+
+    def __init__(self, store: Store, what: str, total: int) -> None:
+        self._store, self._what, self._done, self._total = store, what, 0, total
+
+    def more(self, nbytes: int) -> None:
+        self._done += nbytes
+        if self._store.progress:
+            self._store.progress(self._what, self._done, self._total)
+
+
+def _read(fd: int, nbytes: int, todo: _Progress) -> _core.Memory:
+    """What a file holds, in memory."""
+    data = mmap.mmap(-1, nbytes)
+    with memoryview(data) as view:
+        done = 0
+        while done < nbytes:
+            count = os.preadv(fd, [view[done : done + _CHUNK]], done)
+            if not count:
+                raise OSError(errno.EIO, "the file has become shorter")
+            done += count
+            todo.more(count)
+    return _core.Memory(data)
+
+
+def _reserve(fd: int, nbytes: int) -> None:
+    """The file has that length, and its space; what it holds stays.
+
+    :raises OSError: ENOSPC, for example
+    """
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(fd, 0, nbytes)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+    have = os.fstat(fd).st_size
+    if have >= nbytes:
+        return
+    if sys.platform == "darwin":
+        # F_PREALLOCATE (42): all of it, wherever it is, from the end of the file on.
+        fcntl.fcntl(fd, 42, struct.pack("=Iiqqq", 4, 3, 0, nbytes - have, 0))
+        os.ftruncate(fd, nbytes)
+        return
+    zeroes = bytes(min(_CHUNK, nbytes))
+    while have < nbytes:
+        have += os.pwrite(fd, zeroes[: nbytes - have], have)
+
+
+def _sync_file(fd: int) -> None:
+    if hasattr(fcntl, "F_FULLFSYNC"):  # macOS, where fsync leaves it in the drive's cache
+        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+    else:
+        os.fdatasync(fd)
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _lock_holders(inode: int) -> set[int]:
+    """The processes that hold a lock on the file, where the system tells."""
+    holders = set()
+    with suppress(OSError, ValueError), open("/proc/locks", encoding="ascii") as locks:
+        for line in locks:
+            # 1: FLOCK  ADVISORY  WRITE 1234 fe:00:5678 0 EOF
+            words = line.split()
+            if words[1] == "FLOCK" and words[5].endswith(f":{inode}"):
+                holders.add(int(words[4]))
+    return holders - {0, -1}
+
+
+@cache
+def _boot_identifier() -> str:
+    if sys.platform == "darwin":
+        command = ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+
+
+#: Which run of the system this is; tests put another here.
+_boot = _boot_identifier
+
+
+@contextmanager
+def _reported(what: str) -> Iterator[None]:
+    """Errors of system calls become StoreErrors."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise StoreError(f"{what}: {reason}", error.errno) from error
