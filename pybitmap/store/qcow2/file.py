@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: MIT
+"""The file of an image: reads, writes and syncs that do all that was asked for, or say why not.
+
+Everything that reaches the disk goes through the four methods at the end, which are system calls
+and nothing else. Tests replace them: to record what is written, and to let it fail.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Sequence
+
+from ...errors import CorruptError, StoreError
+from . import locks
+
+#: Buffers that one call takes (IOV_MAX), and bytes, so that an interrupt is soon seen.
+_MAX_PIECES = 1024
+_MAX_BYTES = 1 << 24
+
+
+class File:
+    """An open and locked image; ``read_only``: with the locks of a reader.
+
+    :raises LockedError: if another program has it open
+    :raises StoreError: if it cannot be opened; offsets and sizes are in bytes everywhere
+    """
+
+    def __init__(self, path: str, *, read_only: bool) -> None:
+        self.path = path
+        flags = os.O_RDONLY if read_only else os.O_RDWR
+        try:
+            # A FIFO would wait for somebody to write.
+            self._fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise StoreError(f"{path}: {error.strerror}", error.errno) from error
+        try:
+            mode = os.fstat(self._fd).st_mode
+            if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+                raise StoreError(f"{path}: neither a file nor a block device", errno.EINVAL)
+            locks.lock(self._fd, path, read_only=read_only)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """And unlock it; may be called twice."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def corrupt(self, what: str) -> CorruptError:
+        """The error for damage: ``what`` is a sentence about it."""
+        return CorruptError(f"{self.path}: {what}")
+
+    def size(self) -> int:
+        try:
+            return self._size()
+        except OSError as error:
+            raise self._failed("read", error) from error
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """As many bytes as there are in the file."""
+        pieces = []
+        try:
+            while nbytes > 0:
+                piece = self._pread(min(nbytes, _MAX_BYTES), offset)
+                if not piece:
+                    break
+                pieces.append(piece)
+                offset += len(piece)
+                nbytes -= len(piece)
+        except OSError as error:
+            raise self._failed("read", error) from error
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def read_padded(self, offset: int, nbytes: int) -> bytes:
+        """That many bytes: what is beyond the end of the file is zero."""
+        data = self.read(offset, nbytes)
+        return data if len(data) == nbytes else data.ljust(nbytes, b"\0")
+
+    def write(self, offset: int, *pieces: bytes | bytearray | memoryview) -> None:
+        """One piece behind the other."""
+        rest: list[memoryview] = [memoryview(piece) for piece in pieces if len(piece)]
+        try:
+            while rest:
+                done = self._pwritev(_first(rest), offset)
+                if not done:
+                    raise OSError(errno.EIO, "nothing was written")
+                offset += done
+                while done:
+                    if done < len(rest[0]):
+                        rest[0] = rest[0][done:]
+                        break
+                    done -= len(rest.pop(0))
+        except OSError as error:
+            raise self._failed("written", error) from error
+
+    def sync(self) -> None:
+        """All that was written survives a crash of the system."""
+        try:
+            self._fdatasync()
+        except OSError as error:
+            raise self._failed("written", error) from error
+
+    def _failed(self, what: str, error: OSError) -> StoreError:
+        why = error.strerror or error
+        return StoreError(f"{self.path} cannot be {what}: {why}", error.errno)
+
+    # ---- system calls -----------------------------------------------------------------------
+
+    def _size(self) -> int:
+        return os.lseek(self._fd, 0, os.SEEK_END)
+
+    def _pread(self, nbytes: int, offset: int) -> bytes:
+        return os.pread(self._fd, nbytes, offset)
+
+    def _pwritev(self, pieces: Sequence[memoryview], offset: int) -> int:
+        return os.pwritev(self._fd, pieces, offset)
+
+    def _fdatasync(self) -> None:
+        # The size of the file is data in this sense.
+        os.fdatasync(self._fd)
+
+
+def _first(pieces: list[memoryview]) -> list[memoryview]:
+    """As much as one call is to write: at least one piece, or a part of it."""
+    taken: list[memoryview] = []
+    room = _MAX_BYTES
+    for piece in pieces[:_MAX_PIECES]:
+        taken.append(piece[:room])
+        room -= len(taken[-1])
+        if not room:
+            break
+    return taken

@@ -1,0 +1,456 @@
+# SPDX-License-Identifier: MIT
+"""The header of a qcow2 image, and where everything else of it lies.
+
+The specification is QEMU's ``docs/interop/qcow2``; its sections are named below. All offsets and
+sizes are in bytes unless they say clusters.
+
+What makes a change of the bitmaps one step is here as well. The bitmaps extension stands first
+behind the header, in the first 512 bytes, which a disk writes as a whole: the *head*. One write of
+it switches to another bitmap directory. An image without bitmaps has 32 zero bytes at the end of
+its header in that place, counted in ``header_length``: the specification reads zeros there as
+fields that are absent. ::
+
+    no bitmaps    | header, header_length 144 ...... 32 zeros | other extensions
+    bitmaps       | header, header_length 112 | extension, 32 | other extensions
+
+:meth:`Image.make_room` brings any image into that form. It moves the other extensions, which may
+take more than one sector: that write is not atomic, and happens once.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+import sys
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from ...errors import StoreError
+from .file import File
+
+#: What disks write as a whole.
+SECTOR = 512
+
+_MAGIC = b"QFI\xfb"
+_V2 = struct.Struct(">4sIQIIQIIQQIIQ")
+_V3 = struct.Struct(">QQQII")
+_V2_NBYTES, _V3_NBYTES = 72, 104
+_MIN_CLUSTER_BITS, _MAX_CLUSTER_BITS = 9, 21
+#: QEMU's limits.
+_MAX_REFCOUNT_TABLE = 8 << 20
+_MAX_L1_TABLE = 32 << 20
+_MAX_SNAPSHOTS = 65536
+_MAX_SNAPSHOT_TABLE = 64 << 20
+#: Ours, for all bitmaps of an image together: the largest that a bitmap can have is 8 MiB.
+_MAX_TABLES = 256 << 20
+
+# Incompatible features.
+_DIRTY, _CORRUPT = 1 << 0, 1 << 1
+_KNOWN_INCOMPATIBLE = 0b11111
+# Autoclear features.
+_BITMAPS, _RAW_DATA = 1 << 0, 1 << 1
+
+_END, _FEATURE_NAMES, _BITMAPS_EXTENSION = 0, 0x6803F857, 0x23852875
+_EXTENSION = struct.Struct(">II")
+_BITMAPS_DATA = struct.Struct(">IIQQ")
+_SLOT_NBYTES = _EXTENSION.size + _BITMAPS_DATA.size
+
+# Where in the header.
+_BACKING_OFFSET, _REFCOUNT_TABLE_OFFSET, _AUTOCLEAR_OFFSET, _LENGTH_OFFSET = 8, 48, 88, 100
+
+#: Of an entry in an L1 or a bitmap table ("Cluster mapping", "Bitmap table").
+OFFSET_MASK = 0x00FF_FFFF_FFFF_FE00
+
+
+@dataclass(frozen=True)
+class Directory:
+    """What the bitmaps extension says ("Bitmaps extension")."""
+
+    nbitmaps: int
+    nbytes: int
+    offset: int
+
+
+class Claims:
+    """What each cluster is for: two things cannot be in one."""
+
+    def __init__(self, file: File) -> None:
+        self._file = file
+        self._whose: dict[int, str] = {0: "the header"}
+        self._nbytes = 0
+
+    def claim(self, what: str, clusters: Sequence[int], nbytes: int = 0) -> None:
+        """
+        :param nbytes: of memory that it will take
+        :raises CorruptError: if one of the clusters is claimed, or all claims take too much
+        """
+        self._nbytes += nbytes
+        if self._nbytes > _MAX_TABLES:
+            raise StoreError(
+                f"{self._file.path}: the tables of the bitmaps have more than {_MAX_TABLES} bytes",
+                errno.EFBIG,
+            )
+        before = len(self._whose)
+        for cluster in clusters:
+            other = self._whose.setdefault(cluster, what)
+            if other is not what:
+                raise self._file.corrupt(f"{what} and {other} overlap in cluster {cluster}")
+        if len(self._whose) - before != len(clusters):
+            raise self._file.corrupt(f"{what} has a cluster twice")
+
+    def __contains__(self, cluster: int) -> bool:
+        return cluster in self._whose
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._whose)
+
+    def whose(self, cluster: int) -> str:
+        return self._whose[cluster]
+
+
+class Image:
+    """An open image: its header, checked.
+
+    :raises CorruptError: if it is damaged, or no qcow2 image
+    :raises StoreError: for an image that we must not touch, and why
+    """
+
+    def __init__(self, file: File, *, read_only: bool) -> None:
+        self.file = file
+        self.file_nbytes = file.size()
+        #: The first sector as it is on disk.
+        self._head = bytearray(file.read_padded(0, SECTOR))
+        head = self._head
+        magic, self.version, *fields = _V2.unpack_from(head)
+        if magic != _MAGIC:
+            raise file.corrupt("not a qcow2 image")
+        if self.version not in (2, 3):
+            raise self.unsupported(f"a qcow2 image of version {self.version}")
+        backing_offset, backing_nbytes, cluster_bits, self.size, crypt_method = fields[:5]
+        l1_size, l1_offset, *rest = fields[5:]
+        self.refcount_table_offset, self.refcount_table_clusters, nsnapshots, snapshots = rest
+        if not _MIN_CLUSTER_BITS <= cluster_bits <= _MAX_CLUSTER_BITS:
+            raise self.unsupported(f"an image with clusters of 2**{cluster_bits} bytes")
+        self.cluster_bits: int = cluster_bits
+        self.cluster_size: int = 1 << cluster_bits
+        if self.size >= 1 << 63:
+            raise file.corrupt(f"the disk has {self.size} bytes")
+        #: What stands behind the extensions in the first cluster.
+        self._backing = (backing_offset, backing_nbytes)
+        if backing_offset and backing_nbytes > 1023:
+            raise file.corrupt(f"the name of the backing file has {backing_nbytes} bytes")
+        self._l1 = (l1_offset, l1_size)
+        self._snapshots = (snapshots, nsnapshots)
+        self.refcount_bits = 16
+        self._incompatible = self._autoclear = 0
+        self._length = _V2_NBYTES
+        #: The bitmaps extension, None if there is none; the others as they are.
+        self.directory: Directory | None = None
+        self._others: list[bytes] = []
+        if self.version == 3:
+            self._read_version_3()
+        if crypt_method:
+            raise self.unsupported("an encrypted image")
+        if self._incompatible & _CORRUPT:
+            raise file.corrupt("the image is marked as corrupt: run qemu-img check -r all")
+        if self._incompatible & _DIRTY and not read_only:
+            raise StoreError(
+                f"{file.path} was not closed in an orderly way, its refcounts may be wrong: run "
+                "qemu-img check -r all",
+                errno.EUCLEAN,
+            )
+
+    def unsupported(self, what: str) -> StoreError:
+        return StoreError(f"{self.file.path}: {what} is not supported", errno.ENOTSUP)
+
+    def _read_version_3(self) -> None:
+        fields = _V3.unpack_from(self._head, _V2_NBYTES)
+        self._incompatible, _, self._autoclear, refcount_order, self._length = fields
+        if refcount_order > 6:
+            raise self.file.corrupt(f"refcounts of 2**{refcount_order} bits")
+        self.refcount_bits = 1 << refcount_order
+        if self._length < _V3_NBYTES or self._length % 8 or self._length > self.cluster_size:
+            raise self.file.corrupt(f"the header has {self._length} bytes")
+        unknown = self._incompatible & ~_KNOWN_INCOMPATIBLE
+        self._read_extensions(unknown)
+        if unknown:
+            bit = unknown.bit_length() - 1
+            raise self.unsupported(f"incompatible feature {self._feature_name(bit)}")
+        if self.has_bitmaps and self.directory is None:
+            raise self.file.corrupt("there are said to be bitmaps, but there is no such extension")
+
+    def _read_extensions(self, unknown: int) -> None:
+        """ "Header extensions" """
+        backing = self._backing[0]
+        end = backing if 0 < backing < self.cluster_size else self.cluster_size
+        data = self.file.read_padded(0, end)
+        offset = self._length
+        found = False
+        while offset + _EXTENSION.size <= end:
+            kind, nbytes = _EXTENSION.unpack_from(data, offset)
+            if kind == _END:
+                break
+            start = offset + _EXTENSION.size
+            offset = start + -(-nbytes // 8) * 8
+            if start + nbytes > end:
+                raise self.file.corrupt(f"header extension {kind:#x} has {nbytes} bytes")
+            if kind != _BITMAPS_EXTENSION:
+                self._others.append(data[start - _EXTENSION.size : offset])
+                continue
+            if found or nbytes != _BITMAPS_DATA.size:
+                raise self.file.corrupt("the bitmaps extension is damaged, or there twice")
+            found = True
+            nbitmaps, reserved, directory_nbytes, directory = _BITMAPS_DATA.unpack_from(data, start)
+            if reserved and self.has_bitmaps:
+                raise self.file.corrupt("the bitmaps extension has reserved bits set")
+            self.directory = Directory(nbitmaps, directory_nbytes, directory)
+            self._in_place = start == self._length + _EXTENSION.size and offset <= SECTOR
+
+    #: Does the extension stand first, in the first sector?
+    _in_place = False
+
+    def _feature_name(self, bit: int) -> str:
+        """As the image itself calls it ("Feature name table")."""
+        for extension in self._others:
+            kind, nbytes = _EXTENSION.unpack_from(extension)
+            entries = extension[_EXTENSION.size : _EXTENSION.size + nbytes]
+            if kind == _FEATURE_NAMES:
+                for i in range(0, len(entries) - 47, 48):
+                    if entries[i : i + 2] == bytes([0, bit]):
+                        name = entries[i + 2 : i + 48].rstrip(b"\0")
+                        return repr(name.decode("utf-8", "backslashreplace"))
+        return f"bit {bit}"
+
+    @property
+    def has_bitmaps(self) -> bool:
+        """Is the bitmaps extension said to be consistent? ("autoclear_features")"""
+        return bool(self._autoclear & _BITMAPS)
+
+    # ---- clusters ---------------------------------------------------------------------------
+
+    def clusters(self, nbytes: int) -> int:
+        """How many clusters that many bytes take."""
+        return (nbytes + self.cluster_size - 1) >> self.cluster_bits
+
+    def check_area(self, what: str, offset: int, nbytes: int) -> range:
+        """The clusters of something.
+
+        :raises CorruptError: if it does not lie in the file, or not on a cluster boundary
+        """
+        reason = self.bad_area(offset, nbytes)
+        if reason:
+            raise self.file.corrupt(f"{what} {reason}")
+        first = offset >> self.cluster_bits
+        return range(first, first + self.clusters(nbytes))
+
+    def bad_area(self, offset: int, nbytes: int) -> str | None:
+        """What is wrong with a place in the file; None if nothing is."""
+        if offset & (self.cluster_size - 1):
+            return f"is not aligned to a cluster: offset {offset:#x}"
+        if not offset:
+            return "lies in the header: offset 0"
+        # The last cluster of a file may be cut short.
+        if offset + nbytes > self.clusters(self.file.size()) << self.cluster_bits:
+            return f"lies beyond the end of the file: offset {offset:#x}, {nbytes} bytes"
+        return None
+
+    def read_table(self, offset: int, nentries: int) -> array[int]:
+        """64-bit entries."""
+        return _swapped(array("Q", self.file.read_padded(offset, 8 * nentries)))
+
+    def refcount_table(self) -> array[int]:
+        """
+        :raises CorruptError: if it does not lie in the file
+        """
+        nbytes = self.refcount_table_clusters << self.cluster_bits
+        if not 0 < nbytes <= _MAX_REFCOUNT_TABLE:
+            raise self.file.corrupt(f"the refcount table has {nbytes} bytes")
+        self.check_area("the refcount table", self.refcount_table_offset, nbytes)
+        return self.read_table(self.refcount_table_offset, nbytes // 8)
+
+    def l1_table(self) -> array[int]:
+        """Of the disk as it is now.
+
+        :raises CorruptError: if it does not lie in the file
+        """
+        offset, nentries = self._l1
+        if not nentries:
+            return array("Q")
+        if 8 * nentries > _MAX_L1_TABLE:
+            raise self.file.corrupt(f"the L1 table has {nentries} entries")
+        self.check_area("the L1 table", offset, 8 * nentries)
+        return self.read_table(offset, nentries)
+
+    def claim_tables(self, claims: Claims) -> None:
+        """What the header names, but for the bitmaps.
+
+        :raises CorruptError: if one of them does not lie in the file, or two overlap
+        """
+        what = "the refcount table"
+        nbytes = self.refcount_table_clusters << self.cluster_bits
+        claims.claim(what, self.check_area(what, self.refcount_table_offset, nbytes))
+        what = "the L1 table"
+        offset, nentries = self._l1
+        if nentries:
+            claims.claim(what, self.check_area(what, offset, 8 * nentries))
+        self._claim_snapshots(claims)
+
+    def _claim_snapshots(self, claims: Claims) -> None:
+        """The table of the snapshots and their L1 tables ("Snapshots")."""
+        offset, nsnapshots = self._snapshots
+        if not nsnapshots:
+            return
+        if nsnapshots > _MAX_SNAPSHOTS:
+            raise self.file.corrupt(f"there are {nsnapshots} snapshots")
+        what = "the snapshot table"
+        self.check_area(what, offset, 40 * nsnapshots)
+        l1_tables: dict[int, int] = {}
+        end = offset
+        for _ in range(nsnapshots):
+            fixed = self.file.read_padded(end, 40)
+            l1, l1_size, id_nbytes, name_nbytes = struct.unpack_from(">QIHH", fixed)
+            extra_nbytes = int.from_bytes(fixed[36:40], "big")
+            end += -(-(40 + extra_nbytes + id_nbytes + name_nbytes) // 8) * 8
+            if end - offset > _MAX_SNAPSHOT_TABLE:
+                raise self.file.corrupt(f"{what} has more than {_MAX_SNAPSHOT_TABLE} bytes")
+            l1_tables[l1] = max(l1_size, l1_tables.get(l1, 0))
+        claims.claim(what, self.check_area(what, offset, end - offset))
+        what = "the L1 table of a snapshot"
+        for l1, l1_size in l1_tables.items():
+            if l1_size:
+                claims.claim(what, self.check_area(what, l1, 8 * l1_size))
+
+    # ---- changes ----------------------------------------------------------------------------
+
+    def begin_writing(self) -> None:
+        """Clear the autoclear features that we do not know: to be done before anything else is
+        written ("autoclear_features"). Durable when it returns."""
+        if self._autoclear & ~(_BITMAPS | _RAW_DATA):
+            self._write_head(self._with_autoclear(self._autoclear & (_BITMAPS | _RAW_DATA)))
+
+    def make_room(self) -> None:
+        """Let the bitmaps extension, or the room for it, stand first. Durable when it returns.
+
+        :raises StoreError: if there is no room in the header's cluster
+        """
+        base = self._room()
+        if base is not None:
+            return
+        base = self._length
+        if base + _SLOT_NBYTES > SECTOR:
+            raise self._no_room()
+        header = bytearray(self.file.read_padded(0, base))
+        others = b"".join(self._others) + bytes(_EXTENSION.size)
+        if self.directory is None:
+            slot = bytes(_SLOT_NBYTES)
+            struct.pack_into(">I", header, _LENGTH_OFFSET, base + _SLOT_NBYTES)
+        else:
+            slot = _pack(self.directory)
+        data = header + slot + others
+        offset, nbytes = self._backing
+        if 0 < offset < self.cluster_size:
+            name = self.file.read_padded(offset, nbytes)
+            struct.pack_into(">Q", data, _BACKING_OFFSET, len(data))
+            offset = len(data)
+            data += name
+        if len(data) > self.cluster_size:
+            raise self._no_room()
+        # Whatever stood there before, nothing reads it.
+        data = data.ljust(min(self.cluster_size, -(-len(data) // SECTOR) * SECTOR), b"\0")
+        self._write_or_restore(data)
+        self._head = data[:SECTOR]
+        self._backing = (offset, nbytes)
+        if self.directory is None:
+            self._length += _SLOT_NBYTES
+        else:
+            self._in_place = True
+
+    def _write_or_restore(self, data: bytearray) -> None:
+        """Write to the beginning of the file, durably; what was there comes back if that fails."""
+        before = self.file.read_padded(0, len(data))
+        try:
+            self.file.write(0, data)
+            self.file.sync()
+        except StoreError:
+            # It may have been written in part. After this, either may be on disk.
+            with suppress(StoreError):
+                self.file.write(0, before)
+            raise
+
+    def _no_room(self) -> StoreError:
+        return StoreError(
+            f"{self.file.path}: no room for the bitmaps extension in the header's cluster of "
+            f"{self.cluster_size} bytes",
+            errno.ENOSPC,
+        )
+
+    def _room(self) -> int | None:
+        """Where the extension stands, or can: None if the header has to be moved first."""
+        if self.directory is not None:
+            return self._length if self._in_place else None
+        base = self._length - _SLOT_NBYTES
+        if (
+            base >= _V3_NBYTES
+            and self._length <= SECTOR
+            and not any(self._head[base : self._length])
+        ):
+            return base
+        return None
+
+    def switch(self, directory: Directory | None) -> None:
+        """Let the image have these bitmaps (None: none), in one write; durable when it returns.
+
+        :raises StoreError: either may be so then
+        """
+        base = self._room()
+        assert base is not None, "make_room comes first"
+        autoclear = self._autoclear & _RAW_DATA
+        if directory is not None:
+            autoclear |= _BITMAPS
+        head = self._with_autoclear(autoclear)
+        slot = bytes(_SLOT_NBYTES) if directory is None else _pack(directory)
+        length = base + _SLOT_NBYTES if directory is None else base
+        head[base : base + _SLOT_NBYTES] = slot
+        struct.pack_into(">I", head, _LENGTH_OFFSET, length)
+        self._write_head(head)
+        self._length, self.directory = length, directory
+        self._in_place = directory is not None
+
+    def switch_refcount_table(self, offset: int, nclusters: int) -> None:
+        """Let the refcount table be elsewhere, in one write; durable when it returns.
+
+        :raises StoreError: either may be so then
+        """
+        head = bytearray(self._head)
+        struct.pack_into(">QI", head, _REFCOUNT_TABLE_OFFSET, offset, nclusters)
+        self._write_head(head)
+        self.refcount_table_offset, self.refcount_table_clusters = offset, nclusters
+
+    def _with_autoclear(self, autoclear: int) -> bytearray:
+        head = bytearray(self._head)
+        struct.pack_into(">Q", head, _AUTOCLEAR_OFFSET, autoclear)
+        return head
+
+    def _write_head(self, head: bytearray) -> None:
+        self._write_or_restore(head)
+        self._head = head
+        self._autoclear = int.from_bytes(head[_AUTOCLEAR_OFFSET : _AUTOCLEAR_OFFSET + 8], "big")
+
+
+def _pack(directory: Directory) -> bytes:
+    return _EXTENSION.pack(_BITMAPS_EXTENSION, _BITMAPS_DATA.size) + _BITMAPS_DATA.pack(
+        directory.nbitmaps, 0, directory.nbytes, directory.offset
+    )
+
+
+def pack_table(entries: array[int]) -> bytes:
+    """64-bit entries as they stand in the file."""
+    return _swapped(entries[:]).tobytes()
+
+
+def _swapped(entries: array[int]) -> array[int]:
+    if sys.byteorder == "little":
+        entries.byteswap()
+    return entries
