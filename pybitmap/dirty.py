@@ -162,7 +162,9 @@ class DirtyBitmap:
     def _loaded(cls, host: Host, loaded: Loaded, *, readonly: bool) -> DirtyBitmap:
         """One that was stored."""
         # An inconsistent one has no content: with 65,535 of them that matters.
-        content = loaded.content or HBitmap(0, loaded.granularity.bit_length() - 1)
+        content = loaded.content
+        if content is None:
+            content = HBitmap(0, loaded.granularity.bit_length() - 1)
         return cls(
             host,
             loaded.name,
