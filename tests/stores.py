@@ -12,7 +12,7 @@ from pathlib import Path
 
 from memory_store import Medium, MemoryStore
 
-from pybitmap.store import Store
+from pybitmap.store import LocalStore, Store
 
 #: Of every node, in bytes: the last group is cut at any granularity.
 SIZE = (1 << 20) + 512
@@ -44,4 +44,12 @@ class MemoryPlace(Place):
         return MemoryStore(self.media.setdefault(medium, Medium()))
 
 
-PLACES: list[type[Place]] = [MemoryPlace]
+class LocalPlace(Place):
+    shared = True
+    exact_after_kill = True
+
+    def store(self, medium: int = 0) -> LocalStore:
+        return LocalStore(self.folder / f"store{medium}")
+
+
+PLACES: list[type[Place]] = [MemoryPlace, LocalPlace]

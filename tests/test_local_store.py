@@ -299,13 +299,27 @@ def test_what_no_record_names_goes_when_the_store_closes(path: Path) -> None:
     assert list(content) == [0]
 
 
-def test_what_is_no_longer_named_goes_at_once(path: Path) -> None:
+def test_what_is_no_longer_named_goes_with_its_bitmap(path: Path) -> None:
     with opened(path, size=SIZE) as part:
         content = part.add("a")
         part.remove("a")
-        assert words_files(path) == []
         content.set(0, 3 * GROUP)
         assert content.count() == 3 * GROUP
+        assert len(words_files(path)) == 1
+        del content
+        collect()
+        assert words_files(path) == []
+
+
+def test_what_is_no_longer_named_can_be_named_again(path: Path) -> None:
+    with opened(path, size=SIZE) as part:
+        part.add("a").set(0)
+        record = part.records["a"]
+        part.remove("a")
+        part.put(record)
+        del record
+    with opened(path) as part:
+        assert list(part["a"]) == [0]
 
 
 def test_files_that_no_row_names_go_when_the_store_is_opened(path: Path) -> None:

@@ -16,8 +16,8 @@ the boot identifier of the running system. A process that is killed leaves its m
 cache, so a row in use since this boot is exact; one of an earlier boot is inconsistent, as nobody
 knows which pages came to the disk. A row that is not in use names files that were synced before.
 
-A file that no row names any more is unlinked; Python objects that still map it keep the memory.
-Its space is reserved when it is made: a full disk is an error there and never a fault in a mark.
+A file goes when no row names it and nothing maps it any more. Its space is reserved when it is
+made: a full disk is an error there and never a fault in a mark.
 
 Threads: one lock per store. Finalizers take none: they only unlink files that no row can name.
 """
@@ -34,7 +34,7 @@ import struct
 import subprocess
 import sys
 import weakref
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -43,7 +43,6 @@ from threading import RLock
 
 from .. import _core
 from ..errors import (
-    BitmapError,
     CorruptError,
     InvalidError,
     LockedError,
@@ -109,11 +108,7 @@ class LocalStore(Store):
         self._lock_fd = -1
         self._writing = False
         self._catalog: Catalog | None = None
-        # Files there are, as far as is known; those which a row may name, because one did or a
-        # switch to such a row was tried; and those that are mapped.
-        self._files: set[str] = set()
-        self._tried: set[str] = set()
-        self._mapped: weakref.WeakValueDictionary[str, _Words] = weakref.WeakValueDictionary()
+        self._files = _Files(self.path)
 
     def __repr__(self) -> str:
         return f"LocalStore({str(self.path)!r})"
@@ -219,8 +214,7 @@ class LocalStore(Store):
                     self._check_directory()
                 self._sql()
                 if writing:
-                    self._files = set(filter(is_words, os.listdir(self.path)))
-                    self._tried = set(self._files)
+                    self._files = _Files(self.path, filter(is_words, os.listdir(self.path)))
                     self._sweep()
         except BaseException:
             self._give_back()
@@ -286,10 +280,9 @@ class LocalStore(Store):
         if self._catalog is not None:
             self._catalog.close()
             self._catalog = None
-        if self._writing and self._pid == os.getpid():
-            for name in self._files - self._tried:
-                self._unlink(name)
-        self._files, self._tried = set(), set()
+        if self._pid == os.getpid():
+            self._files.close()
+        self._files = _Files(self.path)
         self._writing = False
         os.close(self._lock_fd)
         self._lock_fd = -1
@@ -305,31 +298,25 @@ class LocalStore(Store):
             name = secrets.token_hex(8) + ".words"
             path = self.path / name
             nbytes = 8 * _core.nwords_of(size, bits)
+            self._files.names.add(name)
             try:
                 with _reported(f"no bitmap of {nbytes} bytes in store '{self.path}'"):
                     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
                     try:
-                        self._files.add(name)
                         _reserve(fd, nbytes)
                         words = _Words(fd, nbytes, name)
                     finally:
                         os.close(fd)
             except BaseException:
-                self._unlink(name)
+                self._files.unlink(name)
                 raise
-            self._map(words)
+            self._files.map(words)
             return HBitmap._over(words, size, bits)
-
-    def _map(self, words: _Words) -> None:
-        self._mapped[words.name] = words
-        path = str(self.path / words.name)
-        weakref.finalize(words, _drop, path, self._files, self._tried, os.getpid())
 
     def _words_of(self, content: HBitmap, size: int, granularity: int) -> _Words:
         words = content._memory
         assert isinstance(words, _Words), "made by make() or load()"
-        assert self._mapped.get(words.name) is words, "of this store"
-        assert words.name in self._files, f"{words.name} was removed"
+        assert self._files.mapped.get(words.name) is words, "of this store, since it was opened"
         assert (content.size, 1 << content.granularity) == (size, granularity)
         return words
 
@@ -345,20 +332,9 @@ class LocalStore(Store):
                 _sync_directory(self.path)
 
     def _sweep(self) -> None:
-        """Unlink the files that no row names, but for those that no row has named yet."""
-        with suppress(BitmapError):
-            named = self._sql().files()
-            for name, words in list(self._mapped.items()):
-                words.named |= name in named
-            for name in self._files - named:
-                words_or_none = self._mapped.get(name)
-                if words_or_none is None or words_or_none.named:
-                    self._unlink(name)
-
-    def _unlink(self, name: str) -> None:
-        with suppress(OSError):
-            os.unlink(self.path / name)
-            self._files.discard(name)
+        """Unlink the files that no row names. What cannot be done now comes with the next."""
+        with suppress(StoreError):
+            self._files.sweep(self._sql().files())
 
     # ---- bitmaps ----------------------------------------------------------------------------
 
@@ -400,11 +376,10 @@ class LocalStore(Store):
                     return HBitmap._over(memory, row.size, bits)
                 # Reserved again: a copy of the directory may have holes.
                 _reserve(fd, row.nbytes)
-                words = _Words(fd, row.nbytes, name, named=True)
+                words = _Words(fd, row.nbytes, name)
             finally:
                 os.close(fd)
-        self._tried.add(name)
-        self._map(words)
+        self._files.map(words)
         content = HBitmap._over(words, row.size, bits)
         todo.more(row.nbytes)
         return content
@@ -471,7 +446,7 @@ class LocalStore(Store):
         assert record.content is not None
         contents = [record.content] + ([] if record.successor is None else [record.successor])
         names = [self._words_of(each, size, record.granularity).name for each in contents]
-        self._tried.update(names)
+        self._files.named.update(names)
         row = Row(
             node,
             record.name,
@@ -502,6 +477,7 @@ class LocalStore(Store):
 class LocalVolume(Volume):
     """The bitmaps of one node in a :class:`LocalStore`."""
 
+    resizable = True
     store: LocalStore
 
     def __init__(self, store: LocalStore, node: str, size: int, *, read_only: bool) -> None:
@@ -542,14 +518,13 @@ class _LocalChange(Change):
 class _Words(_core.Memory):
     """A mapped file of leaf words."""
 
-    __slots__ = ("mapping", "name", "named", "nbytes", "unsure")
+    __slots__ = ("mapping", "name", "nbytes", "unsure")
 
-    def __init__(self, fd: int, nbytes: int, name: str, *, named: bool = False) -> None:
+    def __init__(self, fd: int, nbytes: int, name: str) -> None:
         self.mapping = mmap.mmap(fd, nbytes)
         super().__init__(self.mapping)
         self.nbytes = nbytes
         self.name = name
-        self.named = named  # by a row, at any time
         self.unsure = False
 
     def sync(self, path: Path, *, last: bool) -> None:
@@ -575,13 +550,46 @@ class _Words(_core.Memory):
         self.unsure = unsure
 
 
-def _drop(path: str, files: set[str], tried: set[str], pid: int) -> None:
-    """Nothing maps this file any more; if no row can name it, it goes."""
-    name = os.path.basename(path)
-    if name in files and name not in tried and pid == os.getpid():
+class _Files:
+    """The files of words of a store, from when it is opened for writing until it is closed."""
+
+    def __init__(self, directory: Path, names: Iterable[str] = ()) -> None:
+        self._directory = directory
+        self._pid = os.getpid()
+        #: Which there are, as far as is known.
+        self.names = set(names)
+        #: Which of them rows may name.
+        self.named = set(self.names)
+        #: Which of them are mapped.
+        self.mapped: weakref.WeakValueDictionary[str, _Words] = weakref.WeakValueDictionary()
+
+    def map(self, words: _Words) -> None:
+        """It is mapped, and unlinked when it is no longer, unless a row may name it."""
+        self.mapped[words.name] = words
+        weakref.finalize(words, self._unmapped, words.name)
+
+    def _unmapped(self, name: str) -> None:
+        """Called at any time, in any thread, and on the other side of a fork."""
+        if name in self.names and name not in self.named and self._pid == os.getpid():
+            self.unlink(name)
+
+    def sweep(self, named: set[str]) -> None:
+        """The rows name these, and no others."""
+        self.named = named
+        for name in self.names - named:
+            if name not in self.mapped:
+                self.unlink(name)
+
+    def unlink(self, name: str) -> None:
         with suppress(OSError):
-            os.unlink(path)
-            files.discard(name)
+            os.unlink(self._directory / name)
+            self.names.discard(name)
+
+    def close(self) -> None:
+        """What no row can name goes, also if it is mapped."""
+        for name in self.names - self.named:
+            self.unlink(name)
+        self.names.clear()
 
 
 class _Progress:
