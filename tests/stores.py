@@ -7,12 +7,14 @@ more, see `shared`), and a way to open a store over one as a program that starts
 
 from __future__ import annotations
 
+import subprocess
 from abc import ABC, abstractmethod
 from pathlib import Path
 
 from memory_store import Medium, MemoryStore
+from peers import peer
 
-from pybitmap.store import LocalStore, Store
+from pybitmap.store import LocalStore, Qcow2Store, Store
 
 #: Of every node, in bytes: the last group is cut at any granularity.
 SIZE = (1 << 20) + 512
@@ -52,4 +54,16 @@ class LocalPlace(Place):
         return LocalStore(self.folder / f"store{medium}")
 
 
-PLACES: list[type[Place]] = [MemoryPlace, LocalPlace]
+class Qcow2Place(Place):
+    shared = False
+    exact_after_kill = False
+
+    def store(self, medium: int = 0) -> Qcow2Store:
+        image = self.folder / f"image{medium}.qcow2"
+        if not image.exists():
+            program = peer("qemu-img", "qemu-utils")
+            subprocess.run([program, "create", "-q", "-f", "qcow2", image, str(SIZE)], check=True)
+        return Qcow2Store(image)
+
+
+PLACES: list[type[Place]] = [MemoryPlace, LocalPlace, Qcow2Place]
