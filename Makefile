@@ -17,7 +17,7 @@ CFLAGS_C = -std=c11 -g -Wall -Wextra -Wpedantic -Wconversion -Werror -Icsrc -Ite
 ASAN = -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 TSAN = -O1 -fsanitize=thread
 
-.PHONY: help run test build bench lint types asan asan-c asan-py tsan lockstep wheel clean
+.PHONY: help run test build bench bench-c lint types asan asan-c asan-py tsan lockstep wheel clean
 
 # Steps of `make lockstep`.
 N ?= 20000
@@ -36,6 +36,9 @@ build: $(VENV)/.dev ## Build in place, with all that development needs
 
 bench: $(VENV)/.dev ## Measure the core operations (BENCH_OPTS=... goes to pytest)
 	$(BIN)/python -m pytest bench -o python_files='bench_*.py' $(BENCH_OPTS)
+
+bench-c: build/bench/bench ## Measure the C core beside bare loops (BENCH_OPTS: --groups 2^30, --json, --sweep size)
+	$< $(BENCH_OPTS)
 
 lint: $(VENV)/.dev ## Check style with ruff
 	$(BIN)/ruff check .
@@ -100,3 +103,8 @@ build/asan/%: tests/c/%.c $(SOURCES) $(HEADERS)
 build/tsan/%: tests/c/%.c $(SOURCES) $(HEADERS)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS_C) $(TSAN) $(DEFINES) -o $@ $< $(SOURCES) -pthread
+
+# As the package is compiled: without optimisation across files.
+build/bench/%: bench/c/%.c $(wildcard bench/c/*.h) $(SOURCES) $(HEADERS)
+	@mkdir -p $(@D)
+	$(CC) $(filter-out -Werror,$(CFLAGS_C)) -O3 -fPIC -fvisibility=hidden -o $@ $< $(SOURCES) -pthread -lm
