@@ -107,4 +107,4 @@ build/tsan/%: tests/c/%.c $(SOURCES) $(HEADERS)
 # As the package is compiled: without optimisation across files.
 build/bench/%: bench/c/%.c $(wildcard bench/c/*.h) $(SOURCES) $(HEADERS)
 	@mkdir -p $(@D)
-	$(CC) $(filter-out -Werror,$(CFLAGS_C)) -O3 -fPIC -fvisibility=hidden -o $@ $< $(SOURCES) -pthread -lm
+	$(CC) $(CFLAGS_C) -O3 -fPIC -fvisibility=hidden -o $@ $< $(SOURCES) -pthread -lm

@@ -294,46 +294,69 @@ void hbitmap_unpin(HBitmap *hb)
 
 /* ---- marks -------------------------------------------------------------- */
 
+/* For the stress test: the mistake that internal.h warns of. */
+#ifdef HB_BREAK_EARLY_EXIT
+#define HB_MAYBE_BREAK(gained) do { if (!(gained)) return false; } while (0)
+#else
+#define HB_MAYBE_BREAK(gained) ((void)0)
+#endif
+
+void hb_summarise_from(const struct hb_block *b, unsigned k, uint64_t bit)
+{
+    for (; k < b->nlevels; k++) {
+        hb_or_bit(b->level[k], bit);
+        bit /= HB_BITS;
+    }
+}
+
 /*
  * May word `word` of the leaf hold something?  Where the summary says no, a mark
  * does not look before it writes: on fresh memory the look would cost a page
- * fault of its own.  Nothing depends on the answer being right.
+ * fault of its own.  Nothing depends on the answer being right, so this is a
+ * relaxed load.
  */
 static inline bool hb_maybe_dirty(const struct hb_block *b, uint64_t word)
 {
-    return (atomic_load_explicit(&b->level[1][word / HB_BITS],
-                                 memory_order_relaxed) & hb_bit(word)) != 0;
+    return atomic_load_explicit(&b->level[1][word / HB_BITS],
+                                memory_order_relaxed) >> (word % HB_BITS) & 1;
 }
 
 /* Sets `mask` in a word of level k; false only if its bits were set already. */
-static inline bool hb_set_bits(const struct hb_block *b, unsigned k,
-                               uint64_t word, uint64_t mask)
+static inline bool hb_mark_part(const struct hb_block *b, unsigned k,
+                                uint64_t word, uint64_t mask)
 {
-    if (k == 0 && !hb_maybe_dirty(b, word)) {
-        /* Not to use the old value is what makes this a single write. */
-        atomic_fetch_or(&b->level[0][word], mask);
-        return true;
+    if (k > 0 || hb_maybe_dirty(b, word)) {
+        return hb_or(&b->level[k][word], mask);
     }
-    return hb_or(&b->level[k][word], mask);
+    atomic_fetch_or(&b->level[0][word], mask);
+    return true;
 }
 
-/* Sets all bits of the words [first, end) of level k; false only if they were
- * set already. */
-static bool hb_set_words(const struct hb_block *b, unsigned k,
-                         uint64_t first, uint64_t end)
+/*
+ * Sets all bits of the words [first, end) of level k; false only if they were
+ * set already.  The caller's fence stands between this and the next level.
+ *
+ * A clear that empties a word after the store has taken the mark; one that did
+ * so before it left the word to the store.
+ */
+static bool hb_mark_whole(const struct hb_block *b, unsigned k,
+                          uint64_t first, uint64_t end)
 {
     bool changed = false;
 
-    for (uint64_t word = first; word < end; word++) {
-        /* Relaxed: a clear that empties the word after this store has taken
-         * the mark, one that did so before it left the word to this store.
-         * What the protocol needs, the word set before the next level is
-         * looked at, is the caller's fence. */
-        if ((k == 0 && !hb_maybe_dirty(b, word)) ||
-            atomic_load(&b->level[k][word]) != UINT64_MAX) {
-            atomic_store_explicit(&b->level[k][word], UINT64_MAX, HB_BULK);
+    /* Those under one summary word at a time, so that a few that are clear do
+     * not cause stores to all.  As above, no look where all are empty. */
+    while (first < end) {
+        uint64_t stop = hb_min(end, (first / HB_BITS + 1) * HB_BITS);
+        hb_word *words = &b->level[k][first];
+
+        if ((k == 0 && !atomic_load_explicit(&b->level[1][first / HB_BITS],
+                                             memory_order_relaxed)) ||
+            !hb_all_ones(words, stop - first)) {
+            hb_fill_words(words, 0xff, stop - first);
             changed = true;
         }
+        first = stop;
     }
     return changed;
 }
@@ -341,29 +364,68 @@ static bool hb_set_words(const struct hb_block *b, unsigned k,
 bool hb_mark(const struct hb_block *b, uint64_t first, uint64_t last)
 {
     bool gained = false;
+    unsigned k;
 
-    for (unsigned k = 0; k < b->nlevels; k++) {
+    /* The levels on which this is more than a word; the top is one. */
+    for (k = 0; first / HB_BITS != last / HB_BITS; k++) {
         uint64_t head = first / HB_BITS, tail = last / HB_BITS;
-        bool changed = hb_set_bits(b, k, head, hb_mask(head, first, last));
+        bool changed;
 
-        if (head != tail) {
-            changed |= hb_set_words(b, k, head + 1, tail);
-            changed |= hb_set_bits(b, k, tail, hb_mask(tail, first, last));
-            hb_fence();
-        }
+        __builtin_prefetch(&b->level[k][head], 1);
+        __builtin_prefetch(&b->level[k][tail], 1);
+        changed = hb_mark_whole(b, k, head + 1, tail);
+        changed |= hb_mark_part(b, k, head, hb_mask_from(first));
+        changed |= hb_mark_part(b, k, tail, hb_mask_to(last));
         if (k == 0) {
             gained = changed;
-#ifdef HB_BREAK_EARLY_EXIT
-            /* For the stress test: the mistake that internal.h warns of. */
-            if (!gained) {
-                return false;
-            }
-#endif
+        }
+        HB_MAYBE_BREAK(gained);
+        /*
+         * A mark's words come before the look at the level above, as in
+         * hb_summarise, which is sequentially consistent throughout.  Stored
+         * words need a full fence for that.  Where all was found set there are
+         * loads only; loads stay in order behind an acquire fence, which costs
+         * nothing on x86 where the full one takes as long as the rest of the
+         * mark.
+         */
+        if (changed) {
+            hb_fence();
+        } else {
+            hb_read_fence();
         }
         first = head;
         last = tail;
     }
+    gained |= hb_mark_part(b, k, first / HB_BITS,
+                           hb_mask_from(first) & hb_mask_to(last)) && k == 0;
+    HB_MAYBE_BREAK(gained);
+    hb_summarise(b, k, first / HB_BITS);
     return gained;
+}
+
+/* The same for one group, which is what most writes are. */
+static inline bool hb_mark_group(const struct hb_block *b, uint64_t group)
+{
+    bool gained = true;
+
+    __builtin_prefetch(&b->level[0][group / HB_BITS], 1);
+    if (hb_maybe_dirty(b, group / HB_BITS)) {
+        gained = hb_or_bit(b->level[0], group);
+    } else {
+        atomic_fetch_or(&b->level[0][group / HB_BITS], hb_bit(group));
+    }
+    HB_MAYBE_BREAK(gained);
+    hb_summarise(b, 0, group / HB_BITS);
+    return gained;
+}
+
+static inline bool hb_mark_items(const HBitmap *hb, const struct hb_block *b,
+                                 uint64_t start, uint64_t count)
+{
+    uint64_t first = start >> hb->granularity;
+    uint64_t last = (start + count - 1) >> hb->granularity;
+
+    return first == last ? hb_mark_group(b, first) : hb_mark(b, first, last);
 }
 
 int hbitmap_set(HBitmap *hb, uint64_t start, uint64_t count)
@@ -376,8 +438,7 @@ int hbitmap_set(HBitmap *hb, uint64_t start, uint64_t count)
     if (!hb_in_range(b, start, count)) {
         return -ERANGE;
     }
-    if (hb_mark(b, start >> hb->granularity,
-                (start + count - 1) >> hb->granularity)) {
+    if (hb_mark_items(hb, b, start, count)) {
         hb_count_changed(hb);
     }
     return 0;
@@ -406,8 +467,7 @@ int hbitmap_set_many(HBitmap *hb, const uint64_t *starts,
             err = -ERANGE;
             break;
         }
-        gained |= hb_mark(b, start >> hb->granularity,
-                          (start + count - 1) >> hb->granularity);
+        gained |= hb_mark_items(hb, b, start, count);
     }
     if (gained) {
         hb_count_changed(hb);

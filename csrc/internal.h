@@ -36,16 +36,7 @@
 #include <stdatomic.h>
 
 #include "hbitmap.h"
-
-#if defined(__SANITIZE_THREAD__)
-#define HB_TSAN 1
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define HB_TSAN 1
-#endif
-#endif
-
-typedef _Atomic uint64_t hb_word;
+#include "words.h"
 
 enum {
     HB_BITS = 64,           /* bits in a word, and words under a summary word */
@@ -59,11 +50,13 @@ enum {
 #define HB_NONE UINT64_MAX
 
 struct hb_block {
+    /* What a mark reads, in one cache line up to 2^36 groups. */
     uint64_t size;                      /* items */
-    uint64_t ngroups;                   /* bits of the leaf in use */
     unsigned nlevels;
-    uint64_t nwords[HB_MAX_LEVELS];     /* [0] is the leaf */
-    hb_word *level[HB_MAX_LEVELS];
+    hb_word *level[HB_MAX_LEVELS];      /* [0] is the leaf */
+
+    uint64_t ngroups;                   /* bits of the leaf in use */
+    uint64_t nwords[HB_MAX_LEVELS];
     struct hb_block *older;             /* what truncate has replaced */
     size_t mapped;                      /* bytes to unmap; 0: from malloc */
 };
@@ -171,43 +164,65 @@ int hb_whole_groups(const HBitmap *hb, const struct hb_block *b,
                     uint64_t start, uint64_t count,
                     uint64_t *first, uint64_t *last);
 
-/*
- * Between relaxed stores of whole words and the look at the next level.
- * ThreadSanitizer knows no fences; its build stores in sequential consistency
- * instead.
- */
+/* Relaxed stores of single words that hb_fence() follows, see words.h. */
 #ifdef HB_TSAN
 #define HB_BULK memory_order_seq_cst
-#define hb_fence() ((void)0)
 #else
 #define HB_BULK memory_order_relaxed
-#define hb_fence() atomic_thread_fence(memory_order_seq_cst)
 #endif
 
 /* ---- marking upwards ---------------------------------------------------- */
 
 /*
- * Sets `mask` in a word; were some of its bits clear?  The test before the
- * read-modify-write keeps the line shared where nothing is to be done, which is
- * the common case.  It takes nothing from the protocol: what it saw set was
- * set by somebody at that moment, a clear that takes it comes later, and the
- * caller goes on to the next level either way.
+ * Sets `mask` in a word; false only if its bits were set already.  The test
+ * before the read-modify-write keeps the line shared where nothing is to be
+ * done, which is the common case.  It takes nothing from the protocol: what it
+ * saw set was set by somebody at that moment, a clear that takes it comes later,
+ * and the caller goes on to the next level either way.
  */
 static inline bool hb_or(hb_word *word, uint64_t mask)
 {
     if ((atomic_load(word) & mask) == mask) {
         return false;
     }
-    return (~atomic_fetch_or(word, mask) & mask) != 0;
+    /* Nobody asks what the word was: with the answer it would be a loop around
+     * a compare-and-exchange. */
+    atomic_fetch_or(word, mask);
+    return true;
 }
 
-/* Sets the bit above `word` of level k, and so on up to the top. */
+/* The same for one bit, which the test needs no mask for. */
+static inline bool hb_or_bit(hb_word *words, uint64_t bit)
+{
+    hb_word *word = &words[bit / HB_BITS];
+
+    if (atomic_load(word) >> (bit % HB_BITS) & 1) {
+        return false;
+    }
+    atomic_fetch_or(word, hb_bit(bit));
+    return true;
+}
+
+/* Sets bit `bit` of level k, and the bits above it up to the top. */
+__attribute__((noinline))
+void hb_summarise_from(const struct hb_block *b, unsigned k, uint64_t bit);
+
+/*
+ * Sets the bit above `word` of level k, and so on up to the top.  As a rule all
+ * are set, so here are the loads alone; what a read-modify-write needs stands
+ * elsewhere, so that more marks fit into what the processor does at a time.
+ */
 static inline void hb_summarise(const struct hb_block *b, unsigned k,
                                 uint64_t word)
 {
     while (++k < b->nlevels) {
-        hb_or(&b->level[k][word / HB_BITS], hb_bit(word));
-        word /= HB_BITS;
+        uint64_t above = word / HB_BITS;
+
+        if (!(atomic_load(&b->level[k][above]) >> (word % HB_BITS) & 1)) {
+            hb_summarise_from(b, k, word);
+            return;
+        }
+        word = above;
     }
 }
 

@@ -10,25 +10,30 @@
 
 uint64_t hb_next_bit(const struct hb_block *b, unsigned k, uint64_t bit)
 {
-    for (;;) {
-        uint64_t word = bit / HB_BITS, value;
+    const unsigned lowest = k;
+    uint64_t word = bit / HB_BITS, value;
 
-        if (word >= b->nwords[k]) {
-            return HB_NONE;
-        }
-        value = atomic_load(&b->level[k][word]) & hb_mask_from(bit);
-        if (value) {
-            return word * HB_BITS + hb_lowest(value);
-        }
-        if (k + 1 == b->nlevels) {
-            return HB_NONE;
-        }
-        word = hb_next_bit(b, k + 1, word + 1);
-        if (word == HB_NONE) {
-            return HB_NONE;
-        }
-        bit = word * HB_BITS;
+    if (word >= b->nwords[k]) {
+        return HB_NONE;
     }
+    value = atomic_load(&b->level[k][word]) & hb_mask_from(bit);
+    while (!value) {
+        /* Up, until a level has something further on ... */
+        do {
+            bit = word + 1;
+            word = bit / HB_BITS;
+            if (++k == b->nlevels || word >= b->nwords[k]) {
+                return HB_NONE;
+            }
+            value = atomic_load(&b->level[k][word]) & hb_mask_from(bit);
+        } while (!value);
+        /* ... and down to it, or to the zero word under a stale bit. */
+        do {
+            word = word * HB_BITS + hb_lowest(value);
+            value = atomic_load(&b->level[--k][word]);
+        } while (value && k > lowest);
+    }
+    return word * HB_BITS + hb_lowest(value);
 }
 
 /* The first dirty, or clean, group at or after `group` and below `limit`;

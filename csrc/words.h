@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Loops over whole words, in plain C, so that compilers vectorise them (they
+ * leave alone what is written with C11 atomics).
+ *
+ * THREADS.  Marks may run beside all of these.  What a plain loop sees or leaves
+ * of a word that is marked meanwhile is, bit by bit, from before the mark or
+ * from after it: no machine tears a byte.  So
+ *   - a load serves where a relaxed one would;
+ *   - a store serves where any mark of that word that it wipes out may be taken
+ *     for an earlier one: where the caller sets all bits, or clears, or puts
+ *     something else in their place.
+ * Either is ordered by nothing: the caller puts hb_fence() (after stores, or
+ * hb_read_fence() after loads) before the next level is looked at.
+ * ThreadSanitizer would be right to complain, so its build has the same loops
+ * with atomics; it knows no fences either, so there they are sequentially
+ * consistent.
+ */
+#ifndef PYBITMAP_WORDS_H
+#define PYBITMAP_WORDS_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__SANITIZE_THREAD__)
+#define HB_TSAN 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define HB_TSAN 1
+#endif
+#endif
+
+typedef _Atomic uint64_t hb_word;
+
+#ifdef HB_TSAN
+#define hb_fence() ((void)0)
+#define hb_read_fence() ((void)0)
+typedef hb_word hb_plain;
+#else
+#define hb_fence() atomic_thread_fence(memory_order_seq_cst)
+#define hb_read_fence() atomic_thread_fence(memory_order_acquire)
+typedef uint64_t hb_plain;
+#endif
+
+/* All bytes of n words become `byte`. */
+static inline void hb_fill_words(hb_word *words, int byte, uint64_t n)
+{
+#ifdef HB_TSAN
+    for (uint64_t i = 0; i < n; i++) {
+        atomic_store(&words[i], byte ? UINT64_MAX : 0);
+    }
+#else
+    memset((void *)words, byte, (size_t)n * sizeof(words[0]));
+#endif
+}
+
+/* Are all bits of n words set? */
+static inline bool hb_all_ones(const hb_word *words, uint64_t n)
+{
+    const hb_plain *w = (const hb_plain *)words;
+    uint64_t all = UINT64_MAX;
+
+    for (uint64_t i = 0; i < n; i++) {
+        all &= w[i];
+    }
+    return all == UINT64_MAX;
+}
+
+#endif
