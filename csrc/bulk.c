@@ -15,17 +15,38 @@
 
 /* ---- counting: the caller holds the lock -------------------------------- */
 
+/* Dirty groups in the leaf words [word, end). */
+static uint64_t hb_count_words(const struct hb_block *b, uint64_t word,
+                               uint64_t end)
+{
+    uint64_t groups = 0;
+
+    while ((word = hb_next_bit(b, 1, word)) < end) {
+        uint64_t stop = hb_dense_end(b, word, end);
+
+        if (stop > word) {
+            groups += hb_popcount_words(&b->level[0][word], stop - word);
+            word = stop;
+        } else {
+            groups += hb_popcount(atomic_load(&b->level[0][word]));
+            word++;
+        }
+    }
+    return groups;
+}
+
 /* Dirty groups in [first, last]. */
 static uint64_t hb_count(const struct hb_block *b, uint64_t first, uint64_t last)
 {
-    uint64_t tail = last / HB_BITS, groups = 0;
+    const hb_word *leaf = b->level[0];
+    uint64_t head = first / HB_BITS, tail = last / HB_BITS;
 
-    for (uint64_t word = hb_next_bit(b, 1, first / HB_BITS); word <= tail;
-         word = hb_next_bit(b, 1, word + 1)) {
-        groups += hb_popcount(atomic_load(&b->level[0][word]) &
-                              hb_mask(word, first, last));
+    if (head == tail) {
+        return hb_popcount(atomic_load(&leaf[head]) & hb_mask(head, first, last));
     }
-    return groups;
+    return hb_popcount(atomic_load(&leaf[head]) & hb_mask_from(first)) +
+           hb_count_words(b, head + 1, tail) +
+           hb_popcount(atomic_load(&leaf[tail]) & hb_mask_to(last));
 }
 
 uint64_t hbitmap_count(const HBitmap *hb)

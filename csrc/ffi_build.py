@@ -13,7 +13,7 @@ from cffi import FFI
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 HEADERS = ["hbitmap.h", "tracker.h"]
-SOURCES = ["hbitmap.c", "iter.c", "bulk.c", "check.c", "tracker.c"]
+SOURCES = ["hbitmap.c", "iter.c", "bulk.c", "check.c", "tracker.c", "words.c"]
 
 
 def declarations(header: str) -> str:

@@ -125,11 +125,6 @@ static inline unsigned hb_lowest(uint64_t word)
     return (unsigned)__builtin_ctzll(word);
 }
 
-static inline unsigned hb_popcount(uint64_t word)
-{
-    return (unsigned)__builtin_popcountll(word);
-}
-
 static inline uint64_t hb_min(uint64_t a, uint64_t b)
 {
     return a < b ? a : b;
@@ -262,6 +257,30 @@ bool hb_clear(const struct hb_block *b, uint64_t first, uint64_t last,
  * is a dirty group; above, a word of level k - 1 that may be non-zero.
  */
 uint64_t hb_next_bit(const struct hb_block *b, unsigned k, uint64_t bit);
+
+/*
+ * Where the summary names many of the words under each of its own, a loop over
+ * all of them is faster than going from one named word to the next, and touches
+ * hardly any other cache line.  The end of such words from `word` on, at most
+ * `end`; `word` itself: there are few.
+ */
+enum { HB_MANY = 12 };
+
+static inline bool hb_many(uint64_t named)
+{
+    return named == UINT64_MAX || hb_popcount(named) >= HB_MANY;
+}
+
+static inline uint64_t hb_dense_end(const struct hb_block *b, uint64_t word,
+                                    uint64_t end)
+{
+    uint64_t stop = word;
+
+    while (stop < end && hb_many(atomic_load(&b->level[1][stop / HB_BITS]))) {
+        stop = (stop / HB_BITS + 1) * HB_BITS;
+    }
+    return hb_min(stop, end);
+}
 
 /* ---- locks -------------------------------------------------------------- */
 

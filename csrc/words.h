@@ -68,4 +68,30 @@ static inline bool hb_all_ones(const hb_word *words, uint64_t n)
     return all == UINT64_MAX;
 }
 
+/* Bits set in a word. */
+static inline unsigned hb_popcount(uint64_t word)
+{
+#if defined(__x86_64__) && !defined(__POPCNT__)
+    /* The compiler's own would be a call and a table. */
+    word -= word >> 1 & UINT64_C(0x5555555555555555);
+    word = (word & UINT64_C(0x3333333333333333)) +
+           (word >> 2 & UINT64_C(0x3333333333333333));
+    word = (word + (word >> 4)) & UINT64_C(0x0f0f0f0f0f0f0f0f);
+    return (unsigned)(word * UINT64_C(0x0101010101010101) >> 56);
+#else
+    return (unsigned)__builtin_popcountll(word);
+#endif
+}
+
+/* Bits set in n words. */
+uint64_t hb_popcount_words(const hb_word *words, uint64_t n);
+
+/*
+ * For tests: takes another clone of the loops in words.c; false if there is no
+ * such clone for this processor.  The names, NULL behind the last.  (From
+ * outside: PYBITMAP_CLONE=plain in the environment when the library is loaded.)
+ */
+bool hb_use_clone(const char *name);
+const char *hb_clone_name(unsigned i);
+
 #endif

@@ -12,6 +12,7 @@
  * -DBREAK_MODEL breaks one operation of the model: the test has to fail.
  */
 #include "support.h"
+#include "words.h"
 
 #if defined(__GLIBC__) && !defined(SANITIZED)
 #include <fcntl.h>
@@ -1822,6 +1823,33 @@ static void test_failing_operations(void)
     ok("operations without memory: -ENOMEM, nothing changed");
 }
 
+/* ---- clones of loops ---------------------------------------------------- */
+
+static void test_clones(void)
+{
+    enum { MOST = 200 };
+    uint64_t words[MOST];
+
+    CHECK(!hb_use_clone("no such clone"), "taken");
+    for (int i = 0; i < MOST; i++) {
+        words[i] = random_word();
+    }
+    for (unsigned i = 0; hb_clone_name(i); i++) {
+        uint64_t bits = 0;
+
+        if (!hb_use_clone(hb_clone_name(i))) {
+            printf("   clone %s: not on this processor\n", hb_clone_name(i));
+            continue;
+        }
+        for (uint64_t n = 0; n < MOST; n++) {
+            CHECK_EQ(hb_popcount_words((const hb_word *)words, n), bits);
+            CHECK_EQ(hb_popcount(words[n]), __builtin_popcountll(words[n]));
+            bits += (unsigned)__builtin_popcountll(words[n]);
+        }
+    }
+    ok("clones of loops");
+}
+
 int main(int argc, char **argv)
 {
     unsigned long rounds = read_arguments(argc, argv, 2);
@@ -1837,6 +1865,11 @@ int main(int argc, char **argv)
     test_failing_alloc();
     test_failing_operations();
     test_huge();
-    test_random(rounds);
+    test_clones();
+    for (unsigned i = 0; hb_clone_name(i); i++) {
+        if (hb_use_clone(hb_clone_name(i))) {
+            test_random(rounds);
+        }
+    }
     return 0;
 }
