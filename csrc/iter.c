@@ -36,6 +36,94 @@ uint64_t hb_next_bit(const struct hb_block *b, unsigned k, uint64_t bit)
     return word * HB_BITS + hb_lowest(value);
 }
 
+/*
+ * From one leaf word that is not zero to the next.  It remembers a word of the
+ * summary, so what is marked meanwhile under this one may be passed over; as
+ * for a search that began earlier.
+ */
+struct hb_walk {
+    const struct hb_block *b;
+    uint64_t word;          /* where it is; HB_NONE: behind the last */
+    uint64_t value;         /* the bits of that word which are still to be seen */
+    uint64_t named;         /* those of its summary word that come after it */
+};
+
+static inline struct hb_walk hb_walk_from(const struct hb_block *b, uint64_t group)
+{
+    struct hb_walk walk = { .b = b, .word = HB_NONE };
+    uint64_t word = group / HB_BITS;
+
+    if (word < b->nwords[0]) {
+        walk.word = word;
+        walk.value = atomic_load(&b->level[0][word]) & hb_mask_from(group);
+        walk.named = atomic_load(&b->level[1][word / HB_BITS]) &
+                     hb_mask_from(word) & ~hb_bit(word);
+    }
+    return walk;
+}
+
+/* To the next word, unless something is left in this one.  False: the end. */
+static inline bool hb_walk_on(struct hb_walk *walk)
+{
+    const struct hb_block *b = walk->b;
+
+    while (!walk->value) {
+        if (!walk->named) {
+            uint64_t parent, next;
+
+            if (walk->word == HB_NONE) {
+                return false;
+            }
+            parent = walk->word / HB_BITS;
+            next = hb_next_bit(b, 1, (parent + 1) * HB_BITS);
+            if (next == HB_NONE) {
+                walk->word = HB_NONE;
+                return false;
+            }
+            parent = next / HB_BITS;
+            walk->word = parent * HB_BITS;
+            walk->named = atomic_load(&b->level[1][parent]) & hb_mask_from(next);
+            if (!walk->named) {
+                continue;               /* cleared in between */
+            }
+        }
+        walk->word = walk->word / HB_BITS * HB_BITS + hb_lowest(walk->named);
+        walk->named &= walk->named - 1;
+        walk->value = atomic_load(&b->level[0][walk->word]);
+    }
+    return true;
+}
+
+/* The run that begins with the lowest bit which is left: its first group; in
+ * *end, the first clean one behind it, or some other at or beyond `limit`. */
+static inline uint64_t hb_walk_run(struct hb_walk *walk, uint64_t limit,
+                                   uint64_t *end)
+{
+    const struct hb_block *b = walk->b;
+    uint64_t first = walk->word * HB_BITS + hb_lowest(walk->value);
+    /* Adding the lowest bit carries through the run, to the bit behind it. */
+    uint64_t behind = walk->value + (walk->value & (0 - walk->value));
+
+    while (!behind) {
+        /* The run goes up to the end of the word. */
+        uint64_t next = walk->word + 1;
+
+        *end = next * HB_BITS;
+        if (*end >= limit) {
+            walk->value = 0;
+            return first;
+        }
+        *walk = hb_walk_from(b, *end);
+        if (!(walk->value & 1)) {
+            return first;
+        }
+        behind = walk->value + 1;
+    }
+    *end = walk->word * HB_BITS + hb_lowest(behind);
+    walk->value &= behind;
+    return first;
+}
+
 /* The first dirty, or clean, group at or after `group` and below `limit`;
  * `limit` if there is none. */
 static uint64_t hb_next_dirty(const struct hb_block *b, uint64_t group,
@@ -86,30 +174,23 @@ size_t hbitmap_iter_fill(HBitmapIter *hbi, uint64_t *items, size_t n)
 {
     const struct hb_block *b = hb_block_of(hbi->hb);
     int granularity = hbi->hb->granularity;
-    uint64_t group = hbi->group;
+    struct hb_walk walk = hb_walk_from(b, hbi->group);
     size_t filled = 0;
 
-    while (filled < n) {
-        uint64_t word, value;
+    while (filled < n && hb_walk_on(&walk)) {
+        uint64_t first = walk.word * HB_BITS, value = walk.value;
+        size_t groups = hb_popcount(value);
 
-        group = hb_next_bit(b, 0, group);
-        if (group == HB_NONE) {
-            break;
+        if (groups > n - filled) {
+            groups = n - filled;
         }
-        /* The rest of the word in one go. */
-        word = group / HB_BITS;
-        value = atomic_load(&b->level[0][word]) & hb_mask_from(group);
-        group = (word + 1) * HB_BITS;
-        for (; value; value &= value - 1) {
-            uint64_t found = word * HB_BITS + hb_lowest(value);
-
-            if (filled == n) {
-                group = found;
-                break;
-            }
-            items[filled++] = found << granularity;
+        for (size_t i = 0; i < groups; i++) {
+            items[filled + i] = (first + hb_lowest(value)) << granularity;
+            value &= value - 1;
         }
-        hbi->group = group;
+        filled += groups;
+        walk.value = value;
+        hbi->group = value ? first + hb_lowest(value) : first + HB_BITS;
     }
     return filled;
 }
@@ -171,17 +252,24 @@ size_t hbitmap_areas(const HBitmap *hb, uint64_t start, uint64_t end,
     size_t found = 0;
 
     end = hb_min(end, b->size);
-    while (start < end && found < max_areas) {
-        int64_t dirty = hb_next_item(hb, b, (int64_t)start,
-                                     (int64_t)(end - start), hb_next_dirty);
+    if (start < end) {
+        uint64_t limit = ((end - 1) >> hb->granularity) + 1;
+        struct hb_walk walk = hb_walk_from(b, start >> hb->granularity);
 
-        if (dirty < 0) {
-            break;
+        while (found < max_areas && hb_walk_on(&walk)) {
+            uint64_t behind, first = hb_walk_run(&walk, limit, &behind);
+            uint64_t from = first << hb->granularity;
+
+            if (first >= limit) {
+                break;
+            }
+            /* Only the first and the last can be cut. */
+            from = from > start ? from : start;
+            start = behind < limit ? behind << hb->granularity : end;
+            areas[2 * found] = from;
+            areas[2 * found + 1] = start - from;
+            found++;
         }
-        start = hb_run_end(hb, b, (uint64_t)dirty, end, hb_next_clean);
-        areas[2 * found] = (uint64_t)dirty;
-        areas[2 * found + 1] = start - (uint64_t)dirty;
-        found++;
     }
     *next = found < max_areas ? end : hb_min(start, end);
     return found;
@@ -192,21 +280,40 @@ bool hbitmap_next_dirty_area(const HBitmap *hb, int64_t start, int64_t end,
                              int64_t *dirty_start, int64_t *dirty_count)
 {
     const struct hb_block *b = hb_block_of(hb);
-    uint64_t run_end;
+    uint64_t from, to, first, behind, limit;
+    struct hb_walk walk;
 
     if (start < 0 || end <= start || max_dirty_count <= 0) {
         return false;
     }
-    end = (int64_t)hb_min((uint64_t)end, b->size);
-    start = hb_next_item(hb, b, start, end - start, hb_next_dirty);
-    if (start < 0) {
+    from = (uint64_t)start;
+    to = hb_min((uint64_t)end, b->size);
+    if (from >= to) {
         return false;
     }
-    run_end = (uint64_t)start + hb_min((uint64_t)(end - start),
-                                       (uint64_t)max_dirty_count);
-    run_end = hb_run_end(hb, b, (uint64_t)start, run_end, hb_next_clean);
-    *dirty_start = start;
-    *dirty_count = (int64_t)run_end - start;
+    limit = ((to - 1) >> hb->granularity) + 1;
+    walk = hb_walk_from(b, from >> hb->granularity);
+    if (!hb_walk_on(&walk)) {
+        return false;
+    }
+    /* How far the run is followed: for no more groups than were asked for. */
+    first = walk.word * HB_BITS + hb_lowest(walk.value);
+    if (first >= limit) {
+        return false;
+    }
+    if (first << hb->granularity > from) {
+        from = first << hb->granularity;
+    }
+    if ((uint64_t)max_dirty_count < to - from) {
+        to = from + (uint64_t)max_dirty_count;
+        limit = ((to - 1) >> hb->granularity) + 1;
+    }
+    (void)hb_walk_run(&walk, limit, &behind);
+    if (behind < limit) {
+        to = behind << hb->granularity;
+    }
+    *dirty_start = (int64_t)from;
+    *dirty_count = (int64_t)(to - from);
     return true;
 }
 
