@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: MIT
+"""Errors of the disk at every call: an exception that says why, the old state, a retry works."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Callable
+
+import pytest
+from images import FINE, LEAKS, Opened, asked, check, create, loaded, qemu_io
+
+from pybitmap import StoreError
+from pybitmap.store import Purpose
+from pybitmap.store.qcow2.file import File
+
+
+class Disk:
+    """Opens files whose n-th system call fails, in a way; and all writes behind it, if asked for.
+
+    A short write does a part of it first, as a disk that gets full does.
+    """
+
+    def __init__(
+        self, code: int = errno.EIO, *, short: bool = False, lasting: bool = False
+    ) -> None:
+        self.code, self.short, self.lasting = code, short, lasting
+        self.fail_at = -1
+        self.calls = 0
+        self.failed = False
+
+    def fails(self) -> bool:
+        self.calls += 1
+        now = self.calls == self.fail_at or (self.lasting and self.failed)
+        self.failed |= now
+        return now
+
+    def error(self) -> OSError:
+        return OSError(self.code, "as the test wants it")
+
+    def __call__(self, path: str, *, read_only: bool) -> File:
+        disk = self
+
+        class Failing(File):
+            def _pread(self, nbytes: int, offset: int) -> bytes:
+                if disk.code == errno.EIO and not disk.short and disk.fails():
+                    raise disk.error()
+                return super()._pread(nbytes, offset)
+
+            def _pwritev(self, pieces: Sequence[memoryview], offset: int) -> int:
+                if disk.fails():
+                    if disk.short and sum(map(len, pieces)) > 100:
+                        return super()._pwritev([pieces[0][:100]], offset)
+                    raise disk.error()
+                if disk.short and disk.calls == disk.fail_at + 1:
+                    raise disk.error()
+                return super()._pwritev(pieces, offset)
+
+            def _fdatasync(self) -> None:
+                if disk.code == errno.EIO and not disk.short and disk.fails():
+                    raise disk.error()
+
+        return Failing(path, read_only=read_only)
+
+
+def caught(call: Callable[[], None]) -> StoreError | None:
+    try:
+        call()
+    except StoreError as error:
+        return error
+    return None
+
+
+def is_of(disk: Disk, error: StoreError) -> bool:
+    """Does it say what the disk said?"""
+    said = "as the test wants it" in str(error) and isinstance(error.__cause__, OSError)
+    return error.errno == disk.code and said
+
+
+FAULTS: dict[str, Callable[[], Disk]] = {
+    "error": lambda: Disk(),
+    "short": lambda: Disk(short=True),
+    "space": lambda: Disk(errno.ENOSPC),
+    "short-space": lambda: Disk(errno.ENOSPC, short=True),
+    "no more space": lambda: Disk(errno.ENOSPC, lasting=True),
+}
+OPTIONS = {"cluster_size": 512, "refcount_bits": 64}
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = create(tmp_path_factory.mktemp("original") / "image", 3 << 20, **OPTIONS)
+    with Opened(path) as image:
+        image.add("a").set(5000, 90_000)
+        image.add("b").set(0, image.volume.size)
+    return path.read_bytes()
+
+
+def change(image: Opened) -> None:
+    image.remove("b")
+    image.bitmaps["a"].set(1 << 20, 1 << 19)
+    image.add("c", 4096).set(70_000, 1)
+
+
+def test_a_fault_while_opening_leaves_the_image_as_it_was(tmp_path: Path, original: bytes) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(original)
+    before = loaded(path)
+    for fault in FAULTS.values():
+        for n in range(1, 1000):
+            disk = fault()
+            path.write_bytes(original)
+            disk.fail_at = n
+            error = caught(lambda: Opened(path, open_file=disk).volume.close())  # noqa: B023
+            assert error is None or is_of(disk, error)
+            if not disk.failed:
+                break
+            # Either the old, or marked as in use already.
+            found = loaded(path)
+            assert found.keys() == before.keys()
+            assert all(value in (before[name], "inconsistent") for name, value in found.items())
+            if n % 7 == 0:
+                assert check(path) in (FINE, LEAKS)
+        else:
+            raise AssertionError("it never ends")
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+@pytest.mark.parametrize("purpose", Purpose)
+def test_a_fault_while_storing_leaves_the_old_state_and_can_be_retried(
+    tmp_path: Path, original: bytes, fault: Callable[[], Disk], purpose: Purpose
+) -> None:
+    path, crashed = tmp_path / "image", tmp_path / "crashed"
+    for n in range(1, 1000):
+        disk = fault()
+        path.write_bytes(original)
+        image = Opened(path, open_file=disk)
+        change(image)
+        disk.calls, disk.fail_at = 0, n
+        error = caught(lambda: image.change(purpose))  # noqa: B023
+        if error is not None:
+            assert is_of(disk, error)
+            # As if the process ended now: the old bitmaps are there, and in use.
+            crashed.write_bytes(path.read_bytes())
+            assert set(loaded(crashed).items()) in (
+                {("a", "inconsistent"), ("b", "inconsistent")},
+                {("a", "inconsistent"), ("c", "inconsistent")},  # of a switch, either
+            )
+            if n % 9 == 0:
+                assert check(crashed) in (FINE, LEAKS)
+        elif not disk.failed:
+            break
+        disk.fail_at, disk.lasting = -1, False
+        image.close()
+        expected = {name: (each.count(), each.sha256()) for name, each in image.bitmaps.items()}
+        assert loaded(path) == expected
+        if n % 9 == 0:
+            assert check(path) in (FINE, LEAKS)
+            assert asked(path) == expected
+    else:
+        raise AssertionError("it never ends")
+    assert n > 3
+
+
+def test_a_full_disk_at_close_leaves_the_old_bitmaps_in_use(
+    tmp_path: Path, original: bytes
+) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(original)
+    disk = Disk(errno.ENOSPC, lasting=True)
+    image = Opened(path, open_file=disk)
+    image.bitmaps["a"].set(0, 1 << 20)
+    disk.calls, disk.fail_at = 0, 1
+    for _ in range(3):
+        with pytest.raises(StoreError, match="as the test wants it") as caught:
+            image.change(Purpose.CLOSE)
+        assert caught.value.errno == errno.ENOSPC
+    copy = tmp_path / "copy"
+    copy.write_bytes(path.read_bytes())
+    assert loaded(copy) == {"a": "inconsistent", "b": "inconsistent"}
+    assert asked(copy) == loaded(copy)
+    disk.fail_at, disk.lasting = -1, False
+    image.close()
+    a, b = image.bitmaps["a"], image.bitmaps["b"]
+    assert loaded(path) == {"a": (a.count(), a.sha256()), "b": (b.count(), b.sha256())}
+    assert check(path) == FINE
+
+
+def test_faults_while_the_refcount_table_grows(tmp_path: Path) -> None:
+    path = create(tmp_path / "image", 1 << 30, **OPTIONS)
+    qemu_io(path, "write 0 1600k")
+    original = path.read_bytes()
+    for n in range(1, 1000):
+        path.write_bytes(original)
+        disk = Disk()
+        image = Opened(path, open_file=disk)
+        content = image.add("large")
+        for start in range(0, content.size, 512 * 8 * 512):
+            content.set(start, 512)
+        disk.calls, disk.fail_at = 0, n
+        error = caught(image.flush)
+        if error is not None:
+            assert is_of(disk, error)
+            # Something else comes between.
+            image.add("other").set(0, 1 << 30)
+        image.close()
+        assert loaded(path)["large"] == (content.count(), content.sha256())
+        if n % 5 == 0:
+            assert check(path) in (FINE, LEAKS)
+            assert path.read_bytes()[48:60] != original[48:60], "it did not grow"
+        if error is None:
+            break
+    else:
+        raise AssertionError("it never ends")
+
+
+def test_no_free_cluster_is_given_away_twice_after_an_abort(tmp_path: Path) -> None:
+    path = create(tmp_path / "image", 3 << 20, **OPTIONS)
+    image = Opened(path)
+    for _ in range(3):
+        image.add("a").set(0, 70_000)
+        wanted = image.wanted()
+        image.store.prepare(wanted, Purpose.FLUSH).abort()
+        image.records.clear()
+        image.add("b").set(0, 90_000)
+        image.flush()
+        image.records.clear()
+    image.close()
+    assert loaded(path) == {}
+    assert check(path) == FINE
