@@ -103,9 +103,9 @@ static struct hb_slot *hb_slot_take(void)
     return slot;
 }
 
-/* The set to mark in, which stays until hb_leave; NULL with *slot NULL: no
- * memory. */
-static const HBTrackerSet *hb_enter(HBTracker *tracker, struct hb_slot **slot)
+/* The set to mark in, which stays until hb_leave.  NULL: there is no memory for
+ * a slot (*slot is NULL), or no set is published and `wait` is false. */
+static const HBTrackerSet *hb_enter(HBTracker *tracker, bool wait, struct hb_slot **slot)
 {
     *slot = hb_own_slot ? hb_own_slot : hb_slot_take();
     if (!*slot) {
@@ -119,6 +119,9 @@ static const HBTrackerSet *hb_enter(HBTracker *tracker, struct hb_slot **slot)
             return set;
         }
         if (!set) {
+            if (!wait) {
+                return NULL;    /* the slot holds nothing */
+            }
             sched_yield();
         }
     }
@@ -201,14 +204,15 @@ static bool hb_set_has(const HBTrackerSet *set, uint64_t offset, uint64_t length
     return length == 0 || (offset <= set->size && length <= set->size - offset);
 }
 
-int hbtracker_mark(HBTracker *tracker, uint64_t offset, uint64_t length)
+static inline int hb_mark_write(HBTracker *tracker, uint64_t offset, uint64_t length,
+                                bool wait)
 {
     struct hb_slot *slot;
-    const HBTrackerSet *set = hb_enter(tracker, &slot);
+    const HBTrackerSet *set = hb_enter(tracker, wait, &slot);
     int err = 0;
 
     if (!set) {
-        return -ENOMEM;
+        return slot ? -EAGAIN : -ENOMEM;
     }
     if (!hb_set_has(set, offset, length)) {
         err = -ERANGE;
@@ -223,6 +227,16 @@ int hbtracker_mark(HBTracker *tracker, uint64_t offset, uint64_t length)
     return err;
 }
 
+int hbtracker_mark(HBTracker *tracker, uint64_t offset, uint64_t length)
+{
+    return hb_mark_write(tracker, offset, length, true);
+}
+
+int hbtracker_try_mark(HBTracker *tracker, uint64_t offset, uint64_t length)
+{
+    return hb_mark_write(tracker, offset, length, false);
+}
+
 int hbtracker_mark_many(HBTracker *tracker, const uint64_t *offsets,
                         const uint64_t *lengths, size_t n)
 {
@@ -232,7 +246,7 @@ int hbtracker_mark_many(HBTracker *tracker, const uint64_t *offsets,
     for (size_t done = 0; done < n && !err;) {
         size_t stride = n - done < HB_STRIDE ? n - done : HB_STRIDE;
         struct hb_slot *slot;
-        const HBTrackerSet *set = hb_enter(tracker, &slot);
+        const HBTrackerSet *set = hb_enter(tracker, true, &slot);
 
         if (!set) {
             return -ENOMEM;

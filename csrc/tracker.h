@@ -54,7 +54,11 @@ void hbtracker_publish(HBTracker *tracker, HBTrackerSet *set);
  * change.  Nothing was marked then. */
 int hbtracker_mark(HBTracker *tracker, uint64_t offset, uint64_t length);
 
-/* n writes.  As above, for all of them; but what is published meanwhile is
+/* The same for callers that must not wait: -EAGAIN, and nothing marked, where
+ * hbtracker_mark would wait for the next publish. */
+int hbtracker_try_mark(HBTracker *tracker, uint64_t offset, uint64_t length);
+
+/* n writes.  As hbtracker_mark, for all of them; but what is published meanwhile is
  * seen from the next 4096 writes on, and if it refuses these, those before
  * them were marked. */
 int hbtracker_mark_many(HBTracker *tracker, const uint64_t *offsets,

@@ -71,6 +71,14 @@ static void test_writes(void)
     CHECK_EQ(hbtracker_mark(tracker, 512, 1), 0);
     CHECK_EQ(hbitmap_count(a), 3 * 16);
     CHECK_EQ(hbitmap_count(b), 4 * 16);
+    hbtracker_publish(tracker, NULL);
+    CHECK_EQ(hbtracker_try_mark(tracker, 1024, 1), -EAGAIN);
+    CHECK_EQ(hbtracker_try_mark(tracker, SIZE, 1), -EAGAIN);
+    publish(both + 1, 1, SIZE, false);
+    CHECK_EQ(hbitmap_count(b), 4 * 16);
+    CHECK_EQ(hbtracker_try_mark(tracker, SIZE, 1), -ERANGE);
+    CHECK_EQ(hbtracker_try_mark(tracker, 1024, 1), 0);
+    CHECK_EQ(hbitmap_count(b), 5 * 16);
     hbtracker_free(tracker);
     hbtracker_free(NULL);
     hbtracker_set_free(NULL);
@@ -97,7 +105,14 @@ static void mark_all(struct worker *self)
             offsets[n] = group << GRANULARITY;
             lengths[n] = 1 + rng_below(&self->rng, 1 << GRANULARITY);
         }
-        if (n == 1) {
+        if (n == 1 && rng_one_in(&self->rng, 2)) {
+            int err = hbtracker_try_mark(tracker, offsets[0], lengths[0]);
+
+            if (err) {
+                CHECK_EQ(err, -EAGAIN);
+                CHECK_EQ(hbtracker_mark(tracker, offsets[0], lengths[0]), 0);
+            }
+        } else if (n == 1) {
             CHECK_EQ(hbtracker_mark(tracker, offsets[0], lengths[0]), 0);
         } else {
             CHECK_EQ(hbtracker_mark_many(tracker, offsets, lengths, n), 0);
