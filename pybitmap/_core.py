@@ -263,6 +263,11 @@ def address(pointer: CData) -> int:
     return int(ffi.cast("uintptr_t", pointer))
 
 
+def function_address(name: str) -> int:
+    """Where the C function of that name lies."""
+    return address(ffi.addressof(lib, name))
+
+
 def words(hb: CData) -> memoryview:
     """The leaf words, live, as a read-only view of bytes. For a while: does not pin the bitmap."""
     nwords = new("size_t *")

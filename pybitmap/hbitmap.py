@@ -34,8 +34,8 @@ from ._core import (
     hbitmap_iter_fill,
     hbitmap_iter_init,
     hbitmap_reset,
-    hbitmap_set,
 )
+from ._entry import Base
 from .errors import InvalidError, RangeError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ _FIRST_BATCH, _LAST_BATCH = 16, 1024
 _DIGEST_STEP = 1 << 24  # bytes
 
 
-class HBitmap(MutableSet[int]):
+class HBitmap(Base, MutableSet[int]):
     """A hierarchical bitmap of ``size`` items with one bit for ``2**granularity`` of them.
 
     :param size: in items (bytes, sectors, pages): 0..2**63 - 1, at most 2**41 groups
@@ -68,13 +68,16 @@ class HBitmap(MutableSet[int]):
     ([(4096, 8192)], True, 2)
     """
 
-    # _clears counts what may have cleared bits, for iterators that hold a batch of them.
-    __slots__ = ("__weakref__", "_clears", "_granularity", "_hb", "_owner")
+    # The base has set, get and __contains__. _clears counts what may have cleared bits, for
+    # iterators that hold a batch of them.
+    __slots__ = ("__weakref__", "_clears", "_granularity", "_hb")
 
     def __init__(self, size: int, granularity: int = 0) -> None:
         if hasattr(self, "_hb"):  # which iterators and other threads may be using
             raise TypeError("an HBitmap is initialised once")
-        self._hb, self._owner = _core.hbitmap_alloc(size, granularity)
+        hb, owner = _core.hbitmap_alloc(size, granularity)
+        self._attach(_core.address(hb), owner)
+        self._hb = hb
         self._granularity = index(granularity)
         self._clears = 0
 
@@ -97,20 +100,6 @@ class HBitmap(MutableSet[int]):
         return self._owner.keep
 
     # ---- marks ------------------------------------------------------------------------------
-
-    def set(self, start: int, count: int = 1) -> None:
-        """Mark every group that the ``count`` items from ``start`` on touch; 0 marks nothing.
-
-        :raises RangeError: (a ValueError) if the range is not inside the bitmap
-        """
-        if type(start) is not int or type(count) is not int:
-            start, count = index(start), index(count)
-        try:
-            code = hbitmap_set(self._hb, start, count)
-        except OverflowError:
-            raise _core.out_of_range(self._hb, start, count) from None
-        if code:
-            raise _core.failed(code, self._hb, start, count)
 
     def set_many(self, starts: ReadableBuffer, counts: ReadableBuffer) -> None:
         """Mark the ranges ``(starts[i], counts[i])``, all or none of them.
@@ -168,19 +157,6 @@ class HBitmap(MutableSet[int]):
         """log2 of the number of items that a bit stands for."""
         return self._granularity
 
-    def get(self, item: int) -> bool:
-        """Is the group of ``item`` dirty? Beyond the end of the bitmap: False.
-
-        :raises RangeError: if ``item`` is negative
-        """
-        item = index(item)
-        try:
-            return hbitmap_get(self._hb, item)
-        except OverflowError:
-            if item < 0:
-                raise _core.out_of_range(self._hb, item, 1) from None
-            return False
-
     def count(self, start: int | None = None, count: int | None = None) -> int:
         """Dirty items. Without arguments: of whole groups, so it may exceed the size, and takes
         no time if nothing has changed since it was last asked. With ``start``: in the ``count``
@@ -203,13 +179,6 @@ class HBitmap(MutableSet[int]):
     def __len__(self) -> int:
         """Number of dirty groups."""
         return hbitmap_count(self._hb) >> self._granularity
-
-    def __contains__(self, item: object) -> bool:
-        """Is it an item of a dirty group? Never an error."""
-        try:
-            return hbitmap_get(self._hb, item if type(item) is int else index(cast(int, item)))
-        except (TypeError, ValueError, OverflowError):
-            return False
 
     def __getitem__(self, item: int) -> bool:
         """Is the group of ``item`` dirty?

@@ -21,7 +21,8 @@ from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Callable
 
 from . import _core
-from ._core import CData, hbtracker_mark
+from ._core import CData
+from ._entry import NodeBase
 from .dirty import MAX_NAME, DirtyBitmap, Forbidding, check_granularity
 from .errors import (
     ClosedError,
@@ -46,7 +47,7 @@ DEFAULT_GRANULARITY = 65536
 OPEN_ALREADY = "this thread has a transaction open already"
 
 
-class BlockNode:
+class BlockNode(NodeBase):
     """A device of ``size`` bytes with named dirty bitmaps; made by :meth:`BlockGraph.add_node`."""
 
     def __init__(
@@ -60,7 +61,8 @@ class BlockNode:
         self._read_only = read_only
         self._closed = False
         self._bitmaps: dict[str, DirtyBitmap] = {}
-        self._tracker, self._owner = _core.hbtracker_alloc()
+        self._tracker, owner = _core.hbtracker_alloc()
+        self._attach(_core.address(self._tracker), owner)
         self._recording: list[HBitmap] = []  # kept alive for the tracker
         if volume is not None:
             for loaded in volume.load():
@@ -95,22 +97,6 @@ class BlockNode:
         return f"<BlockNode {self._name!r} size={self._size} bitmaps={list(self._bitmaps)}>"
 
     # ---- writes -----------------------------------------------------------------------------
-
-    def mark_dirty(self, offset: int, length: int) -> None:
-        """A write: mark it in every bitmap that records.
-
-        :raises RangeError: if it is not inside the node
-        :raises ReadonlyError: if the node is read-only, or a bitmap of it must not change
-        :raises ClosedError: if the node is closed
-        """
-        if type(offset) is not int or type(length) is not int:
-            offset, length = index(offset), index(length)
-        try:
-            code = hbtracker_mark(self._tracker, offset, length)
-        except OverflowError:
-            code = -errno.ERANGE
-        if code:
-            raise self._refused(code, f"range [{offset}, {offset + length})")
 
     def mark_dirty_many(self, offsets: ReadableBuffer, lengths: ReadableBuffer) -> None:
         """Many writes, as buffers of uint64, shape (n,); see :meth:`HBitmap.set_many`.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pybitmap
 import pybitmap.qmp
+from pybitmap import _entry
 
 hb = pybitmap.HBitmap(1 << 40, granularity=16)
 hb.set(1_000_000, 100_000)
@@ -26,4 +27,5 @@ command = subprocess.run([sys.executable, "-m", "pybitmap"], capture_output=True
 assert command.returncode == 2, command
 assert "[cli]" in command.stderr, command
 
-print("smoke test passed:", pybitmap.__file__)
+fast = "with" if _entry._fast else "without"
+print(f"smoke test passed, {fast} the fast entry:", pybitmap.__file__)

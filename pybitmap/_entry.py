@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: MIT
+"""The calls that are made by the million, and which way they go.
+
+By way of cffi a call takes any arguments, words every error and releases the GIL; on CPython that
+costs several times what a mark takes. Where the extension module ``_fast`` was built, its classes
+stand in front: they do the plain case at once and hand everything else to the methods here.
+``PYBITMAP_PURE_CFFI=1`` leaves it aside, as PyPy does, where cffi calls are cheap.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from importlib import import_module
+from operator import index
+from typing import TYPE_CHECKING, Any, cast
+
+from . import _core
+from ._core import CData, hbitmap_get, hbitmap_set, hbtracker_mark
+
+
+class _CffiEntry:
+    """Keeps the C object."""
+
+    __slots__ = ("_owner",)
+
+    def _attach(self, address: int, owner: _core.Owner) -> None:
+        """From now on the methods are about what lies at ``address`` as long as ``owner`` lives."""
+        if hasattr(self, "_owner"):
+            raise TypeError("it is initialised once")
+        self._owner = owner
+
+
+class CffiBase(_CffiEntry):
+    """What HBitmap is called for most."""
+
+    __slots__ = ()
+
+    _hb: CData
+
+    def set(self, start: int, count: int = 1) -> None:
+        """Mark every group that the ``count`` items from ``start`` on touch; 0 marks nothing.
+
+        :raises RangeError: (a ValueError) if the range is not inside the bitmap
+        """
+        if type(start) is not int or type(count) is not int:
+            start, count = index(start), index(count)
+        try:
+            code = hbitmap_set(self._hb, start, count)
+        except OverflowError:
+            raise _core.out_of_range(self._hb, start, count) from None
+        if code:
+            raise _core.failed(code, self._hb, start, count)
+
+    def get(self, item: int) -> bool:
+        """Is the group of ``item`` dirty? Beyond the end of the bitmap: False.
+
+        :raises RangeError: if ``item`` is negative
+        """
+        item = index(item)
+        try:
+            return hbitmap_get(self._hb, item)
+        except OverflowError:
+            if item < 0:
+                raise _core.out_of_range(self._hb, item, 1) from None
+            return False
+
+    def __contains__(self, item: object) -> bool:
+        """Is it an item of a dirty group? Never an error."""
+        try:
+            return hbitmap_get(self._hb, item if type(item) is int else index(cast(int, item)))
+        except (TypeError, ValueError, OverflowError):
+            return False
+
+
+class CffiNodeBase(_CffiEntry):
+    """What BlockNode is called for most."""
+
+    __slots__ = ()
+
+    _tracker: CData
+
+    def mark_dirty(self, offset: int, length: int) -> None:
+        """A write: mark it in every bitmap that records.
+
+        :raises RangeError: if it is not inside the node
+        :raises ReadonlyError: if the node is read-only, or a bitmap of it must not change
+        :raises ClosedError: if the node is closed
+        """
+        if type(offset) is not int or type(length) is not int:
+            offset, length = index(offset), index(length)
+        try:
+            code = hbtracker_mark(self._tracker, offset, length)
+        except OverflowError:
+            code = -errno.ERANGE
+        if code:
+            raise self._refused(code, f"range [{offset}, {offset + length})")
+
+    def _refused(self, code: int, what: str) -> Exception:
+        raise NotImplementedError
+
+
+def _load() -> Any:
+    """The module ``_fast``, ready; None where there is none."""
+    if os.environ.get("PYBITMAP_PURE_CFFI") == "1":
+        return None
+    try:
+        fast = import_module(f"{__package__}._fast")
+    except ImportError:
+        return None
+    names = ["hbitmap_set", "hbitmap_get", "hbitmap_granularity", "hbtracker_try_mark"]
+    fast.bind(*map(_core.function_address, names))
+    return fast
+
+
+_fast = _load()
+
+if TYPE_CHECKING or _fast is None:
+    Base = CffiBase
+    NodeBase = CffiNodeBase
+else:
+
+    class Base(_fast.Base):
+        """:class:`CffiBase`, with ``_fast`` in front."""
+
+        __slots__ = ()
+        _cffi_set = CffiBase.set
+        _cffi_get = CffiBase.get
+        _cffi_contains = CffiBase.__contains__
+
+    class NodeBase(_fast.NodeBase):
+        """:class:`CffiNodeBase`, with ``_fast`` in front."""
+
+        __slots__ = ()
+        _cffi_mark_dirty = CffiNodeBase.mark_dirty
