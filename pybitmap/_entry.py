@@ -11,12 +11,23 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
 from importlib import import_module
 from operator import index
 from typing import TYPE_CHECKING, Any, cast
 
 from . import _core
-from ._core import CData, hbitmap_get, hbitmap_set, hbtracker_mark
+from ._core import (
+    CData,
+    hbitmap_get,
+    hbitmap_iter_fill,
+    hbitmap_iter_init,
+    hbitmap_set,
+    hbtracker_mark,
+)
+
+#: How many items or areas an iterator fetches at a time: the first time, and at most.
+FIRST_BATCH, LAST_BATCH = 16, 1024
 
 
 class _CffiEntry:
@@ -34,9 +45,13 @@ class _CffiEntry:
 class CffiBase(_CffiEntry):
     """What HBitmap is called for most."""
 
-    __slots__ = ()
+    __slots__ = ("_clears",)
 
     _hb: CData
+
+    def _attach(self, address: int, owner: _core.Owner) -> None:
+        super()._attach(address, owner)
+        self._clears = 0
 
     def set(self, start: int, count: int = 1) -> None:
         """Mark every group that the ``count`` items from ``start`` on touch; 0 marks nothing.
@@ -72,6 +87,28 @@ class CffiBase(_CffiEntry):
         except (TypeError, ValueError, OverflowError):
             return False
 
+    def _items(self, first: int) -> Iterator[int]:
+        """For iter(): ``first`` is what C takes."""
+        hbi = _core.new("HBitmapIter *")
+        hbitmap_iter_init(hbi, self._hb, first)
+        batch = FIRST_BATCH
+        items = _core.new("uint64_t[]", LAST_BATCH)
+        while True:
+            clears = self._clears
+            nitems = hbitmap_iter_fill(hbi, items, batch)
+            full = nitems == batch
+            batch = min(2 * batch, LAST_BATCH)
+            for item in _core.unpack(items, nitems):
+                if self._clears != clears:
+                    # The rest of the batch may not be dirty any more. Small steps from here
+                    # on: whoever clears what they get will do so again.
+                    hbitmap_iter_init(hbi, self._hb, item)
+                    full, batch = True, 1
+                    break
+                yield item
+            if not full:
+                return
+
 
 class CffiNodeBase(_CffiEntry):
     """What BlockNode is called for most."""
@@ -100,6 +137,16 @@ class CffiNodeBase(_CffiEntry):
         raise NotImplementedError
 
 
+_FUNCTIONS = [
+    "hbitmap_set",
+    "hbitmap_get",
+    "hbitmap_granularity",
+    "hbitmap_iter_init",
+    "hbitmap_iter_fill",
+    "hbtracker_try_mark",
+]
+
+
 def _load() -> Any:
     """The module ``_fast``, ready; None where there is none."""
     if os.environ.get("PYBITMAP_PURE_CFFI") == "1":
@@ -108,8 +155,7 @@ def _load() -> Any:
         fast = import_module(f"{__package__}._fast")
     except ImportError:
         return None
-    names = ["hbitmap_set", "hbitmap_get", "hbitmap_granularity", "hbtracker_try_mark"]
-    fast.bind(*map(_core.function_address, names))
+    fast.bind({name: _core.function_address(name) for name in _FUNCTIONS})
     return fast
 
 

@@ -7,7 +7,7 @@
  * classes for HBitmap and BlockNode which hold the C object's address and call
  * C at once, the GIL held:
  *
- *     Base       set, get, in
+ *     Base       set, get, in; iteration, for the same reason
  *     NodeBase   mark_dirty
  *
  * They do nothing but the plain case: exact ints that fit, by position, a
@@ -26,9 +26,12 @@
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <structmember.h>
 
+#include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "hbitmap.h"
 #include "tracker.h"
@@ -37,14 +40,23 @@
  * for a node, whose bitmaps have granularity 9 at least, in bytes. */
 enum { MANY_GROUPS = 1 << 16, MANY_BYTES = 1 << 20 };
 
+/* What an iterator fetches at a time, at first and at most; not more for the
+ * same reason. */
+enum { FIRST_BATCH = 8, BATCH = 64 };
+
 /* The same in every interpreter of the process, as cffi's library is loaded
- * once; hence no state of the module. */
-static struct {
-    __typeof__(hbitmap_set) *set;
-    __typeof__(hbitmap_get) *get;
-    __typeof__(hbitmap_granularity) *granularity;
-    __typeof__(hbtracker_try_mark) *try_mark;
-} core;
+ * once. */
+static __typeof__(hbitmap_set) *core_set;
+static __typeof__(hbitmap_get) *core_get;
+static __typeof__(hbitmap_granularity) *core_granularity;
+static __typeof__(hbitmap_iter_init) *core_iter_init;
+static __typeof__(hbitmap_iter_fill) *core_iter_fill;
+static __typeof__(hbtracker_try_mark) *core_try_mark;
+
+/* What each interpreter has for itself. */
+struct state {
+    PyObject *items_type;
+};
 
 /* ---- what both classes are ---------------------------------------------- */
 
@@ -54,6 +66,7 @@ struct entry {
     PyObject_HEAD
     void *address;
     PyObject *owner;
+    unsigned long long clears;  /* of a bitmap: calls that may have cleared bits */
 };
 
 static void *address_of(PyObject *self)
@@ -163,7 +176,96 @@ static inline bool plain(PyObject *object, uint64_t *value)
     return number >= 0 && !overflow;
 }
 
+/* ---- Items ---------------------------------------------------------------- */
+
+/* An iterator over the starts of dirty groups; what it holds may be used as long
+ * as the bitmap, and is dropped with it. */
+struct items {
+    PyObject_HEAD
+    PyObject *bitmap;
+    HBitmapIter hbi;
+    unsigned long long clears;  /* the bitmap's when the batch was fetched */
+    size_t next, end;           /* of the batch */
+    size_t batch;               /* what to fetch */
+    bool last;                  /* nothing comes after this batch */
+    uint64_t batch_items[BATCH];
+};
+
+static PyObject *items_next(PyObject *self)
+{
+    struct items *items = (struct items *)self;
+    const struct entry *bitmap = (struct entry *)items->bitmap;
+
+    if (!bitmap || !bitmap->address) {
+        return NULL;
+    }
+    if (items->next < items->end && items->clears != bitmap->clears) {
+        /* The rest of the batch may not be dirty any more.  Small steps from
+         * here on: whoever clears what they get will do so again. */
+        core_iter_init(&items->hbi, bitmap->address, items->batch_items[items->next]);
+        items->next = items->end;
+        items->last = false;
+        items->batch = 1;
+    }
+    if (items->next == items->end && !items->last) {
+        items->clears = bitmap->clears;
+        items->next = 0;
+        items->end = core_iter_fill(&items->hbi, items->batch_items, items->batch);
+        items->last = items->end < items->batch;
+        items->batch = items->batch < BATCH ? 2 * items->batch : BATCH;
+    }
+    if (items->next == items->end) {
+        return NULL;
+    }
+    return PyLong_FromUnsignedLongLong(items->batch_items[items->next++]);
+}
+
+static int items_traverse(PyObject *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(((struct items *)self)->bitmap);
+    return 0;
+}
+
+static int items_clear(PyObject *self)
+{
+    Py_CLEAR(((struct items *)self)->bitmap);
+    return 0;
+}
+
+static void items_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+
+    PyObject_GC_UnTrack(self);
+    (void)items_clear(self);
+    PyObject_GC_Del(self);
+    Py_DECREF(type);
+}
+
+/* 3.9 has no flag for it. */
+static PyObject *items_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    (void)args;
+    (void)kwargs;
+    PyErr_Format(PyExc_TypeError, "%R is made by iter() only", type);
+    return NULL;
+}
+
+static PyType_Slot items_slots[] = {
+    { Py_tp_new, items_new },
+    { Py_tp_iter, PyObject_SelfIter },
+    { Py_tp_iternext, items_next },
+    { Py_tp_traverse, items_traverse },
+    { Py_tp_clear, items_clear },
+    { Py_tp_dealloc, items_dealloc },
+    { 0 },
+};
+
 /* ---- Base ----------------------------------------------------------------- */
+
+#define FASTCALL(function) \
+    (PyCFunction)(void (*)(void))function, METH_FASTCALL | METH_KEYWORDS
 
 static PyObject *base_set(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
                           PyObject *names)
@@ -173,8 +275,8 @@ static PyObject *base_set(PyObject *self, PyObject *const *args, Py_ssize_t narg
 
     if (hb && !names && (nargs == 2 || nargs == 1) && plain(args[0], &start) &&
         (nargs == 1 || plain(args[1], &count)) &&
-        (count <= MANY_GROUPS || count >> core.granularity(hb) <= MANY_GROUPS) &&
-        core.set(hb, start, count) == 0) {
+        (count <= MANY_GROUPS || count >> core_granularity(hb) <= MANY_GROUPS) &&
+        core_set(hb, start, count) == 0) {
         Py_RETURN_NONE;
     }
     return by_cffi(self, "_cffi_set", args, nargs, names);
@@ -187,7 +289,7 @@ static PyObject *base_get(PyObject *self, PyObject *const *args, Py_ssize_t narg
     uint64_t item;
 
     if (hb && !names && nargs == 1 && plain(args[0], &item)) {
-        return PyBool_FromLong(core.get(hb, item));
+        return PyBool_FromLong(core_get(hb, item));
     }
     return by_cffi(self, "_cffi_get", args, nargs, names);
 }
@@ -200,7 +302,7 @@ static int base_contains(PyObject *self, PyObject *object)
     int found;
 
     if (hb && plain(object, &item)) {
-        return core.get(hb, item);
+        return core_get(hb, item);
     }
     answer = by_cffi(self, "_cffi_contains", &object, 1, NULL);
     found = answer ? PyObject_IsTrue(answer) : -1;
@@ -208,8 +310,31 @@ static int base_contains(PyObject *self, PyObject *object)
     return found;
 }
 
-#define FASTCALL(function) \
-    (PyCFunction)(void (*)(void))function, METH_FASTCALL | METH_KEYWORDS
+static PyObject *base_items(PyObject *self, PyTypeObject *defining_class,
+                            PyObject *const *args, Py_ssize_t nargs, PyObject *names)
+{
+    struct state *state = PyType_GetModuleState(defining_class);
+    const HBitmap *hb = address_of(self);
+    struct items *items;
+    uint64_t first;
+
+    if (!state || !hb || names || nargs != 1 || !plain(args[0], &first)) {
+        PyErr_SetString(PyExc_TypeError, "no bitmap to iterate over, or no item of one");
+        return NULL;
+    }
+    items = PyObject_GC_New(struct items, (PyTypeObject *)state->items_type);
+    if (!items) {
+        return NULL;
+    }
+    Py_INCREF(self);
+    items->bitmap = self;
+    core_iter_init(&items->hbi, hb, first);
+    items->next = items->end = 0;
+    items->batch = FIRST_BATCH;
+    items->last = false;
+    PyObject_GC_Track((PyObject *)items);
+    return (PyObject *)items;
+}
 
 static PyMethodDef base_methods[] = {
     { "set", FASTCALL(base_set), PyDoc_STR(
@@ -220,12 +345,21 @@ static PyMethodDef base_methods[] = {
         "get($self, /, item)\n--\n\n"
         "Is the group of ``item`` dirty? Beyond the end of the bitmap: False.\n\n"
         ":raises RangeError: if ``item`` is negative") },
+    { "_items", (PyCFunction)(void (*)(void))base_items,
+        METH_METHOD | METH_FASTCALL | METH_KEYWORDS, PyDoc_STR(
+        "_items($self, first, /)\n--\n\nFor iter(): ``first`` is what C takes.") },
     { "_attach", entry_attach, METH_VARARGS, NULL },
+    { 0 },
+};
+
+static PyMemberDef base_members[] = {
+    { "_clears", T_ULONGLONG, offsetof(struct entry, clears), 0, NULL },
     { 0 },
 };
 
 static PyType_Slot base_slots[] = {
     { Py_tp_methods, base_methods },
+    { Py_tp_members, base_members },
     { Py_sq_contains, base_contains },
     { Py_tp_traverse, entry_traverse },
     { Py_tp_clear, entry_clear },
@@ -243,7 +377,7 @@ static PyObject *node_mark_dirty(PyObject *self, PyObject *const *args, Py_ssize
 
     if (tracker && !names && nargs == 2 && plain(args[0], &offset) &&
         plain(args[1], &length) && length <= MANY_BYTES &&
-        core.try_mark(tracker, offset, length) == 0) {
+        core_try_mark(tracker, offset, length) == 0) {
         Py_RETURN_NONE;
     }
     return by_cffi(self, "_cffi_mark_dirty", args, nargs, names);
@@ -270,59 +404,66 @@ static PyType_Slot node_slots[] = {
 
 /* ---- the module --------------------------------------------------------- */
 
-static PyObject *fast_bind(PyObject *module, PyObject *args)
+/* A function pointer has room for an address: POSIX wants that for dlsym. */
+static void *core_at(PyObject *addresses, const char *name)
 {
-    void *addresses[4];
-    PyObject *numbers[4];
+    PyObject *number = PyDict_GetItemString(addresses, name);
+    void *address = number ? PyLong_AsVoidPtr(number) : NULL;
 
+    if (!address && !PyErr_Occurred()) {
+        PyErr_Format(PyExc_ValueError, "no address of %s", name);
+    }
+    return address;
+}
+
+#define BIND(function, name) \
+    ((function = (__typeof__(function))core_at(addresses, name)) != NULL)
+
+static PyObject *fast_bind(PyObject *module, PyObject *addresses)
+{
     (void)module;
-    if (!PyArg_ParseTuple(args, "OOOO:bind", &numbers[0], &numbers[1], &numbers[2],
-                          &numbers[3])) {
-        return NULL;
+    if (BIND(core_set, "hbitmap_set") && BIND(core_get, "hbitmap_get") &&
+        BIND(core_granularity, "hbitmap_granularity") &&
+        BIND(core_iter_init, "hbitmap_iter_init") &&
+        BIND(core_iter_fill, "hbitmap_iter_fill") &&
+        BIND(core_try_mark, "hbtracker_try_mark")) {
+        Py_RETURN_NONE;
     }
-    for (int i = 0; i < 4; i++) {
-        addresses[i] = PyLong_AsVoidPtr(numbers[i]);
-        if (!addresses[i]) {
-            if (!PyErr_Occurred()) {
-                PyErr_SetString(PyExc_ValueError, "a function at address 0");
-            }
-            return NULL;
-        }
-    }
-    core.set = (__typeof__(core.set))addresses[0];
-    core.get = (__typeof__(core.get))addresses[1];
-    core.granularity = (__typeof__(core.granularity))addresses[2];
-    core.try_mark = (__typeof__(core.try_mark))addresses[3];
-    Py_RETURN_NONE;
+    return NULL;
 }
 
 static PyMethodDef module_methods[] = {
-    { "bind", fast_bind, METH_VARARGS, PyDoc_STR(
-        "bind(hbitmap_set, hbitmap_get, hbitmap_granularity, hbtracker_try_mark)\n--\n\n"
-        "The addresses of the functions; before the first object is made.") },
+    { "bind", fast_bind, METH_O, PyDoc_STR(
+        "bind(addresses, /)\n--\n\n"
+        "A dict of C functions' names and addresses; before the first object is made.") },
     { 0 },
 };
 
-static int add_type(PyObject *module, const char *name, const char *full_name,
-                    PyType_Slot *slots)
+/* A new reference. */
+static PyObject *add_type(PyObject *module, const char *name, size_t size, unsigned flags,
+                          PyType_Slot *slots)
 {
     PyType_Spec spec = {
-        .name = full_name,
-        .basicsize = sizeof(struct entry),
-        .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
+        .name = name,
+        .basicsize = (int)size,
+        .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | flags,
         .slots = slots,
     };
-    PyObject *type = PyType_FromSpec(&spec);
+    PyObject *type = PyType_FromModuleAndSpec(module, &spec, NULL);
 
-    if (!type || PyModule_AddObject(module, name, type) < 0) {
-        Py_XDECREF(type);
-        return -1;
+    Py_XINCREF(type);
+    if (type && PyModule_AddObject(module, strrchr(name, '.') + 1, type) < 0) {
+        Py_DECREF(type);
+        Py_CLEAR(type);
     }
-    return 0;
+    return type;
 }
 
 static int fast_exec(PyObject *module)
 {
+    struct state *state = PyModule_GetState(module);
+    PyObject *base, *node;
+
 #ifdef Py_LIMITED_API
     /* METH_FASTCALL is in the limited API from 3.10 on; but 3.9 would load this
      * file as well, from the one wheel that there is for all of them. */
@@ -333,11 +474,32 @@ static int fast_exec(PyObject *module)
         return -1;
     }
 #endif
-    if (add_type(module, "Base", "pybitmap._fast.Base", base_slots) < 0 ||
-        add_type(module, "NodeBase", "pybitmap._fast.NodeBase", node_slots) < 0) {
-        return -1;
-    }
+    state->items_type = add_type(module, "pybitmap._fast.Items", sizeof(struct items),
+                                 0, items_slots);
+    base = add_type(module, "pybitmap._fast.Base", sizeof(struct entry),
+                    Py_TPFLAGS_BASETYPE, base_slots);
+    node = add_type(module, "pybitmap._fast.NodeBase", sizeof(struct entry),
+                    Py_TPFLAGS_BASETYPE, node_slots);
+    Py_XDECREF(base);
+    Py_XDECREF(node);
+    return state->items_type && base && node ? 0 : -1;
+}
+
+static int fast_traverse(PyObject *module, visitproc visit, void *arg)
+{
+    Py_VISIT(((struct state *)PyModule_GetState(module))->items_type);
     return 0;
+}
+
+static int fast_clear(PyObject *module)
+{
+    Py_CLEAR(((struct state *)PyModule_GetState(module))->items_type);
+    return 0;
+}
+
+static void fast_free(void *module)
+{
+    (void)fast_clear(module);
 }
 
 static PyModuleDef_Slot module_slots[] = {
@@ -348,8 +510,12 @@ static PyModuleDef_Slot module_slots[] = {
 static struct PyModuleDef module_def = {
     PyModuleDef_HEAD_INIT,
     .m_name = "pybitmap._fast",
+    .m_size = sizeof(struct state),
     .m_methods = module_methods,
     .m_slots = module_slots,
+    .m_traverse = fast_traverse,
+    .m_clear = fast_clear,
+    .m_free = fast_free,
 };
 
 PyMODINIT_FUNC PyInit__fast(void)

@@ -31,11 +31,9 @@ from ._core import (
     CData,
     hbitmap_count,
     hbitmap_get,
-    hbitmap_iter_fill,
-    hbitmap_iter_init,
     hbitmap_reset,
 )
-from ._entry import Base
+from ._entry import FIRST_BATCH, LAST_BATCH, Base
 from .errors import InvalidError, RangeError
 
 if TYPE_CHECKING:
@@ -44,9 +42,6 @@ if TYPE_CHECKING:
     Operation = Callable[[CData, CData, CData], int]
 
 _TO_THE_END = _core.MAX_SIZE
-
-#: How many items or areas a Python iterator fetches at a time: the first time, and at most.
-_FIRST_BATCH, _LAST_BATCH = 16, 1024
 
 _DIGEST_STEP = 1 << 24  # bytes
 
@@ -68,9 +63,9 @@ class HBitmap(Base, MutableSet[int]):
     ([(4096, 8192)], True, 2)
     """
 
-    # The base has set, get and __contains__. _clears counts what may have cleared bits, for
+    # The base has set, get and __contains__, and _clears: how often bits may have been cleared, for
     # iterators that hold a batch of them.
-    __slots__ = ("__weakref__", "_clears", "_granularity", "_hb")
+    __slots__ = ("__weakref__", "_granularity", "_hb")
 
     def __init__(self, size: int, granularity: int = 0) -> None:
         if hasattr(self, "_hb"):  # which iterators and other threads may be using
@@ -79,7 +74,6 @@ class HBitmap(Base, MutableSet[int]):
         self._attach(_core.address(hb), owner)
         self._hb = hb
         self._granularity = index(granularity)
-        self._clears = 0
 
     @classmethod
     def _over(cls, memory: _core.Memory, size: int, granularity: int) -> HBitmap:
@@ -230,27 +224,6 @@ class HBitmap(Base, MutableSet[int]):
         """
         return self._items(self._search_range(first, None)[0])
 
-    def _items(self, first: int) -> Iterator[int]:
-        hbi = _core.new("HBitmapIter *")
-        hbitmap_iter_init(hbi, self._hb, first)
-        batch = _FIRST_BATCH
-        items = _core.new("uint64_t[]", _LAST_BATCH)
-        while True:
-            clears = self._clears
-            nitems = hbitmap_iter_fill(hbi, items, batch)
-            full = nitems == batch
-            batch = min(2 * batch, _LAST_BATCH)
-            for item in _core.unpack(items, nitems):
-                if self._clears != clears:
-                    # The rest of the batch may not be dirty any more. Small steps from here
-                    # on: whoever clears what they get will do so again.
-                    hbitmap_iter_init(hbi, self._hb, item)
-                    full, batch = True, 1
-                    break
-                yield item
-            if not full:
-                return
-
     def areas(self, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:
         """The dirty areas ``(start, count)`` in order, in items, clipped to ``[start, end)``.
 
@@ -261,14 +234,14 @@ class HBitmap(Base, MutableSet[int]):
         return self._areas(*self._search_bounds(start, end))
 
     def _areas(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        batch = _FIRST_BATCH
-        pairs = _core.new("uint64_t[]", 2 * _LAST_BATCH)
+        batch = FIRST_BATCH
+        pairs = _core.new("uint64_t[]", 2 * LAST_BATCH)
         going_on = _core.new("uint64_t *")
         while True:
             clears = self._clears
             nareas = _core.hbitmap_areas(self._hb, start, end, pairs, batch, going_on)
             full, start = nareas == batch, going_on[0]
-            batch = min(2 * batch, _LAST_BATCH)
+            batch = min(2 * batch, LAST_BATCH)
             flat = _core.unpack(pairs, 2 * nareas)
             for area in zip(flat[::2], flat[1::2]):
                 if self._clears != clears:
@@ -284,7 +257,7 @@ class HBitmap(Base, MutableSet[int]):
         ``numpy.asarray`` takes it without a copy.
         """
         start, end = self._search_bounds(start, end)
-        batch = 4 * _LAST_BATCH
+        batch = 4 * LAST_BATCH
         pairs = _core.new_unset("uint64_t[]", 2 * batch)
         going_on = _core.new("uint64_t *")
         data = bytearray()

@@ -416,6 +416,36 @@ def test_no_reference_is_kept() -> None:
     assert not any(type(each) is Cycle for each in gc.get_objects())
 
 
+def test_an_iterator_that_has_ended_stays_so() -> None:
+    hb = HBitmap(SIZE)
+    hb.set(5)
+    items = iter(hb)
+    assert list(items) == [5]
+    hb.set(500)
+    hb.reset(5)
+    assert list(items) == []
+
+
+def test_an_iterator_goes_on_after_a_clear_of_what_it_has_fetched() -> None:
+    hb = HBitmap(SIZE)
+    hb.set(0, 10)
+    items = iter(hb)
+    assert next(items) == 0
+    hb.reset(0, 8)
+    hb.set(100)
+    assert list(items) == [8, 9, 100]
+
+
+def test_an_iterator_of_a_bitmap_that_was_never_initialised_is_an_error() -> None:
+    with pytest.raises((AttributeError, TypeError)):
+        next(iter(HBitmap.__new__(HBitmap)))
+
+
+def test_iterators_are_made_by_bitmaps_only() -> None:
+    with pytest.raises(TypeError):
+        type(iter(HBitmap(SIZE)))()
+
+
 # ---- threads --------------------------------------------------------------------------------
 
 WAITING = """
