@@ -78,6 +78,8 @@ NULL: CData = ffi.NULL
 new: Callable[..., CData] = ffi.new
 #: The same, not zeroed: for what is written whole at once.
 new_unset: Callable[..., CData] = ffi.new_allocator(should_clear_after_alloc=False)
+#: ``move(to, from, nbytes)``
+move: Callable[[CData, CData, int], None] = ffi.memmove
 #: The first ``n`` values of C memory as a list.
 unpack: Callable[[CData, int], list[int]] = ffi.unpack
 #: C memory as a buffer of bytes.

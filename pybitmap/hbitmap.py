@@ -22,6 +22,7 @@ from array import array
 from collections.abc import Iterable, Iterator, MutableSet
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
+from io import BytesIO
 from operator import index
 from pickle import PickleBuffer
 from typing import TYPE_CHECKING, Any, Callable, cast
@@ -257,20 +258,22 @@ class HBitmap(Base, MutableSet[int]):
         ``numpy.asarray`` takes it without a copy.
         """
         start, end = self._search_bounds(start, end)
-        batch = 4 * LAST_BATCH
-        pairs = _core.new_unset("uint64_t[]", 2 * batch)
+        room, nareas = 4 * LAST_BATCH, 0
+        pairs = _core.new_unset("uint64_t[]", 2 * room)
         going_on = _core.new("uint64_t *")
-        data = bytearray()
         while True:
-            nareas = _core.hbitmap_areas(self._hb, start, end, pairs, batch, going_on)
-            data += _core.buffer(pairs, 16 * nareas)
+            rest = pairs + 2 * nareas
+            nareas += _core.hbitmap_areas(self._hb, start, end, rest, room - nareas, going_on)
             start = going_on[0]
-            if nareas < batch:
+            if nareas < room:
                 break
-        if not data:
-            # A cast cannot make a shape with a 0 in it, a slice can.
-            return memoryview(bytearray(16)).cast("Q", [1, 2])[:0]
-        return memoryview(data).cast("Q", [len(data) // 16, 2])
+            room *= 4
+            more = _core.new_unset("uint64_t[]", 2 * room)
+            _core.move(more, pairs, 16 * nareas)
+            pairs = more
+        # A cast cannot make a shape with a 0 in it, a slice can.
+        view = memoryview(_core.buffer(pairs, 16 * max(1, nareas)))
+        return view.cast("Q", [max(1, nareas), 2])[:nareas]
 
     def next_dirty(self, start: int, count: int | None = None) -> int | None:
         """The first dirty item of the ``count`` items from ``start`` on (None: to the end).
@@ -746,11 +749,12 @@ class HBitmap(Base, MutableSet[int]):
         # From the arguments alone: if another thread truncates now, C may accept a chunk that does
         # not fit the size of before, and every chunk of this count has as many words.
         nbytes = 8 * -(-count // _core.hbitmap_serialization_align(self._hb))
-        data = _core.new_unset("uint8_t[]", nbytes)
-        code = _core.hbitmap_serialize_part(self._hb, data, start, count)
+        stream = BytesIO(bytes(nbytes))  # whose buffer becomes the result, without a copy
+        with stream.getbuffer() as view, _core.byte_array("view", view)[0] as data:
+            code = _core.hbitmap_serialize_part(self._hb, data, start, count)
         if code:
             raise self._bad_chunk(code, start, count)
-        return bytes(_core.buffer(data, nbytes))
+        return stream.getvalue()
 
     def deserialize(self, data: ReadableBuffer, start: int = 0) -> None:
         """Replace the bits from ``start`` on by those in ``data``; see :meth:`serialize`.
