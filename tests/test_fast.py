@@ -15,7 +15,6 @@ import operator
 import os
 import pickle
 import sys
-import threading
 from typing import Any, Callable
 
 import pytest
@@ -167,7 +166,7 @@ class RecordingNode(BlockNode):
 
 
 def recording_node(size: int) -> RecordingNode:
-    node = RecordingNode(threading.RLock(), "n", size, False)
+    node = RecordingNode(BlockGraph(), "n", size, None, False)
     node.calls = []
     return node
 
