@@ -277,10 +277,10 @@ def words(hb: CData) -> memoryview:
     return memoryview(buffer(pointer, 8 * nwords[0])).toreadonly()
 
 
-def pinned_words(hb: CData, owner: Owner) -> memoryview:
+def pinned_words(hb: CData, memory: Memory | None) -> memoryview:
     """The leaf words, live, as a read-only view of bytes that pins the bitmap while it exists."""
     hbitmap_pin(hb)
-    pin = _LetGo(address(hb), lib.hbitmap_unpin, owner.keep)
+    pin = _LetGo(address(hb), lib.hbitmap_unpin, memory)
     nwords = new("size_t *")
     # The view holds the pointer, the pointer its destructor, and that the pin; a destructor that
     # does nothing else (it compares, in vain).

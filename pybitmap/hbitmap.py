@@ -66,15 +66,22 @@ class HBitmap(Base, MutableSet[int]):
 
     # The base has set, get and __contains__, and _clears: how often bits may have been cleared, for
     # iterators that hold a batch of them.
-    __slots__ = ("__weakref__", "_granularity", "_hb")
+    # What it was made over; None: memory of its own.
+    __slots__ = ("__weakref__", "_granularity", "_hb", "_memory")
 
     def __init__(self, size: int, granularity: int = 0) -> None:
         if hasattr(self, "_hb"):  # which iterators and other threads may be using
             raise TypeError("an HBitmap is initialised once")
-        hb, owner = _core.hbitmap_alloc(size, granularity)
+        self._adopt(_core.hbitmap_alloc(size, granularity), granularity, None)
+
+    def _adopt(
+        self, made: tuple[CData, _core.Owner], granularity: int, memory: _core.Memory | None
+    ) -> None:
+        hb, owner = made
         self._attach(_core.address(hb), owner)
         self._hb = hb
         self._granularity = index(granularity)
+        self._memory = memory
 
     @classmethod
     def _over(cls, memory: _core.Memory, size: int, granularity: int) -> HBitmap:
@@ -84,15 +91,8 @@ class HBitmap(Base, MutableSet[int]):
         as long as the bitmap and views of it. Cannot be truncated (BufferError).
         """
         hb = cls.__new__(cls)
-        hb._hb, hb._owner = _core.hbitmap_alloc_on(size, granularity, memory)
-        hb._granularity = index(granularity)
-        hb._clears = 0
+        hb._adopt(_core.hbitmap_alloc_on(size, granularity, memory), granularity, memory)
         return hb
-
-    @property
-    def _memory(self) -> object:
-        """What it was made over; None: memory of its own."""
-        return self._owner.keep
 
     # ---- marks ------------------------------------------------------------------------------
 
@@ -706,7 +706,7 @@ class HBitmap(Base, MutableSet[int]):
         view exists the bitmap cannot be truncated (on PyPy: until its collector has seen that the
         view is gone).
         """
-        return _core.pinned_words(self._hb, self._owner).cast("Q")
+        return _core.pinned_words(self._hb, self._memory).cast("Q")
 
     def sha256(self) -> str:
         """SHA-256 of the leaf words, in hex, as QEMU's x-debug-block-dirty-bitmap-sha256 has it."""
