@@ -296,7 +296,7 @@ static bool hb_or_areas(const HBitmap *from, const HBitmap *to)
     bool changed = false;
 
     while (hbitmap_areas(from, next, UINT64_MAX, area, 1, &next)) {
-        changed |= hb_mark(b, area[0] >> to->granularity,
+        changed |= hb_mark(b, 0, area[0] >> to->granularity,
                            (area[0] + area[1] - 1) >> to->granularity);
     }
     return changed;

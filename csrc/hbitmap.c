@@ -23,6 +23,12 @@
 #define HB_MAP_MIN ((size_t)256 << 10)
 #endif
 
+/* From here on a leaf that is emptied is given back, and not stored to: then
+ * that is faster also for whoever marks all of it again. */
+#ifndef HB_GIVE_BACK_MIN
+#define HB_GIVE_BACK_MIN ((size_t)16 << 20)
+#endif
+
 #ifndef MAP_NORESERVE
 #define MAP_NORESERVE 0
 #endif
@@ -361,13 +367,13 @@ static bool hb_mark_whole(const struct hb_block *b, unsigned k,
     return changed;
 }
 
-bool hb_mark(const struct hb_block *b, uint64_t first, uint64_t last)
+bool hb_mark(const struct hb_block *b, unsigned k, uint64_t first, uint64_t last)
 {
+    const unsigned lowest = k;
     bool gained = false;
-    unsigned k;
 
     /* The levels on which this is more than a word; the top is one. */
-    for (k = 0; first / HB_BITS != last / HB_BITS; k++) {
+    for (; first / HB_BITS != last / HB_BITS; k++) {
         uint64_t head = first / HB_BITS, tail = last / HB_BITS;
         bool changed;
 
@@ -376,7 +382,7 @@ bool hb_mark(const struct hb_block *b, uint64_t first, uint64_t last)
         changed = hb_mark_whole(b, k, head + 1, tail);
         changed |= hb_mark_part(b, k, head, hb_mask_from(first));
         changed |= hb_mark_part(b, k, tail, hb_mask_to(last));
-        if (k == 0) {
+        if (k == lowest) {
             gained = changed;
         }
         HB_MAYBE_BREAK(gained);
@@ -397,7 +403,7 @@ bool hb_mark(const struct hb_block *b, uint64_t first, uint64_t last)
         last = tail;
     }
     gained |= hb_mark_part(b, k, first / HB_BITS,
-                           hb_mask_from(first) & hb_mask_to(last)) && k == 0;
+                           hb_mask_from(first) & hb_mask_to(last)) && k == lowest;
     HB_MAYBE_BREAK(gained);
     hb_summarise(b, k, first / HB_BITS);
     return gained;
@@ -425,7 +431,7 @@ static inline bool hb_mark_items(const HBitmap *hb, const struct hb_block *b,
     uint64_t first = start >> hb->granularity;
     uint64_t last = (start + count - 1) >> hb->granularity;
 
-    return first == last ? hb_mark_group(b, first) : hb_mark(b, first, last);
+    return first == last ? hb_mark_group(b, first) : hb_mark(b, 0, first, last);
 }
 
 int hbitmap_set(HBitmap *hb, uint64_t start, uint64_t count)
@@ -506,6 +512,48 @@ void hb_unsummarise(const struct hb_block *b, unsigned k, uint64_t word,
     }
 }
 
+/*
+ * Empties the leaf words [word, end), whole ones under summary words, at most
+ * those under one word of level 2.
+ *
+ * Summary first, see internal.h.  What is stored is relaxed; the fence pairs
+ * with the accesses of a mark, leaf then summary, which are sequentially
+ * consistent or have the same fence between them: if the mark's leaf word comes
+ * after ours, its look at the summary comes after our store.  On the level
+ * above it is the usual order, with the second look, at 64 times fewer words.
+ */
+static void hb_empty_words(const struct hb_block *b, uint64_t word, uint64_t end)
+{
+    uint64_t first = word / HB_BITS, last = (end - 1) / HB_BITS;
+
+    hb_fill_words(&b->level[1][first], 0, last - first + 1);
+    hb_fence();
+    hb_fill_words(&b->level[0][word], 0, end - word);
+    if (b->nlevels > 2) {
+        hb_unsummarise(b, 2, first / HB_BITS,
+                       hb_mask_from(first) & hb_mask_to(last));
+    }
+}
+
+/* Where such words end, if they begin at `word`; else `word`. */
+static uint64_t hb_whole_end(const struct hb_block *b, uint64_t word,
+                             uint64_t first, uint64_t last)
+{
+    const uint64_t under = HB_BITS * HB_BITS;
+    /* Behind the last word that is in the range with all its bits: the last of
+     * the bitmap is one, whatever it has. */
+    uint64_t end = last + 1 == b->ngroups ? b->nwords[0] : (last + 1) / HB_BITS;
+
+    if (word % HB_BITS || word * HB_BITS < first) {
+        return word;
+    }
+    if (end < b->nwords[0]) {
+        end = end / HB_BITS * HB_BITS;
+    }
+    end = hb_min(end, (word / under + 1) * under);
+    return word < end ? hb_dense_end(b, word, end) : word;
+}
+
 bool hb_clear(const struct hb_block *b, uint64_t first, uint64_t last,
               const struct hb_block *into)
 {
@@ -520,7 +568,14 @@ bool hb_clear(const struct hb_block *b, uint64_t first, uint64_t last,
         uint64_t named = atomic_load(&b->level[1][parent]) &
                          hb_mask(parent, next, tail);
         uint64_t empty = 0, moved = 0;
+        uint64_t whole = into ? 0 : hb_whole_end(b, parent * HB_BITS, first, last);
 
+        if (whole > parent * HB_BITS) {
+            hb_empty_words(b, parent * HB_BITS, whole);
+            changed = true;
+            next = whole;
+            continue;
+        }
         for (uint64_t bits = named; bits; bits &= bits - 1) {
             uint64_t word = parent * HB_BITS + hb_lowest(bits);
             uint64_t mask = hb_mask(word, first, last);
@@ -538,7 +593,10 @@ bool hb_clear(const struct hb_block *b, uint64_t first, uint64_t last,
                 } else {
                     uint64_t taken;
 
-                    old = atomic_fetch_and(&leaf[word], ~mask);
+                    /* An exchange is one instruction everywhere. */
+                    old = mask == UINT64_MAX
+                              ? atomic_exchange(&leaf[word], 0)
+                              : atomic_fetch_and(&leaf[word], ~mask);
                     taken = old & mask;
                     old &= ~mask;
                     if (taken) {
@@ -608,13 +666,48 @@ int hbitmap_reset(HBitmap *hb, uint64_t start, uint64_t count)
     return err;
 }
 
+/*
+ * Empties a large bitmap by giving its pages back; false: it is not one.
+ *
+ * As in hb_empty_words: first the summary, then the leaf.  Once madvise has
+ * returned no processor reaches the old pages, so a mark is either in them, and
+ * was taken, or in a new one, and then it comes after the summary went.
+ */
+static bool hb_give_back(const HBitmap *hb, const struct hb_block *b)
+{
+#ifdef __linux__
+    size_t nbytes = (size_t)b->nwords[0] * sizeof(hb_word);
+
+    if (hb->foreign_leaf || !b->mapped || b->nlevels < 3 ||
+        nbytes < HB_GIVE_BACK_MIN) {
+        return false;
+    }
+    for (uint64_t word = hb_next_bit(b, 2, 0); word != HB_NONE;
+         word = hb_next_bit(b, 2, word + 1)) {
+        atomic_store(&b->level[1][word], 0);
+        hb_unsummarise(b, 2, word / HB_BITS, hb_bit(word));
+    }
+    if (madvise((void *)b->level[0], nbytes, MADV_DONTNEED) != 0) {
+        /* Locked memory. */
+        hb_fill_words(b->level[0], 0, b->nwords[0]);
+    }
+    hb_fence();
+    return true;
+#else
+    (void)hb;
+    (void)b;
+    return false;
+#endif
+}
+
 void hbitmap_reset_all(HBitmap *hb)
 {
     const struct hb_block *b;
 
     hb_lock(hb);
     b = hb_block_of(hb);
-    if (b->ngroups && hb_clear(b, 0, b->ngroups - 1, NULL)) {
+    if (b->ngroups && (hb_give_back(hb, b) ||
+                       hb_clear(b, 0, b->ngroups - 1, NULL))) {
         hb_count_changed(hb);
     }
     hb_unlock(hb);

@@ -27,6 +27,10 @@
  *   that came in between either found its summary bit taken and sets it again,
  *   or found it still set; then its leaf bit was there before the clear took
  *   the summary bit, so the second look finds it and restores every level.
+ *   Where leaf words are emptied whatever they hold, the order is the other one:
+ *   the bits above them go first, then the words.  A mark that the words' going
+ *   leaves alone came after it, so it finds its summary bit gone and sets it
+ *   again; no second look is needed.
  */
 #ifndef PYBITMAP_INTERNAL_H
 #define PYBITMAP_INTERNAL_H
@@ -221,8 +225,9 @@ static inline void hb_summarise(const struct hb_block *b, unsigned k,
     }
 }
 
-/* Marks the groups [first, last]; false only if all were dirty already. */
-bool hb_mark(const struct hb_block *b, uint64_t first, uint64_t last);
+/* Marks the bits [first, last] of level k, groups if k is 0, and those above
+ * them; false only if all of them were set already. */
+bool hb_mark(const struct hb_block *b, unsigned k, uint64_t first, uint64_t last);
 
 /*
  * To be called after leaf bits have changed.

@@ -9,7 +9,8 @@
  *   - a load serves where a relaxed one would;
  *   - a store serves where any mark of that word that it wipes out may be taken
  *     for an earlier one: where the caller sets all bits, or clears, or puts
- *     something else in their place.
+ *     something else in their place.  (Wiped out twice, by a memcpy whose ends
+ *     overlap say, is still earlier than the end of the call.)
  * Either is ordered by nothing: the caller puts hb_fence() (after stores, or
  * hb_read_fence() after loads) before the next level is looked at.
  * ThreadSanitizer would be right to complain, so its build has the same loops
@@ -38,10 +39,12 @@ typedef _Atomic uint64_t hb_word;
 #define hb_fence() ((void)0)
 #define hb_read_fence() ((void)0)
 typedef hb_word hb_plain;
+typedef hb_word hb_loose;
 #else
 #define hb_fence() atomic_thread_fence(memory_order_seq_cst)
 #define hb_read_fence() atomic_thread_fence(memory_order_acquire)
 typedef uint64_t hb_plain;
+typedef uint64_t hb_loose __attribute__((aligned(1), may_alias));
 #endif
 
 /* All bytes of n words become `byte`. */
@@ -66,6 +69,63 @@ static inline bool hb_all_ones(const hb_word *words, uint64_t n)
         all &= w[i];
     }
     return all == UINT64_MAX;
+}
+
+/* n words from anywhere. */
+static inline void hb_copy_words(hb_word *to, const void *from, uint64_t n)
+{
+#ifdef HB_TSAN
+    for (uint64_t i = 0; i < n; i++) {
+        atomic_store(&to[i], ((const uint64_t *)from)[i]);
+    }
+#else
+    memcpy((void *)to, from, (size_t)n * sizeof(to[0]));
+#endif
+}
+
+/* to = a | b, or a where b is a. */
+static inline void hb_or_words(hb_word *to, const hb_word *a, const hb_word *b,
+                               uint64_t n)
+{
+    hb_plain *restrict t = (hb_plain *)to;
+    const hb_plain *x = (const hb_plain *)a, *y = (const hb_plain *)b;
+
+    for (uint64_t i = 0; i < n; i++) {
+        t[i] = x[i] | y[i];
+    }
+}
+
+/* Has `from` a bit that `to` has not? */
+static inline bool hb_has_more(const hb_word *from, const hb_word *to, uint64_t n)
+{
+    const hb_plain *x = (const hb_plain *)from, *y = (const hb_plain *)to;
+    uint64_t more = 0;
+
+    for (uint64_t i = 0; i < n; i++) {
+        more |= x[i] & ~y[i];
+    }
+    return more != 0;
+}
+
+/* Bit i: word i of n, 1 to 64, is not zero.  Any alignment (not under TSan). */
+static inline uint64_t hb_nonzero(const void *words, uint64_t n)
+{
+    const hb_loose *w = words;
+    uint64_t all = UINT64_MAX, mask = 0;
+
+    /* As a rule none is zero; the highest bit tells. */
+    for (uint64_t i = 0; i < n; i++) {
+        uint64_t word = w[i];
+
+        all &= word | (0 - word);
+    }
+    if (all >> 63) {
+        return UINT64_MAX >> (64 - n);
+    }
+    for (uint64_t i = n; i-- > 0;) {
+        mask = 2 * mask + (w[i] != 0);
+    }
+    return mask;
 }
 
 /* Bits set in a word. */

@@ -191,6 +191,57 @@ def clear_column(look_at_mid: bool = True, levels_restored: int = 2) -> Call:
     return taken
 
 
+def wipe(summary_first: bool = True, top_before_leaf: bool = False) -> Call:
+    """Empties whole words, whatever they hold: `mid` first, then the leaf.
+
+    A mark whose leaf bit the stores leave alone came after them, and so finds its bit of `mid` gone.
+    reset_all of a large bitmap does the levels above before the leaf, too.
+    """
+    yield lock()
+    if summary_first:
+        yield store(MID, 0)
+    if top_before_leaf:
+        yield from drop_top()
+    yield store(LEAF0, 0)
+    yield store(LEAF1, 0)
+    if not summary_first:
+        yield store(MID, 0)  # BROKEN: without a second look at the leaf
+    if not top_before_leaf:
+        yield from drop_top()
+    yield unlock()
+    return 0
+
+
+def drop_top() -> Call:
+    yield fetch_and(TOP, ~1)
+    if (yield nonzero(MID)):
+        yield from set_bits(TOP, 1)
+    return 0
+
+
+def overwrite(leaf0: int, leaf1: int, look_again: bool = True) -> Call:
+    """Merge into a third bitmap, and deserialize: whole words are stored, then `mid` follows."""
+    yield lock()
+    yield store(LEAF0, leaf0)
+    yield store(LEAF1, leaf1)
+    named = (leaf0 != 0) | (leaf1 != 0) << 1
+    if named:
+        yield from set_bits(MID, named)
+        yield from set_bits(TOP, 1)
+    stale = (yield load(MID)) & ~named
+    if stale:
+        left = (yield fetch_and(MID, ~stale)) & ~stale
+        restored = False
+        for word in (LEAF0, LEAF1):
+            if stale >> word & 1 and look_again and (yield nonzero(word)):
+                yield from summarise(word)
+                restored = True
+        if not left and not restored:
+            yield from drop_top()
+    yield unlock()
+    return 0
+
+
 # ---- the exploration -----------------------------------------------------------------------------
 
 
@@ -462,6 +513,26 @@ def test_clearing_the_column_first() -> None:
     assert explore([marker("mark A", LEAF0, 1), column, drainer()], STARTS["one dirty"]) > 1000
 
 
+def wiper(**options: Any) -> Thread:
+    return Thread("wipe", lambda: wipe(**options))
+
+
+def merger(leaf0: int, leaf1: int, **options: Any) -> Thread:
+    return Thread("merge", lambda: overwrite(leaf0, leaf1, **options))
+
+
+@pytest.mark.parametrize("top_before_leaf", [False, True])
+def test_emptying_whole_words(top_before_leaf: bool) -> None:
+    starts = ("stale", "both")
+    assert all_pairs(wiper(top_before_leaf=top_before_leaf), drainer(), starts=starts) > 1000
+    explore([filler("fill A", LEAF0), marker("mark B", LEAF0, 1), wiper(), drainer()], EMPTY)
+
+
+@pytest.mark.parametrize("leaves", [(0, 0), (1, 0), (2, ALL)])
+def test_overwriting_whole_words(leaves: tuple[int, int]) -> None:
+    assert all_pairs(merger(*leaves), drainer(), starts=("stale", "both")) > 1000
+
+
 # ---- broken on purpose ---------------------------------------------------------------------------
 
 
@@ -493,6 +564,14 @@ def broken_column_looks_at_the_leaf_only() -> int:
     return all_pairs(Thread("reset", lambda: clear_column(look_at_mid=False)))
 
 
+def broken_wipe_of_the_leaf_first() -> int:
+    return all_pairs(wiper(summary_first=False))
+
+
+def broken_overwrite_without_a_second_look() -> int:
+    return all_pairs(merger(0, 0, look_again=False))
+
+
 BROKEN = {
     broken_early_exit: "(b) the drain passed over leaf0 bit 0 (marked by mark",
     broken_early_exit_without_test: "(b) the drain passed over leaf0 bit 0 (marked by mark",
@@ -501,6 +580,8 @@ BROKEN = {
     broken_drain_loads_then_stores: "lost: ",
     broken_column_restores_one_level: "(a) mid is ",
     broken_column_looks_at_the_leaf_only: "(a) mid is ",
+    broken_wipe_of_the_leaf_first: "(a) leaf",
+    broken_overwrite_without_a_second_look: "(a) leaf",
 }
 
 
