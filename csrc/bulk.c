@@ -198,13 +198,11 @@ int hbitmap_is_disjoint(const HBitmap *a, const HBitmap *b)
 
 /* ---- set operations ----------------------------------------------------- */
 
-enum hb_op { HB_OR, HB_AND, HB_ANDNOT, HB_XOR };
+enum hb_op { HB_AND, HB_ANDNOT, HB_XOR };
 
 static inline uint64_t hb_apply(enum hb_op op, uint64_t a, uint64_t b)
 {
     switch (op) {
-    case HB_OR:
-        return a | b;
     case HB_AND:
         return a & b;
     case HB_ANDNOT:
@@ -287,6 +285,146 @@ static bool hb_combine(enum hb_op op, const struct hb_block *a,
     return changed;
 }
 
+/*
+ * Marks in `to` what is dirty in `from`, of one shape; the caller holds the lock
+ * of `from`.  A word that gains nothing costs a load, one that does an atomic
+ * or.  As with any mark, the bits above are seen to also where nothing changed.
+ */
+static bool hb_or_into(const struct hb_block *from, const struct hb_block *to)
+{
+    bool changed = false;
+
+    for (uint64_t next = hb_next_bit(from, 1, 0); next != HB_NONE;
+         next = hb_next_bit(from, 1, next)) {
+        uint64_t parent = next / HB_BITS, at = parent * HB_BITS;
+        uint64_t n = hb_min(HB_BITS, from->nwords[0] - at), set = 0;
+        const hb_word *source = &from->level[0][at];
+        hb_word *target = &to->level[0][at];
+        uint64_t named = atomic_load(&from->level[1][parent]);
+        uint64_t missing;
+
+        next = at + HB_BITS;
+        for (uint64_t bits = named; bits;) {
+            unsigned i = hb_lowest(bits);
+            uint64_t more;
+
+            /* A cache line at a time, where there is a lot. */
+            if (i % 8 == 0 && i + 8 <= n && (bits >> i & 0xff) == 0xff &&
+                !hb_has_more(&source[i], &target[i], 8)) {
+                bits &= ~(UINT64_C(0xff) << i);
+                continue;
+            }
+            bits &= bits - 1;
+            more = atomic_load(&source[i]) & ~atomic_load(&target[i]);
+            if (more) {
+                atomic_fetch_or(&target[i], more);
+                set |= hb_bit(i);
+            }
+        }
+        changed |= set != 0;
+        /* Loads only, if nothing was gained, some of them plain. */
+        hb_read_fence();
+        missing = named & ~atomic_load(&to->level[1][parent]);
+        for (uint64_t bits = missing & ~set; bits; bits &= bits - 1) {
+            if (atomic_load(&target[hb_lowest(bits)])) {
+                set |= bits & (0 - bits);
+            }
+        }
+        if (set & missing) {
+            hb_or(&to->level[1][parent], set);
+        }
+        if (set || (named & ~missing)) {
+            hb_summarise(to, 1, parent);
+        }
+    }
+    return changed;
+}
+
+/* How far from leaf word `word`, the first under its summary word, a and b name
+ * all words together, at most 4096 words. */
+static uint64_t hb_full_end(const struct hb_block *a, const struct hb_block *b,
+                            uint64_t word)
+{
+    uint64_t end = hb_min(word + HB_BITS * HB_BITS, a->nwords[0]), stop = word;
+
+    while (stop + HB_BITS <= end &&
+           (atomic_load(&a->level[1][stop / HB_BITS]) |
+            atomic_load(&b->level[1][stop / HB_BITS])) == UINT64_MAX) {
+        stop += HB_BITS;
+    }
+    return stop;
+}
+
+/*
+ * result = a or b, another one, all of one shape; the caller holds the locks.
+ *
+ * What the result had is overwritten, so its words are stored: a mark that is
+ * wiped out came before, one that comes after finds its way as after any clear.
+ * The bits above follow behind a fence: those of words that are not zero are
+ * set, the others taken, with the second look.
+ */
+static bool hb_overwrite(const struct hb_block *a, const struct hb_block *b,
+                         const struct hb_block *result)
+{
+    for (uint64_t next = hb_next_word(a, b, result, 0); next != HB_NONE;
+         next = hb_next_word(a, b, result, next)) {
+        uint64_t parent = next / HB_BITS, at = parent * HB_BITS;
+        uint64_t n = hb_min(HB_BITS, a->nwords[0] - at), set = 0;
+        uint64_t stop = hb_full_end(a, b, at), named, stale;
+        hb_word *words = &result->level[0][at];
+
+        if (stop > at) {
+            hb_or_words(words, &a->level[0][at], &b->level[0][at], stop - at);
+            hb_fence();
+            /* A bit over a word that is zero by now does no harm. */
+            (void)hb_mark(result, 1, at, stop - 1);
+            next = stop;
+            continue;
+        }
+        named = atomic_load(&a->level[1][parent]) |
+                atomic_load(&b->level[1][parent]);
+        stale = atomic_load(&result->level[1][parent]) & ~named;
+        if (hb_many(named)) {
+            hb_or_words(words, &a->level[0][at], &b->level[0][at], n);
+            /* Also where a mark has not come to the summary of a or b yet. */
+            set = hb_nonzero(words, n);
+        } else {
+            for (uint64_t bits = named; bits; bits &= bits - 1) {
+                unsigned i = hb_lowest(bits);
+                uint64_t value = atomic_load(&a->level[0][at + i]) |
+                                 atomic_load(&b->level[0][at + i]);
+
+                atomic_store_explicit(&words[i], value, HB_BULK);
+                set |= value ? hb_bit(i) : 0;
+            }
+            for (uint64_t bits = stale; bits; bits &= bits - 1) {
+                atomic_store_explicit(&words[hb_lowest(bits)], 0, HB_BULK);
+            }
+        }
+        hb_fence();
+        if (set) {
+            hb_or(&result->level[1][parent], set);
+            hb_summarise(result, 1, parent);
+        }
+        stale = atomic_load(&result->level[1][parent]) & (stale | named) & ~set;
+        if (stale) {
+            hb_unsummarise(result, 1, parent, stale);
+        }
+        next = at + HB_BITS;
+    }
+    return true;
+}
+
+/* result = a or b, all of one shape; the caller holds the locks. */
+static bool hb_merge_words(const struct hb_block *a, const struct hb_block *b,
+                           const struct hb_block *result)
+{
+    if (result == a || result == b) {
+        return a != b && hb_or_into(result == a ? b : a, result);
+    }
+    return hb_overwrite(a, b, result);
+}
+
 /* Marks in `to` what is dirty in `from`, of any granularity; the caller holds
  * the lock of `from`. */
 static bool hb_or_areas(const HBitmap *from, const HBitmap *to)
@@ -321,22 +459,22 @@ static bool hb_merge_areas(const HBitmap *a, const HBitmap *b,
     return changed;
 }
 
-static int hb_operate(enum hb_op op, const HBitmap *a, const HBitmap *b,
-                      HBitmap *result)
+int hbitmap_merge(const HBitmap *a, const HBitmap *b, HBitmap *result)
 {
+    const struct hb_block *x, *y, *z;
     bool changed = false;
     int err = 0;
 
     hb_lock_all(a, b, result);
-    if (hb_same_shape(a, result) && hb_same_shape(b, result)) {
-        changed = hb_combine(op, hb_block_of(a), hb_block_of(b),
-                             hb_block_of(result));
-    } else if (op == HB_OR &&
-               hb_block_of(a)->size == hb_block_of(result)->size &&
-               hb_block_of(b)->size == hb_block_of(result)->size) {
-        changed = hb_merge_areas(a, b, result);
-    } else {
+    x = hb_block_of(a);
+    y = hb_block_of(b);
+    z = hb_block_of(result);
+    if (x->size != z->size || y->size != z->size) {
         err = -EINVAL;
+    } else if (hb_same_shape(a, result) && hb_same_shape(b, result)) {
+        changed = hb_merge_words(x, y, z);
+    } else {
+        changed = hb_merge_areas(a, b, result);
     }
     if (changed) {
         hb_count_changed(result);
@@ -345,9 +483,20 @@ static int hb_operate(enum hb_op op, const HBitmap *a, const HBitmap *b,
     return err;
 }
 
-int hbitmap_merge(const HBitmap *a, const HBitmap *b, HBitmap *result)
+static int hb_operate(enum hb_op op, const HBitmap *a, const HBitmap *b,
+                      HBitmap *result)
 {
-    return hb_operate(HB_OR, a, b, result);
+    int err = -EINVAL;
+
+    hb_lock_all(a, b, result);
+    if (hb_same_shape(a, result) && hb_same_shape(b, result)) {
+        err = 0;
+        if (hb_combine(op, hb_block_of(a), hb_block_of(b), hb_block_of(result))) {
+            hb_count_changed(result);
+        }
+    }
+    hb_unlock_all(a, b, result);
+    return err;
 }
 
 int hbitmap_and(const HBitmap *a, const HBitmap *b, HBitmap *result)
