@@ -545,13 +545,31 @@ int hbitmap_drain(HBitmap *hb, uint64_t start, uint64_t count, HBitmap *into)
 
 /* ---- serialisation ------------------------------------------------------ */
 
-static inline uint64_t hb_little_endian(uint64_t word)
-{
 #if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-    return __builtin_bswap64(word);
+#define hb_little_endian(word) __builtin_bswap64(word)
 #else
-    return word;
+#define hb_little_endian(word) (word)
 #endif
+
+/* Are the bytes of a chunk those of the words, and may both be plain? */
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__ || defined(HB_TSAN)
+enum { HB_AS_IT_IS = 0 };
+#else
+enum { HB_AS_IT_IS = 1 };
+#endif
+
+/* n words of the leaf, little-endian and unaligned at `buf`. */
+static void hb_store_words(uint8_t *buf, const hb_word *words, uint64_t n)
+{
+    if (HB_AS_IT_IS) {
+        memcpy(buf, (const void *)words, (size_t)n * sizeof(words[0]));
+        return;
+    }
+    for (uint64_t i = 0; i < n; i++) {
+        uint64_t word = hb_little_endian(atomic_load(&words[i]));
+
+        memcpy(buf + i * sizeof(word), &word, sizeof(word));
+    }
 }
 
 bool hbitmap_is_serializable(const HBitmap *hb)
@@ -611,28 +629,71 @@ int hbitmap_serialize_part(const HBitmap *hb, uint8_t *buf,
     hb_lock(hb);
     b = hb_block_of(hb);
     err = hb_chunk(hb, b, start, count, &first, &last);
-    /* Up to 64 words, those under one word of level 1, at a time: where none
-     * of them is dirty the leaf is not touched. */
+    /* Those under one word of level 1 after the other, as long as it names some,
+     * or none: then the leaf is not touched. */
     while (!err && first <= last) {
-        uint64_t parent = first / HB_BITS;
-        uint64_t end = hb_min(last + 1, (parent + 1) * HB_BITS);
-        size_t nbytes = (size_t)(end - first) * sizeof(uint64_t);
+        uint64_t parent = first / HB_BITS, end;
+        bool dirty = (atomic_load(&b->level[1][parent]) & hb_mask_from(first)) != 0;
+        size_t nbytes;
 
-        if (!(atomic_load(&b->level[1][parent]) & hb_mask_from(first))) {
-            memset(buf, 0, nbytes);
+        do {
+            parent++;
+        } while (parent <= last / HB_BITS &&
+                 (atomic_load(&b->level[1][parent]) != 0) == dirty);
+        end = hb_min(last + 1, parent * HB_BITS);
+        nbytes = (size_t)(end - first) * sizeof(uint64_t);
+        if (dirty) {
+            hb_store_words(buf, &b->level[0][first], end - first);
         } else {
-            for (uint64_t i = 0; i < end - first; i++) {
-                uint64_t word =
-                    hb_little_endian(atomic_load(&b->level[0][first + i]));
-
-                memcpy(buf + i * sizeof(word), &word, sizeof(word));
-            }
+            memset(buf, 0, nbytes);
         }
         buf += nbytes;
         first = end;
     }
     hb_unlock(hb);
     return err;
+}
+
+/*
+ * n leaf words from `first` on, under one summary word, become those at `buf`
+ * or, if that is NULL, all `fill`; bits beyond the end are dropped.  Answers
+ * which of them are not zero, as bits of the summary word.
+ */
+static uint64_t hb_load_few(const struct hb_block *b, const uint8_t *buf,
+                            uint64_t fill, uint64_t first, uint64_t n)
+{
+    hb_word *words = &b->level[0][first];
+    uint64_t own[HB_BITS], set, named;
+    const void *from = buf;
+
+    /* By way of our own words where they have to be changed. */
+    if (!HB_AS_IT_IS || !buf || first + n == b->nwords[0]) {
+        for (uint64_t i = 0; i < n; i++) {
+            own[i] = fill;
+            if (buf) {
+                memcpy(&own[i], buf + i * sizeof(own[i]), sizeof(own[i]));
+                own[i] = hb_little_endian(own[i]);
+            }
+        }
+        own[n - 1] &= hb_used(b, first + n - 1);
+        from = own;
+    }
+    set = hb_nonzero(from, n) << (first % HB_BITS);
+    if (hb_many(set)) {
+        hb_copy_words(words, from, n);
+        return set;
+    }
+    /* Words that no summary names are zero, and stay untouched. */
+    named = atomic_load(&b->level[1][first / HB_BITS]) &
+            hb_mask_from(first) & hb_mask_to(first + n - 1);
+    for (uint64_t bits = set | named; bits; bits &= bits - 1) {
+        unsigned i = (hb_lowest(bits) - (unsigned)first) % HB_BITS;
+        uint64_t word;
+
+        memcpy(&word, (const uint8_t *)from + i * sizeof(word), sizeof(word));
+        atomic_store_explicit(&words[i], word, HB_BULK);
+    }
+    return set;
 }
 
 /*
@@ -654,37 +715,35 @@ static int hb_load_words(HBitmap *hb, const uint8_t *buf, uint64_t fill,
     b = hb_block_of(hb);
     err = hb_chunk(hb, b, start, count, &first, &last);
     while (!err && first <= last) {
-        uint64_t parent = first / HB_BITS;
-        uint64_t end = hb_min(last + 1, (parent + 1) * HB_BITS);
-        uint64_t named = atomic_load(&b->level[1][parent]);
-        uint64_t set = 0, empty = 0;
+        /* Up to 4096 words, then one fence for all of them, which waits until
+         * their stores are done. */
+        uint64_t set[HB_BITS], parent = first / HB_BITS, end = first;
+        unsigned n = 0;
 
-        for (; first < end; first++) {
-            uint64_t word = fill;
+        for (; n < HB_BITS && end <= last; n++) {
+            uint64_t from = end;
 
-            if (buf) {
-                memcpy(&word, buf, sizeof(word));
-                word = hb_little_endian(word);
-                buf += sizeof(word);
-            }
-            word &= hb_used(b, first);
-            if (word) {
-                set |= hb_bit(first);
-                atomic_store_explicit(&b->level[0][first], word, HB_BULK);
-            } else if (named & hb_bit(first)) {
-                /* Words that no summary names are zero, and stay untouched. */
-                empty |= hb_bit(first);
-                atomic_store_explicit(&b->level[0][first], 0, HB_BULK);
-            }
+            end = hb_min(last + 1, (parent + n + 1) * HB_BITS);
+            set[n] = hb_load_few(b, buf, fill, from, end - from);
+            buf += buf ? (end - from) * sizeof(uint64_t) : 0;
         }
         hb_fence();
-        if (set) {
-            hb_or(&b->level[1][parent], set);
-            hb_summarise(b, 1, parent);
+        for (unsigned i = 0; i < n; i++) {
+            uint64_t at = (parent + i) * HB_BITS;
+            uint64_t empty = ~set[i];
+
+            empty &= at < first ? hb_mask_from(first) : UINT64_MAX;
+            empty &= at + HB_BITS > end ? hb_mask_to(end - 1) : UINT64_MAX;
+            empty &= atomic_load(&b->level[1][parent + i]);
+            if (set[i]) {
+                hb_or(&b->level[1][parent + i], set[i]);
+                hb_summarise(b, 1, parent + i);
+            }
+            if (empty) {
+                hb_unsummarise(b, 1, parent + i, empty);
+            }
         }
-        if (empty) {
-            hb_unsummarise(b, 1, parent, empty);
-        }
+        first = end;
     }
     if (!err) {
         hb_count_changed(hb);
