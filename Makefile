@@ -84,8 +84,10 @@ asan-c: $(addprefix build/asan/test_,model model_mapped threads tracker)
 
 # Red zones stand only around what comes from malloc; the other build maps everything.
 build/asan/test_model: DEFINES = -DHB_TEST_ALLOC -DHB_MAP_MIN=SIZE_MAX
-build/asan/test_model_mapped: DEFINES = -DHB_TEST_ALLOC -DHB_MAP_MIN=1
+build/asan/test_model_mapped: DEFINES = -DHB_TEST_ALLOC -DHB_MAP_MIN=1 -DHB_GIVE_BACK_MIN=1
 build/asan/test_threads build/asan/test_tracker: DEFINES = -DHB_MAP_MIN=SIZE_MAX
+# Here pages are given back beside marks.
+build/tsan/test_threads: DEFINES = -DHB_MAP_MIN=1 -DHB_GIVE_BACK_MIN=1
 
 # Not `python -m pytest`, which would find the package of this folder first.
 # The interpreter is not instrumented, so the sanitizer is loaded before it; what the interpreter

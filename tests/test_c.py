@@ -18,10 +18,11 @@ from peers import peer
 TESTS = Path(__file__).parent
 PROGRAMS = TESTS / "c"
 CSRC = TESTS.parent / "csrc"
+BENCH = TESTS.parent / "bench" / "c"
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror"]
 
 MODEL = ["-DHB_TEST_ALLOC"]
-ALL_MAPPED = [*MODEL, "-DHB_MAP_MIN=1"]
+ALL_MAPPED = [*MODEL, "-DHB_MAP_MIN=1", "-DHB_GIVE_BACK_MIN=1"]
 ALL_FROM_MALLOC = [*MODEL, "-DHB_MAP_MIN=SIZE_MAX"]
 
 
@@ -61,8 +62,11 @@ def test_the_model_program_notices_a_broken_model(tmp_path: Path) -> None:
     assert "seed 1" in done.stderr
 
 
-def test_threads_keep_the_promises(tmp_path: Path) -> None:
-    output = succeed([build(tmp_path, "test_threads"), "1", "1"])
+@pytest.mark.parametrize(
+    "flags", [[], ["-O3", "-DHB_MAP_MIN=1", "-DHB_GIVE_BACK_MIN=1"]], ids=["default", "given back"]
+)
+def test_threads_keep_the_promises(tmp_path: Path, flags: list[str]) -> None:
+    output = succeed([build(tmp_path, "test_threads", *flags), "1", "1"])
     assert output.count("ok ") == 7
 
 
@@ -74,7 +78,7 @@ def test_bitmaps_come_and_go_beside_writes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["gcc", "clang"])
 def test_sources_compile_without_a_warning(tmp_path: Path, name: str) -> None:
     compiler = peer(name, name)
-    sources = [*CSRC.glob("*.c"), *PROGRAMS.glob("*.c")]
+    sources = [*CSRC.glob("*.c"), *PROGRAMS.glob("*.c"), *BENCH.glob("*.c")]
     assert len(sources) > 4
     for source in sources:
         options = ["-std=c11", "-O2", *WARNINGS, f"-I{CSRC}", "-c", "-o", str(tmp_path / "o")]

@@ -660,7 +660,7 @@ static uint64_t popcount_popcnt(const uint64_t *words, uint64_t n)
     return sum;
 }
 
-__attribute__((target("avx512f,avx512vl,avx512vpopcntdq,prefer-vector-width=512")))
+__attribute__((target("avx512f,avx512vl,avx512vpopcntdq")))
 static uint64_t popcount_avx512(const uint64_t *words, uint64_t n)
 {
     uint64_t sum = 0;
