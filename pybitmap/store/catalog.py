@@ -10,10 +10,11 @@ the lock of its store.
 from __future__ import annotations
 
 import errno
+import os
 import re
 import shutil
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -137,8 +138,12 @@ class Catalog:
             shutil.copyfile(self._path, path)
             shutil.copyfile(journal, path.with_name(JOURNAL))
             mode = "rw"
+        elif writing:
+            # SQLite would not say why it cannot, or open it for reading instead.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            mode = "rw"
         else:
-            mode = "rwc" if writing else "ro"
+            mode = "ro"
         return sqlite3.connect(
             f"{path.as_uri()}?mode={mode}",
             uri=True,
@@ -157,6 +162,11 @@ class Catalog:
             yield
         except sqlite3.Error as error:
             raise self._translated(error) from error
+        except StoreError:
+            raise
+        except OSError as error:
+            reason = os.strerror(error.errno or 0)
+            raise StoreError(f"catalog '{self._path}': {reason}", error.errno) from error
 
     def _translated(self, error: sqlite3.Error) -> Exception:
         message = f"catalog '{self._path}': {error}"
@@ -253,15 +263,22 @@ class Catalog:
         found = self._execute("SELECT words, successor FROM bitmap")
         return {name for names in found for name in names if name is not None}
 
-    def put_node(self, name: str, size: int) -> None:
-        self._execute("INSERT OR REPLACE INTO node VALUES (?, ?)", [name, size])
+    def put_all(self, node: str, size: int | None, rows: Collection[Row]) -> None:
+        """Make these the rows of a node; size None: and there is no such node."""
+        before = {row.name: row for row in self.rows(node)}
+        if size is None:
+            self._execute("DELETE FROM node WHERE name = ?", [node])
+        elif size != self.node_size(node):
+            self._execute("INSERT OR REPLACE INTO node VALUES (?, ?)", [node, size])
+        for name in before.keys() - {row.name for row in rows}:
+            self._execute("DELETE FROM bitmap WHERE node = ? AND name = ?", [node, name])
+        for row in rows:
+            if row != before.get(row.name):
+                self.put(row)
 
     def put(self, row: Row) -> None:
         marks = ", ".join("?" * len(fields(row)))
         self._execute(f"INSERT OR REPLACE INTO bitmap VALUES ({marks})", astuple(row))
-
-    def delete(self, row: Row) -> None:
-        self._execute("DELETE FROM bitmap WHERE node = ? AND name = ?", [row.node, row.name])
 
 
 def _first_byte(path: Path) -> int:

@@ -412,35 +412,43 @@ class LocalStore(Store):
     def _switch(self, plan: Mapping[LocalVolume, Wanted], purpose: Purpose) -> None:
         with self._lock:
             self._check_process()
-            with self._transaction() as catalog:
-                for volume, wanted in plan.items():
-                    assert self._volumes.get(volume.node) is volume, f"{volume.node} is closed"
-                    self._store(catalog, volume.node, wanted, purpose)
+            before: dict[str, tuple[int | None, list[Row]]] = {}
+            try:
+                with self._transaction() as catalog:
+                    for volume, wanted in plan.items():
+                        assert self._volumes.get(volume.node) is volume, f"{volume.node} is closed"
+                        rows = catalog.rows(volume.node)
+                        before[volume.node] = catalog.node_size(volume.node), rows
+                        rows = self._rows(volume.node, wanted, rows, purpose)
+                        catalog.put_all(volume.node, wanted.size, rows)
+            except BaseException:
+                # It may have come behind the commit. Whoever raises goes on with what was before.
+                with suppress(StoreError), self._transaction() as catalog:
+                    for node, (size, rows) in before.items():
+                        catalog.put_all(node, size, rows)
+                raise
             for volume, wanted in plan.items():
                 volume.size = wanted.size
             self._sweep()
 
-    def _store(self, catalog: Catalog, node: str, wanted: Wanted, purpose: Purpose) -> None:
-        """Make the rows of a node what is wanted, inside a transaction."""
-        before = {row.name: row for row in catalog.rows(node)}
-        if catalog.node_size(node) != wanted.size:
-            catalog.put_node(node, wanted.size)
+    def _rows(
+        self, node: str, wanted: Wanted, before: Iterable[Row], purpose: Purpose
+    ) -> list[Row]:
+        """What the rows of a node are to be."""
+        old = {row.name: row for row in before}
+        rows: list[Row] = []
         position = 0
         for record in wanted.records:
-            row = before.pop(record.name, None)
+            row = old.get(record.name)
             if record.content is None and row is None:
                 continue
             # As it is where it may be: otherwise, removing the first would change them all.
             position = max(position + 1, row.position if row else 0)
-            if record.content is None:
-                assert row is not None
-                after = replace(row, position=position)
-            else:
-                after = self._row(node, position, wanted.size, record, purpose)
-            if after != row:
-                catalog.put(after)
-        for row in before.values():
-            catalog.delete(row)
+            if record.content is not None:
+                row = self._row(node, position, wanted.size, record, purpose)
+            assert row is not None
+            rows.append(replace(row, position=position))
+        return rows
 
     def _row(self, node: str, position: int, size: int, record: Record, purpose: Purpose) -> Row:
         assert record.content is not None
