@@ -7,6 +7,9 @@ For every change of a node, every way to fail and every n, the n-th call that wo
 fails. Then the change has raised a StoreError with the cause and all is as before, in the process
 and for whoever opens the store next; or the call did not matter. A second try succeeds. (If nothing
 works any more behind the point where a transaction counts, the store may have the new state.)
+In mode "kill" the process is killed before the n-th call; a reader then finds the old state or the
+new one, writes nothing, and a writer finds the same.
+
 Prints how many calls were tried; fails with an AssertionError.
 """
 
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -35,6 +39,9 @@ MODES = {
     "full-from-then-on": (errno.ENOSPC, 1),
     "short": (errno.ENOSPC, 2),
 }
+
+#: What faults.c calls this.
+KILL = 3
 
 Stored = dict[str, list[tuple[object, ...]]]
 
@@ -217,6 +224,71 @@ def try_case(faults: Faults, base: Path, path: Path, name: str, mode: str) -> tu
                 assert found == after, f"{what}: {found}"
 
 
+def read(path: Path) -> Stored:
+    """As a program that only reads; it has written nothing."""
+    before = {each.name: each.read_bytes() for each in path.iterdir()}
+    store = LocalStore(path)
+    graph = BlockGraph()
+    for name in NODES:
+        graph.add_node(name, SIZE, store, read_only=True)
+    found = state(graph)
+    discard(graph)
+    assert {each.name: each.read_bytes() for each in path.iterdir()} == before
+    return found
+
+
+def killed_at(faults: Faults, n: int, prepare: Callable[[], Callable[[], object]]) -> bool:
+    """Does a child that is killed at its n-th call come so far?"""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            run = prepare()
+            faults.arm(n, 0, KILL)
+            run()
+        finally:
+            os._exit(1 if sys.exc_info()[0] else 0)
+    _, status = os.waitpid(pid, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, (n, status)
+    return os.WIFSIGNALED(status)
+
+
+def try_killing(faults: Faults, base: Path, path: Path, name: str) -> tuple[int, int]:
+    """How many calls there were; after how many kills the change was there."""
+    case = CASES[name]
+
+    def prepare() -> Callable[[], object]:
+        shutil.rmtree(path, ignore_errors=True)
+        shutil.copytree(base, path)
+        graph = opened(path)
+        case.first(graph)
+        return lambda: case.run(graph)
+
+    assert not killed_at(faults, 0, lambda: (prepare(), lambda: None)[1])
+    before = stored(path)
+    assert not killed_at(faults, 0, prepare)
+    after = stored(path)
+    n = done = 0
+    while killed_at(faults, n + 1, prepare):
+        n += 1
+        found = read(path)
+        assert found in (before, after), f"kill {name}, call {n}: {found}"
+        assert stored(path) == found, f"kill {name}, call {n}"
+        done += found != before
+    return n, done
+
+
+def try_killing_a_creation(faults: Faults, path: Path) -> int:
+    def prepare() -> Callable[[], object]:
+        shutil.rmtree(path, ignore_errors=True)
+        return lambda: opened(path)
+
+    n = 0
+    while killed_at(faults, n + 1, prepare):
+        n += 1
+        assert stored(path) == {"one": [], "two": []}, n
+    return n
+
+
 def try_opening(faults: Faults, path: Path, mode: str, base: Path | None) -> int:
     """Making a store, or loading one: a failure leaves one that can be opened."""
     n = 0
@@ -242,6 +314,13 @@ def main(library: str, directory: Path, modes: list[str]) -> None:
     make_base(base)
     faults = Faults(library, path.parent)
     for mode in modes:
+        if mode == "kill":
+            print("kill open new:", try_killing_a_creation(faults, path))
+            for name in CASES:
+                if name != "truncate":  # another size
+                    ncalls, done = try_killing(faults, base, path, name)
+                    print(f"kill {name}: {ncalls}, done: {done}")
+            continue
         print(mode, "open new:", try_opening(faults, path, mode, None))
         print(mode, "open:", try_opening(faults, path, mode, base))
         for name in CASES:
