@@ -151,7 +151,7 @@ class BlockNode(NodeBase):
 
     def _wanted(self, *, then: bool = False, size: int | None = None) -> Wanted:
         """What the store is to hold: now, or once the open transaction has committed."""
-        records = (bitmap._record(then) for bitmap in self._bitmaps.values())
+        records = (bitmap._record(then) for bitmap in self._oldest_first())
         return Wanted(
             self._size if size is None else size,
             [record for record in records if record is not None],
@@ -296,8 +296,11 @@ class BlockNode(NodeBase):
     def query(self) -> list[dict[str, Any]]:
         """What QMP's queries list as ``dirty-bitmaps``: the newest first."""
         with self._lock:
-            newest_first = sorted(self._bitmaps.values(), key=lambda each: -each._serial)
-            return [bitmap.info() for bitmap in newest_first]
+            return [bitmap.info() for bitmap in reversed(self._oldest_first())]
+
+    def _oldest_first(self) -> list[DirtyBitmap]:
+        """A successor that has taken over is as young as it is."""
+        return sorted(self._bitmaps.values(), key=lambda each: each._serial)
 
     # ---- life -------------------------------------------------------------------------------
 

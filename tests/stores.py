@@ -25,6 +25,8 @@ class Place(ABC):
     shared: bool
     #: After a kill, is what was marked there, or is the bitmap inconsistent?
     exact_after_kill: bool
+    #: Are bitmaps as old as before when they are loaded again? (QEMU writes the newest first.)
+    keeps_order = True
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -57,6 +59,7 @@ class LocalPlace(Place):
 class Qcow2Place(Place):
     shared = False
     exact_after_kill = False
+    keeps_order = False
 
     def store(self, medium: int = 0) -> Qcow2Store:
         image = self.folder / f"image{medium}.qcow2"

@@ -17,7 +17,7 @@ import errno
 import logging
 import os
 from array import array
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Callable
@@ -110,6 +110,8 @@ class Qcow2Volume(Volume):
         self._image, self._file = image, image.file
         #: What is on disk, the oldest first; after a switch that failed, as before it.
         self._entries: list[Entry] = []
+        #: Of these, the names of those that were there when it was opened, in the order on disk.
+        self._loaded: list[str] = []
         #: Set by :meth:`load`, for writing.
         self._refcounts: Refcounts | None = None
         #: Clusters of directories that may be the one on disk, since a switch failed.
@@ -136,6 +138,7 @@ class Qcow2Volume(Volume):
         self._check_memory(entries)
         loaded = [self._load(entry) for entry in entries]
         self._entries = entries
+        self._loaded = [entry.name for entry in entries]
         if not self.read_only:
             self._refcounts = refcounts
             self._switch_to_in_use()
@@ -229,7 +232,7 @@ class Qcow2Volume(Volume):
         try:
             before = {entry.name: entry for entry in self._entries}
             entries = []
-            for record in wanted.records:
+            for record in self._in_order(wanted.records):
                 entry = self._entry(change, record, before.get(record.name), purpose)
                 if entry is not None:
                     entries.append(entry)
@@ -238,6 +241,12 @@ class Qcow2Volume(Volume):
             change.abort()
             raise
         return change
+
+    def _in_order(self, records: Sequence[Record]) -> list[Record]:
+        """As QEMU places them: what was loaded stays where it is, the newest of the others next."""
+        by_name = {record.name: record for record in records}
+        loaded = [by_name.pop(name) for name in self._loaded if name in by_name]
+        return [*loaded, *reversed(by_name.values())]
 
     def _entry(
         self, change: _Qcow2Change, record: Record, old: Entry | None, purpose: Purpose
@@ -507,6 +516,8 @@ class _Qcow2Change(Change):
         if before is not None:
             freed.append((before.offset >> image.cluster_bits, image.clusters(before.nbytes)))
         volume._entries, volume._uncertain, self._allocated = self._entries, [], []
+        names = {entry.name for entry in self._entries}
+        volume._loaded = [name for name in volume._loaded if name in names]
         try:
             self._refcounts.free(freed)
         except StoreError:
