@@ -464,6 +464,7 @@ class DirtyBitmap:
         :raises StateError: if it is busy, readonly or inconsistent
         """
         with self._host.lock:
+            self.check(USE)  # a backup of QEMU's says so first
             self.check(CHANGE)
             self.create_successor()
         try:

@@ -266,6 +266,8 @@ class BlockNode(NodeBase):
             raise UnsupportedError(
                 f"Can't store persistent bitmaps to {self._name}: Operation not supported"
             )
+        if name in self._bitmaps:
+            return  # which is complained of before what the store has against it
         if self._read_only:
             raise UnsupportedError(
                 f"Can't make bitmap '{name}' persistent in '{self._name}': the node is read-only"

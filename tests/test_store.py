@@ -230,6 +230,8 @@ def test_a_read_only_node_reads_and_changes_nothing(place: Place) -> None:
                 change()
         with pytest.raises(UnsupportedError, match="read-only"):
             node.add_bitmap("new", persistent=True)
+        with pytest.raises(ExistsError):
+            node.add_bitmap("on", persistent=True)
         on.disable()
         off.enable()
         node.add_bitmap("copy").merge(on)
