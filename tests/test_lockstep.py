@@ -524,7 +524,12 @@ class AbortDisables(Ours):
         return reply
 
 
-@pytest.mark.parametrize("broken", [ForgetsAWrite, AbortDisables])
+class NeverStores(Ours):
+    def close_node(self, node: str, *, kill: bool = False) -> None:
+        super().close_node(node, kill=True)
+
+
+@pytest.mark.parametrize("broken", [ForgetsAWrite, AbortDisables, NeverStores])
 def test_the_machine_notices(daemon: Daemon, broken: type[Ours]) -> None:
     class Broken(Lockstep):
         def make(self) -> Ours:
