@@ -120,6 +120,13 @@ def qemu(path: Path, *, read_only: bool) -> Iterator[Callable[..., Any]]:
         process.communicate()
 
 
+class Unsynced(File):
+    """Real syncs would be most of the tests' time."""
+
+    def _fdatasync(self) -> None:
+        pass
+
+
 class Opened:
     """An image that we have open, driven as a node would: ``add``, ``commit``, ``close``, ...
 
@@ -131,7 +138,7 @@ class Opened:
         path: Path,
         *,
         read_only: bool = False,
-        open_file: Callable[..., File] = File,
+        open_file: Callable[..., File] = Unsynced,
     ) -> None:
         self.store = Qcow2Store(path)
         self.store.open_file = open_file
