@@ -87,7 +87,9 @@ class Entry:
         return data.ljust(_padded(len(data)), b"\0")
 
 
-def data_clusters(image: Image, table: Iterable[int]) -> list[int]:
+def data_clusters(image: Image, table: array[int]) -> list[int]:
+    if max(table, default=ZEROES) <= ONES:
+        return []
     return [value >> image.cluster_bits for value in table if value > ONES]
 
 
@@ -184,7 +186,8 @@ def read_table(image: Image, entry: Entry) -> array[int]:
     :raises CorruptError: if an entry is no cluster of the file
     """
     table = image.read_table(entry.table_offset, entry.table_size)
-    # All at once, since most tables are fine.
+    if max(table) <= ONES:
+        return table
     limit = image.clusters(image.file_nbytes) << image.cluster_bits
     reserved = ~(OFFSET_MASK & -image.cluster_size)
     for i, value in enumerate(table):

@@ -44,7 +44,7 @@ _MAX_L1_TABLE = 32 << 20
 _MAX_SNAPSHOTS = 65536
 _MAX_SNAPSHOT_TABLE = 64 << 20
 #: Ours, for all bitmaps of an image together: the largest that a bitmap can have is 8 MiB.
-_MAX_TABLES = 256 << 20
+_MAX_TABLES = 64 << 20
 
 # Incompatible features.
 _DIRTY, _CORRUPT = 1 << 0, 1 << 1

@@ -213,13 +213,17 @@ class Refcounts:
 
         :raises StoreError: nothing was allocated
         """
-        start = end = -1
+        start = end = lowest = -1
         for first, nclusters in self._free_runs(self._free_from):
             if first != end:
                 start = first
+            if lowest < 0:
+                lowest = self._free_from = first
             end = first + nclusters
             if end - start >= count:
                 self._fill(start, count)
+                if start == lowest:
+                    self._free_from = start + count
                 return start
         return self._extend(count)
 

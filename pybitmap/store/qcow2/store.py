@@ -147,7 +147,7 @@ class Qcow2Volume(Volume):
     def _check_memory(self, entries: list[Entry]) -> None:
         """An image can ask for any amount of memory: what reads as ones takes no space in it."""
         nclusters = sum(
-            sum(1 for value in entry.table if value != ZEROES)
+            len(entry.table) - entry.table.count(ZEROES)
             for entry in entries
             if entry.table is not None and entry.reason is None
         )
@@ -534,7 +534,7 @@ class _Qcow2Change(Change):
                 continue
             yield from bitmaps.table_clusters(image, entry)
             heir = by_name.get(entry.raw_name)
-            table = heir.table if heir is not None and heir.table is not None else ()
+            table = heir.table if heir is not None and heir.table is not None else array("Q")
             kept = set(bitmaps.data_clusters(image, table))
             for cluster in bitmaps.data_clusters(image, entry.table):
                 if cluster not in kept:

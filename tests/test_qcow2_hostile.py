@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: MIT
+"""Damaged images: a clear error or one inconsistent bitmap, little memory, and nothing written."""
+
+from __future__ import annotations
+
+import struct
+import tracemalloc
+from pathlib import Path
+from typing import Callable, TypeVar
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from images import FINE, MIB, Opened, asked, check, create, loaded, qemu_img, qemu_io
+
+from pybitmap import CorruptError, StoreError
+from pybitmap.store import Purpose, Record
+from pybitmap.store.qcow2 import entries
+from pybitmap.store.qcow2.bitmaps import MAX_BITMAPS
+
+SIZE = 3 * MIB
+T = TypeVar("T")
+
+
+class Layout:
+    """An image of clusters of 512 bytes with data, a snapshot, and three bitmaps, to be damaged."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = bytearray(data)
+        self.extension = self.data.index(bytes.fromhex("23852875 00000018")) + 8
+        self.directory = self.u64(self.extension + 16)
+        self.l1 = self.u64(40)
+        self.refcount_table = self.u64(48)
+        self.snapshots = self.u64(64)
+        #: Entries are a, b, c, of 32 bytes each.
+        self.a, self.b, self.c = (self.directory + 32 * i for i in range(3))
+
+    def u64(self, offset: int) -> int:
+        return int(struct.unpack_from(">Q", self.data, offset)[0])
+
+    def put(self, offset: int, form: str, *values: int) -> None:
+        struct.pack_into(">" + form, self.data, offset, *values)
+
+    def table(self, entry: int) -> int:
+        return self.u64(entry)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = create(tmp_path_factory.mktemp("original") / "image", SIZE, cluster_size=512)
+    qemu_io(path, "write 0 100k", "write 1M 1")
+    qemu_img("snapshot", "-c", "s", path)
+    qemu_io(path, "write 0 10k")
+    with Opened(path) as image:
+        for name, start in [("a", 5000), ("b", 100_000), ("c", 2 * MIB)]:
+            image.add(name).set(start, 90_000)
+    assert check(path) == FINE
+    return path.read_bytes()
+
+
+#: What makes an image unusable, at least for writing.
+DAMAGE: dict[str, Callable[[Layout], None]] = {
+    "no bitmaps": lambda at: at.put(at.extension, "I", 0),
+    "65536 bitmaps": lambda at: at.put(at.extension, "I", 65536),
+    "2**32 - 1 bitmaps": lambda at: at.put(at.extension, "I", 2**32 - 1),
+    "more bitmaps than entries": lambda at: at.put(at.extension, "I", 4),
+    "fewer bitmaps than entries": lambda at: at.put(at.extension, "I", 2),
+    "reserved bits in the extension": lambda at: at.put(at.extension + 4, "I", 1),
+    "a directory of 0 bytes": lambda at: at.put(at.extension + 8, "Q", 0),
+    "a directory of 2**64 - 1 bytes": lambda at: at.put(at.extension + 8, "Q", 2**64 - 1),
+    "a directory of 64 MiB": lambda at: at.put(at.extension + 8, "Q", 65535 * 1024),
+    "a directory that is cut": lambda at: at.put(at.extension + 8, "Q", 90),
+    "a directory beyond the file": lambda at: at.put(at.extension + 16, "Q", 2**40),
+    "a directory near 2**64": lambda at: at.put(at.extension + 16, "Q", 2**64 - 512),
+    "a directory that is not aligned": lambda at: at.put(at.extension + 16, "Q", at.a + 8),
+    "a directory in the header": lambda at: at.put(at.extension + 16, "Q", 0),
+    "a directory in the L1 table": lambda at: at.put(at.extension + 16, "Q", at.l1),
+    "an extension too short": lambda at: at.put(at.extension - 4, "I", 16),
+    "an extension of 2**32 - 1 bytes": lambda at: at.put(at.extension - 4, "I", 2**32 - 1),
+    "the extension twice": lambda at: at.put(at.extension + 24, "II", 0x23852875, 24),
+    "a name of 65535 bytes": lambda at: at.put(at.c + 18, "H", 65535),
+    "extra data of 2**32 - 1 bytes": lambda at: at.put(at.b + 20, "I", 2**32 - 1),
+    "two of one name": lambda at: at.put(at.b + 24, "B", ord("a")),
+    "one table for two": lambda at: at.put(at.b, "Q", at.table(at.a)),
+    "one cluster for two": lambda at: at.put(at.table(at.b), "Q", at.u64(at.table(at.a))),
+    "one cluster twice": lambda at: at.put(at.table(at.b) + 8, "Q", at.u64(at.table(at.b))),
+    "a table in the directory": lambda at: at.put(at.a, "Q", at.directory),
+    "a table in its own data": lambda at: at.put(at.table(at.a), "Q", at.table(at.a)),
+    "data in the refcount table": lambda at: at.put(at.table(at.a), "Q", at.refcount_table),
+    "data in a refcount block": lambda at: at.put(at.table(at.a), "Q", at.u64(at.refcount_table)),
+    "data in the L1 table": lambda at: at.put(at.table(at.a), "Q", at.l1),
+    "data in an L2 table": lambda at: at.put(at.table(at.a), "Q", at.u64(at.l1) & 2**56 - 512),
+    "data in the snapshot table": lambda at: at.put(at.table(at.a), "Q", at.snapshots),
+    "data in a snapshot's L1 table": lambda at: at.put(at.table(at.a), "Q", at.u64(at.snapshots)),
+    "a refcount table beyond the file": lambda at: at.put(48, "Q", 2**40),
+    "a refcount table of 2**32 - 1 clusters": lambda at: at.put(56, "I", 2**32 - 1),
+    "a refcount table of nothing": lambda at: at.put(56, "I", 0),
+    "a refcount block beyond the file": lambda at: at.put(at.refcount_table + 8, "Q", 2**40),
+    "a refcount block not aligned": lambda at: at.put(at.refcount_table, "Q", 513),
+    "a refcount block twice": lambda at: at.put(
+        at.refcount_table + 8, "Q", at.u64(at.refcount_table)
+    ),
+    "no refcounts": lambda at: at.put(at.refcount_table, "Q", 0),
+    "refcounts of zero": lambda at: at.put(at.u64(at.refcount_table), "QQQQ", 0, 0, 0, 0),
+    "an L1 table of 2**32 - 1 entries": lambda at: at.put(36, "I", 2**32 - 1),
+    "an L1 table near 2**64": lambda at: at.put(40, "Q", 2**64 - 512),
+    "an L2 table beyond the file": lambda at: at.put(at.l1, "Q", 2**63 | 2**40),
+    "2**32 - 1 snapshots": lambda at: at.put(60, "I", 2**32 - 1),
+    "a snapshot table beyond the file": lambda at: at.put(64, "Q", 2**50),
+    "a snapshot with 2**32 - 1 bytes": lambda at: at.put(at.snapshots + 36, "I", 2**32 - 1),
+    "a snapshot with an L1 table near 2**64": lambda at: at.put(at.snapshots, "Q", 2**64 - 512),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_image_is_an_error_and_stays_as_it_is(
+    tmp_path: Path, original: bytes, damage: Callable[[Layout], None]
+) -> None:
+    path, layout = tmp_path / "image", Layout(original)
+    damage(layout)
+    path.write_bytes(layout.data)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CorruptError) as caught:
+            Opened(path)
+        for look in (entries, loaded):
+            try:
+                look(path)  # reading may be possible
+            except CorruptError as error:
+                caught.value.__cause__ = error
+        assert tracemalloc.get_traced_memory()[1] < 16 * MIB
+    finally:
+        tracemalloc.stop()
+    assert str(path) in str(caught.value)
+    assert path.read_bytes() == layout.data
+
+
+#: What makes bitmap b unusable, and leaves a and c alone; with a word of the reason.
+BROKEN: dict[str, tuple[Callable[[Layout], None], str]] = {
+    "of type 0": (lambda at: at.put(at.b + 16, "B", 0), "type"),
+    "of type 2": (lambda at: at.put(at.b + 16, "B", 2), "type"),
+    "an unknown flag": (lambda at: at.put(at.b + 12, "I", 2 | 8), "flags"),
+    "granularity 8": (lambda at: at.put(at.b + 17, "B", 8), "granularity"),
+    "granularity 32": (lambda at: at.put(at.b + 17, "B", 32), "granularity"),
+    "granularity 255": (lambda at: at.put(at.b + 17, "B", 255), "granularity"),
+    "a table of another size": (lambda at: at.put(at.b + 8, "I", 1), "table"),
+    "a table of nothing": (lambda at: at.put(at.b + 8, "I", 0), "table"),
+    "a table of 2**32 - 1": (lambda at: at.put(at.b + 8, "I", 2**32 - 1), "table"),
+    "a large table, in use": (lambda at: at.put(at.b + 8, "II", 2**32 - 1, 3), "table"),
+    "a table beyond the file": (lambda at: at.put(at.b, "Q", 2**40), "beyond the end"),
+    "a table near 2**64": (lambda at: at.put(at.b, "Q", 2**64 - 512), "beyond the end"),
+    "a table not aligned": (lambda at: at.put(at.b, "Q", at.table(at.b) + 8), "aligned"),
+    "a table in the header": (lambda at: at.put(at.b, "Q", 0), "header"),
+    "data beyond the file": (lambda at: at.put(at.table(at.b), "Q", 2**40), "entry 0"),
+    "data not aligned": (lambda at: at.put(at.table(at.b) + 8, "Q", 2), "entry 1"),
+    "data with a reserved bit": (
+        lambda at: at.put(at.table(at.b), "Q", at.u64(at.table(at.b)) | 1),
+        "entry 0",
+    ),
+    "data with a high bit": (lambda at: at.put(at.table(at.b), "Q", 1 << 56), "entry 0"),
+    "a name with a NUL": (lambda at: at.put(at.b + 24, "B", 0), "UTF-8"),
+    "a name that is not UTF-8": (lambda at: at.put(at.b + 24, "B", 0xFF), "UTF-8"),
+    "a name of nothing": (lambda at: at.put(at.b + 18, "HI", 0, 1), "name"),
+    "in use": (lambda at: at.put(at.b + 12, "I", 3), "in use"),
+}
+
+
+@pytest.mark.parametrize(("damage", "word"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_bitmap_does_not_harm_the_others(
+    tmp_path: Path, original: bytes, damage: Callable[[Layout], None], word: str
+) -> None:
+    path, layout = tmp_path / "image", Layout(original)
+    path.write_bytes(original)
+    sound = loaded(path)
+    damage(layout)
+    path.write_bytes(layout.data)
+    _, broken, _ = entries(path)
+    assert broken.reason is not None
+    assert word in broken.reason
+    before = bytes(layout.data[layout.b : layout.b + 32])
+    del sound["b"]
+    assert loaded(path) == {**sound, broken.name: "inconsistent"}
+    # It stays as it is through changes of the others.
+    with Opened(path) as image:
+        image.bitmaps["a"].set(0, 1)
+        image.remove("c")
+        image.flush()
+    after = Layout(path.read_bytes())
+    kept = bytes(after.data[after.b : after.b + 32])
+    assert kept == before or "in use" in broken.reason
+    with Opened(path) as image:
+        assert image.loaded[broken.name].reason == broken.reason
+        image.remove(broken.name)
+    assert check(path, "-r", "leaks") == FINE
+    assert list(asked(path)) == ["a"]
+    assert asked(path) == loaded(path)
+
+
+def test_65535_bitmaps(tmp_path: Path) -> None:
+    path = create(tmp_path / "image", MIB, cluster_size=512)
+    image = Opened(path)
+    # All share one content, which a node would not do.
+    content = image.add("0", 1 << 20)
+    image.records = [Record(f"{i}", 1 << 20, True, content) for i in range(MAX_BITMAPS)]
+    image.close()
+    assert len(entries(path)) == MAX_BITMAPS
+    with Opened(path) as image:
+        assert len(image.loaded) == MAX_BITMAPS
+        assert all(each.content is not None for each in image.loaded.values())
+        image.records = image.records[:10]
+        image.commit()
+    assert check(path) == FINE
+    assert len(loaded(path)) == 10
+
+
+def test_names_of_1023_bytes(tmp_path: Path) -> None:
+    path = create(tmp_path / "image", MIB, cluster_size=512)
+    names = [chr(ord("a") + i) * 1023 for i in range(20)]
+    with Opened(path) as image:
+        for name in names:
+            image.add(name)
+    assert list(asked(path)) == names[::-1]
+    assert list(loaded(path)) == names
+    layout = Layout(path.read_bytes())
+    layout.put(layout.directory + 18, "H", 1024)
+    path.write_bytes(layout.data)
+    assert "1024 bytes" in str(entries(path)[0].reason)
+
+
+def test_ones_cannot_ask_for_more_memory_than_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = create(tmp_path / "image", 1 << 40)
+    with Opened(path) as image:
+        for i in range(4):
+            image.add(f"{i}", 65536).set(0, 1 << 40)
+    monkeypatch.setattr("os.sysconf", lambda name: 1 << 10)
+    with pytest.raises(StoreError, match="memory"):
+        Opened(path)
+
+
+def test_large_tables_are_refused_together(tmp_path: Path) -> None:
+    """A file may be large and empty."""
+    path = create(tmp_path / "image", 1 << 34, cluster_size=512)
+    with Opened(path) as image:
+        image.add("x", 65536)
+    layout = Layout(path.read_bytes())
+    nentries = 1 << 20  # the largest
+    place = 1 << 30
+    directory = b"".join(
+        struct.pack(">QIIBBHI", place + 8 * nentries * i, nentries, 3, 1, 16, 2, 0) + b"%02d" % i
+        for i in range(64)
+    )
+    directory = b"".join(directory[i : i + 26].ljust(32, b"\0") for i in range(0, 64 * 26, 26))
+    end = -(-len(layout.data) // 512) * 512
+    layout.put(layout.extension, "IIQQ", 64, 0, len(directory), end)
+    path.write_bytes(layout.data.ljust(end, b"\0") + directory)
+    with path.open("r+b") as file:
+        file.truncate(1 << 31)
+    with pytest.raises(StoreError, match="tables of the bitmaps"):
+        entries(path)
+
+
+# ---- any bytes --------------------------------------------------------------
+
+
+def refused(path: Path, look: Callable[[Path], T]) -> tuple[T | None, Path | None]:
+    """What it gives, or the path if there is an error that names it."""
+    try:
+        return look(path), None
+    except StoreError as error:
+        return None, path if str(path) in str(error) else None
+
+
+@settings(max_examples=settings.default.max_examples * 4)  # type: ignore[union-attr, unused-ignore]
+@given(data=st.data())
+def test_any_bytes_changed(
+    tmp_path_factory: pytest.TempPathFactory, original: bytes, data: st.DataObject
+) -> None:
+    layout = Layout(original)
+    places = [
+        *range(0, 176),
+        *range(layout.extension - 8, layout.extension + 32),
+        *range(layout.directory, layout.directory + 96),
+        *range(layout.table(layout.a), layout.table(layout.a) + 16),
+        *range(layout.refcount_table, layout.refcount_table + 16),
+        *range(layout.snapshots, layout.snapshots + 64),
+        *range(layout.l1, layout.l1 + 32),
+    ]
+    changes = data.draw(
+        st.lists(
+            st.tuples(st.sampled_from(places), st.sampled_from([0, 1, 2, 3, 127, 128, 254, 255])),
+            min_size=1,
+            max_size=6,
+        )
+    )
+    for place, value in changes:
+        layout.data[place] = value
+    path = tmp_path_factory.mktemp("any") / "image"
+    path.write_bytes(layout.data)
+    for look in (entries, loaded):
+        assert refused(path, look)[1] in (None, path)
+        assert path.read_bytes() == layout.data
+    image, named = refused(path, Opened)
+    if image is None:
+        assert named == path
+        assert path.read_bytes() == layout.data
+        return
+    # It can be used then.
+    try:
+        image.volume.check_new("new", 65536, image.volume.names)
+        content = image.add("new", 65536)
+        content.set(0, min(1, image.volume.size))
+        image.commit()
+        image.change(Purpose.CLOSE)
+    finally:
+        image.volume.close()
+    assert loaded(path)["new"] == (content.count(), content.sha256())
