@@ -192,6 +192,11 @@ class Opened:
         self.volume.close()
 
 
+def known(image: Opened) -> dict[str, Any]:
+    """What is to be stored next, in the same words."""
+    return {name: (each.count(), each.sha256()) for name, each in image.bitmaps.items()}
+
+
 def loaded(path: Path) -> dict[str, Any]:
     """What we say of the bitmaps of an image, in the words of :func:`asked`."""
     with Opened(path, read_only=True) as image:

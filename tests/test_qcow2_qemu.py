@@ -8,10 +8,22 @@ import json
 import random
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
-from images import FINE, MIB, UTILS, Opened, asked, check, create, listed, loaded, qemu_img, qemu_io
+from images import (
+    FINE,
+    MIB,
+    UTILS,
+    Opened,
+    asked,
+    check,
+    create,
+    known,
+    listed,
+    loaded,
+    qemu_img,
+    qemu_io,
+)
 from peers import peer
 
 from pybitmap import HBitmap
@@ -30,10 +42,6 @@ def scatter(content: HBitmap, seed: int) -> None:
         start = rng.randrange(content.size)
         length = rng.randrange(1 << rng.randrange(1, content.size.bit_length()))
         content.set(start, min(length, content.size - start))
-
-
-def known(image: Opened) -> dict[str, Any]:
-    return {name: (each.count(), each.sha256()) for name, each in image.bitmaps.items()}
 
 
 # ---- every shape of image ---------------------------------------------------

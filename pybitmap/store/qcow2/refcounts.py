@@ -305,14 +305,13 @@ class Refcounts:
         :raises StoreError: at worst clusters leak; to be called again
         """
         written = self._write_blocks()
-        if self._new_table is not None or self._new:
+        if self._new_table is not None:
+            self._switch_table(*self._new_table)
+        elif self._new:
             self._file.sync()
-            if self._new_table is not None:
-                self._switch_table(*self._new_table)
-            else:
-                low, high = min(self._new), max(self._new) + 1
-                offset = self._image.refcount_table_offset
-                self._file.write(offset + 8 * low, pack_table(self._table[low:high]))
+            low, high = min(self._new), max(self._new) + 1
+            offset = self._image.refcount_table_offset
+            self._file.write(offset + 8 * low, pack_table(self._table[low:high]))
         self._file.sync()
         self._new.clear()
         for index in written:
