@@ -11,9 +11,10 @@ from typing import Callable
 import pytest
 from images import FINE, LEAKS, Opened, asked, check, create, known, loaded, qemu_io
 
-from pybitmap import StoreError
-from pybitmap.store import Purpose
+from pybitmap import BlockGraph, StoreError
+from pybitmap.store import Purpose, Qcow2Store
 from pybitmap.store.qcow2.file import File
+from pybitmap.store.qcow2.image import Directory, Image
 
 
 class Disk:
@@ -261,3 +262,34 @@ def test_no_free_cluster_is_given_away_twice_after_an_abort(tmp_path: Path) -> N
     image.close()
     assert loaded(path) == {}
     assert check(path) == FINE
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_close_that_is_interrupted_behind_its_switch_leaves_nothing_valid(
+    killed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What goes on after it must be in use in the image again: its bits there grow old."""
+    path = tmp_path / "image.qcow2"
+    create(path, 1 << 20)
+    graph = BlockGraph()
+    node = graph.add_node("n", store=Qcow2Store(path))
+    node.add_bitmap("b", 65536, persistent=True)
+    switch = Image.switch
+
+    def interrupted(image: Image, directory: Directory | None) -> None:
+        monkeypatch.undo()
+        switch(image, directory)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image, "switch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        node.close()
+    node.mark_dirty(0, 1)
+    if killed:
+        node.close(discard=True)
+    else:
+        node.close()
+        assert check(path) in (FINE, LEAKS)
+    with BlockGraph() as graph:
+        bitmap = graph.add_node("n", store=Qcow2Store(path)).bitmaps["b"]
+        assert (bitmap.inconsistent, bitmap.count) == ((True, 0) if killed else (False, 65536))

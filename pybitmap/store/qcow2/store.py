@@ -506,8 +506,8 @@ class _Qcow2Change(Change):
         before = image.directory if image.has_bitmaps else None
         try:
             image.switch(self._directory)
-        except StoreError:
-            # Whichever is on disk, its clusters stay.
+        except BaseException:
+            # Whichever is on disk, its clusters stay, and the next change writes a new directory.
             volume._uncertain += self._allocated
             self._allocated = []
             raise
