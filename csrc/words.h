@@ -90,6 +90,12 @@ static inline void hb_or_words(hb_word *to, const hb_word *a, const hb_word *b,
     hb_plain *restrict t = (hb_plain *)to;
     const hb_plain *x = (const hb_plain *)a, *y = (const hb_plain *)b;
 
+#ifndef HB_TSAN
+    if (x == y) {
+        memcpy(t, x, (size_t)n * sizeof(t[0]));
+        return;
+    }
+#endif
     for (uint64_t i = 0; i < n; i++) {
         t[i] = x[i] | y[i];
     }
