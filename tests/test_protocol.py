@@ -194,7 +194,7 @@ def clear_column(look_at_mid: bool = True, levels_restored: int = 2) -> Call:
 def wipe(summary_first: bool = True, top_before_leaf: bool = False) -> Call:
     """Empties whole words, whatever they hold: `mid` first, then the leaf.
 
-    A mark whose leaf bit the stores leave alone came after them, and so finds its bit of `mid` gone.
+    A mark whose leaf bit the stores leave alone came after them, so it finds its bit of `mid` gone.
     reset_all of a large bitmap does the levels above before the leaf, too.
     """
     yield lock()
