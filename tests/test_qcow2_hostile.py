@@ -261,6 +261,21 @@ def test_large_tables_are_refused_together(tmp_path: Path) -> None:
         entries(path)
 
 
+def test_what_a_foreign_program_left_is_not_believed(tmp_path: Path, original: bytes) -> None:
+    path, layout = tmp_path / "image", Layout(original)
+    layout.put(88, "Q", 0)
+    layout.put(layout.a + 17, "B", 0)  # a table for it could not be made
+    layout.put(layout.b, "Q", layout.l1)
+    layout.put(layout.b + 8, "I", 2**32 - 1)
+    path.write_bytes(layout.data)
+    assert [each.name for each in entries(path)] == ["b", "c"]
+    with Opened(path) as image:
+        assert list(image.loaded) == ["b", "c"]
+        image.records.clear()
+    assert check(path, "-r", "leaks") == FINE
+    qemu_io(path, "read -P 0xcd 0 100k")
+
+
 # ---- any bytes --------------------------------------------------------------
 
 

@@ -160,6 +160,20 @@ def why_unusable(image: Image, entry: Entry) -> str | None:
 
     Not that it is in use: its table is in order then.
     """
+    reason = why_unknown(image, entry)
+    if reason:
+        return reason
+    nclusters = image.clusters(data_nbytes(image.size, entry.granularity_bits))
+    if entry.table_size != nclusters and not entry.in_use:
+        return f"its table has {entry.table_size} entries where {nclusters} belong"
+    if not 0 < entry.table_size << image.cluster_bits <= MAX_DATA:
+        return f"its table has {entry.table_size} entries"
+    bad = image.bad_area(entry.table_offset, 8 * entry.table_size)
+    return f"its table {bad}" if bad else None
+
+
+def why_unknown(image: Image, entry: Entry) -> str | None:
+    """What keeps us from storing a bitmap as the entry describes it, wherever its table is."""
     if entry.kind != DIRTY_TRACKING:
         return f"it is of type {entry.kind}, which is not known"
     if entry.flags & ~(IN_USE | AUTO | EXTRA_COMPATIBLE):
@@ -171,13 +185,10 @@ def why_unusable(image: Image, entry: Entry) -> str | None:
         return f"its name has {len(entry.raw_name)} bytes"
     if b"\0" in entry.raw_name or entry.name.encode() != entry.raw_name:
         return "its name is not UTF-8"
-    nclusters = image.clusters(data_nbytes(image.size, bits))
-    if entry.table_size != nclusters and not entry.in_use:
-        return f"its table has {entry.table_size} entries where {nclusters} belong"
-    if not 0 < entry.table_size << image.cluster_bits <= MAX_DATA:
-        return f"its table has {entry.table_size} entries"
-    bad = image.bad_area(entry.table_offset, 8 * entry.table_size)
-    return f"its table {bad}" if bad else None
+    nbytes = image.clusters(data_nbytes(image.size, bits)) << image.cluster_bits
+    if not 0 < nbytes <= MAX_DATA:
+        return f"its granularity of 2**{bits} bytes does not go with a disk of {image.size} bytes"
+    return None
 
 
 def read_table(image: Image, entry: Entry) -> array[int]:

@@ -117,7 +117,9 @@ class File:
         return os.pread(self._fd, nbytes, offset)
 
     def _pwritev(self, pieces: Sequence[memoryview], offset: int) -> int:
-        return os.pwritev(self._fd, pieces, offset)
+        if hasattr(os, "pwritev"):
+            return os.pwritev(self._fd, pieces, offset)
+        return os.pwrite(self._fd, b"".join(pieces), offset)  # PyPy 3.9
 
     def _fdatasync(self) -> None:
         # The size of the file is data in this sense.

@@ -327,8 +327,8 @@ def _read_entries(image: Image, claims: Claims) -> list[Entry]:
     if image.has_bitmaps or image.directory is None:
         return bitmaps.read_entries(image, claims)
     # "the bitmaps extension data must be considered inconsistent": QEMU drops the bitmaps. Here
-    # they are shown as inconsistent, if their names can still be read; nothing else of what they
-    # have on disk is believed.
+    # those are shown as inconsistent whose entry can still be read; nothing else of what they have
+    # on disk is believed.
     try:
         entries = bitmaps.read_directory(image)
     except CorruptError as error:
@@ -336,7 +336,11 @@ def _read_entries(image: Image, claims: Claims) -> list[Entry]:
             "%s: all its bitmaps are lost, since %s (%s)", image.file.path, _FOREIGN, error
         )
         return []
-    return [replace(entry, reason=_FOREIGN) for entry in entries]
+    known = [entry for entry in entries if bitmaps.why_unknown(image, entry) is None]
+    for entry in known:
+        nbytes = bitmaps.data_nbytes(image.size, entry.granularity_bits)
+        claims.claim("a table", range(0), 8 * image.clusters(nbytes))
+    return [replace(entry, reason=_FOREIGN) for entry in known]
 
 
 def _runs(table: array[int], cluster_size: int) -> Iterator[tuple[int, int, int]]:
@@ -503,7 +507,12 @@ class _Qcow2Change(Change):
         if self._entries is None:
             return
         volume, image = self._volume, self._image
-        before = image.directory if image.has_bitmaps else None
+        # Before the switch, after which nothing may fail.
+        freed = [(cluster, 1) for cluster in self._unnamed(volume._entries, self._entries)]
+        freed += volume._uncertain
+        if image.directory is not None and image.has_bitmaps:
+            offset, nbytes = image.directory.offset, image.directory.nbytes
+            freed.append((offset >> image.cluster_bits, image.clusters(nbytes)))
         try:
             image.switch(self._directory)
         except BaseException:
@@ -511,10 +520,6 @@ class _Qcow2Change(Change):
             volume._uncertain += self._allocated
             self._allocated = []
             raise
-        freed = [(cluster, 1) for cluster in self._unnamed(volume._entries, self._entries)]
-        freed += volume._uncertain
-        if before is not None:
-            freed.append((before.offset >> image.cluster_bits, image.clusters(before.nbytes)))
         volume._entries, volume._uncertain, self._allocated = self._entries, [], []
         names = {entry.name for entry in self._entries}
         volume._loaded = [name for name in volume._loaded if name in names]
