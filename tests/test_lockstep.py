@@ -416,7 +416,7 @@ class Lockstep(RuleBasedStateMachine):
     # ---- closing and opening ---------------------------------------------------------------
 
     @rule(
-        how=st.sampled_from(["reopen", "reopen", "reopen", "reopen", "restart", "kill"]),
+        how=st.sampled_from([*["reopen"] * 6, "restart", "kill"]),
         nodes=st.lists(st.sampled_from([*QCOW2]), min_size=1, max_size=2, unique=True),
         read_only=st.sets(st.sampled_from("abpqr"), max_size=2),
         exchanged=st.booleans(),
@@ -486,23 +486,24 @@ def run(machine: type[Lockstep], daemon: Daemon, steps: int, **options: Any) -> 
     machine.daemon = daemon
     machine.steps = machine.refused = 0
     machine.ends = Counter()
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=-(-steps // STEPS_PER_EXAMPLE),
-            stateful_step_count=STEPS_PER_EXAMPLE,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-            **options,
-        ),
-    )
+    while machine.steps < steps:  # not every step that is drawn is one
+        run_state_machine_as_test(
+            machine,
+            settings=settings(
+                max_examples=-(-(steps - machine.steps) // STEPS_PER_EXAMPLE),
+                stateful_step_count=STEPS_PER_EXAMPLE,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+                **options,
+            ),
+        )
 
 
 def test_every_answer_is_qemus(daemon: Daemon) -> None:
     run(Lockstep, daemon, STEPS)
     ends = ", ".join(f"{count} x {how}" for how, count in sorted(Lockstep.ends.items()))
     print(f"{Lockstep.steps} steps in lockstep with QEMU, {Lockstep.refused} refused, {ends}")
-    assert Lockstep.steps >= STEPS * 9 // 10
+    assert Lockstep.steps >= STEPS
     # A machine that only fails, or never does, would prove little.
     assert Lockstep.steps // 10 < Lockstep.refused < Lockstep.steps * 3 // 4
 
