@@ -28,7 +28,8 @@ pytest.importorskip("click", reason="the command line is an extra: pip install '
 pytest.importorskip("rich", reason="the command line is an extra: pip install '.[cli]'")
 
 from pybitmap import replay
-from pybitmap.cli import main, picture
+from pybitmap.cli import main
+from pybitmap.cli.replay import picture
 from pybitmap.replay import mark
 from pybitmap.sizes import exact_size, parse_size, rough_size
 from pybitmap.trace import Trace

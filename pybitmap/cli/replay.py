@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: MIT
+"""`pybitmap replay`: a trace of block writes, and what is dirty after it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+
+import click
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+
+from ..replay import DEFAULT_GRANULARITY, Marked, Replay, Truth, rate, replay, report
+from ..sizes import SIZE, exact_size, exact_sizes, is_granularity, rough_size
+from .common import one_size, print_line, progress_bars, rendered, size_of, write
+
+EXIT_DIFFERENT = 1
+
+
+def print_replay(result: Replay, console: Console, width: int | None) -> None:
+    """Summary, table, picture and verdict.  width: of the terminal, None if it is none."""
+    trace = result.trace
+    rough = f" ({rough_size(result.size)})" if result.size >= 1024 else ""
+    print_line(
+        console,
+        f"{trace.path}\n"
+        f"{len(trace)} requests ({trace.writes} writes, {trace.zeroes} zeroes,"
+        f" {trace.discards} discards)\n"
+        f"on a disk of {result.size} bytes{rough}\n",
+    )
+    headings = ("granularity", "dirty bytes", "of the disk", "areas", "marks/s")
+    rows = [
+        (
+            exact_size(marked.granularity),
+            str(marked.count),
+            _percent(marked.share),
+            str(marked.areas),
+            _millions(rate(len(trace), marked.seconds)),
+        )
+        for marked in result.bitmaps
+    ]
+    hashes = [marked.sha256 for marked in result.bitmaps]
+    whole = _table((*headings, "SHA-256"), [(*row, sha256) for row, sha256 in zip(rows, hashes)])
+    unbounded = console.options.update(max_width=1000)
+    if width is None or Measurement.get(console, unbounded, whole).maximum <= width:
+        tables = [whole]
+    else:  # the hashes by themselves: cut short they would be of no use
+        pairs = [(row[0], sha256) for row, sha256 in zip(rows, hashes)]
+        tables = [_table(headings, rows), _table(("granularity", "SHA-256"), pairs)]
+    for table in tables:
+        console.print(table)
+        console.print()
+    marks_per_second = rate(result.marks, result.seconds)
+    if marks_per_second is not None:
+        print_line(
+            console,
+            f"{result.marks} marks in {1000 * result.seconds:.2f} ms,"
+            f" {_millions(marks_per_second)} in a second\n",
+        )
+    finest = min(result.bitmaps, key=lambda marked: marked.granularity)
+    ascii_only = console.options.ascii_only
+    for text in picture(finest, result.size, width or 80, ascii_only):
+        print_line(console, text)
+    if result.truth is not None:
+        _print_verdict(result, result.truth, console)
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for heading in headings:
+        table.add_column(
+            heading, justify="left" if heading == "SHA-256" else "right", overflow="fold"
+        )
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _print_verdict(result: Replay, truth: Truth, console: Console) -> None:
+    granularities = [marked.granularity for marked in result.bitmaps]
+    if not result.differences:
+        print_line(
+            console,
+            f"Equal to {truth.qemu} in count, extents and SHA-256 at {exact_sizes(granularities)}.",
+            style="green",
+        )
+        return
+    differing = dict.fromkeys(each.granularity for each in result.differences)
+    print_line(
+        console, f"Different from {truth.qemu} at {exact_sizes(differing)}.", style="bold red"
+    )
+    for each in result.differences:
+        print_line(
+            console,
+            f"{exact_size(each.granularity)} {each.field}\n"
+            f"    ours  {_value(each.ours)}\n    QEMU  {_value(each.qemu)}",
+        )
+    for hint in result.hints:
+        print_line(console, f"Hint: {hint}.")
+
+
+def _value(value: object) -> str:
+    return "none" if value is None else json.dumps(value) if isinstance(value, list) else str(value)
+
+
+def _percent(share: float) -> str:
+    if 0 < share < 0.0001:
+        return "< 0.01 %"
+    if 0.9999 < share < 1:
+        return "> 99.99 %"
+    return f"{share:.2%}".replace("%", " %")
+
+
+def _millions(rate: float | None) -> str:
+    return "-" if rate is None else f"{rate / 1e6:.1f} M"
+
+
+PICTURE_ROWS = 16
+
+
+def picture(marked: Marked, size: int, width: int, ascii_only: bool = False) -> Iterator[str]:
+    """Lines that show where the disk is dirty: a cell is a power of 2 of bytes, dark if dirty.
+
+    Only clean cells are blank and only cells that are dirty throughout are full.
+    """
+    if size == 0:
+        return
+    shades, border = (" .:+#", "|") if ascii_only else (" ░▒▓█", "│")
+    columns = max(16, (width - 10) // 16 * 16)
+    cell = marked.granularity
+    while cell * columns * PICTURE_ROWS < size:
+        cell *= 2
+    row = cell * columns
+    labels = [exact_size(start) for start in range(0, size, row)]
+    indent = max(map(len, labels))
+    yield f"Where the disk is dirty, at granularity {exact_size(marked.granularity)}:"
+    yield ""
+    for label, start in zip(labels, range(0, size, row)):
+        cells = ""
+        for offset in range(start, min(start + row, size), cell):
+            nbytes = min(cell, size - offset)
+            dirty = marked.bitmap.count(offset, nbytes)
+            cells += shades[4 if dirty == nbytes else -(-3 * dirty // nbytes)]
+        yield f" {label:>{indent}} {border}{cells}{border}"
+    yield ""
+    yield (
+        f"One cell is {exact_size(cell)}: '{shades[0]}' clean  {shades[1]} up to 1/3"
+        f"  {shades[2]} up to 2/3  {shades[3]} more  {shades[4]} all"
+    )
+    yield ""
+
+
+# ---- the command ------------------------------------------------------------
+
+
+def _granularities(
+    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+) -> list[int]:
+    """Callback of an option that takes several sizes: repeated, between commas, or both."""
+    sizes = dict.fromkeys(size_of(each) for value in values for each in value.split(","))
+    for size in sizes:
+        if not is_granularity(size):
+            raise click.BadParameter(f"{size} is not a power of 2")
+    return list(sizes)
+
+
+class ManyGranularities(click.Command):
+    """Lets `--granularity 512 4K 64K` be, which click reads as one value and two arguments."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, list(self._repeated("--granularity", args)))
+
+    @staticmethod
+    def _repeated(option: str, args: list[str]) -> Iterator[str]:
+        words = iter(args)
+        more = False  # may the next word be a further value?
+        for word in words:
+            if word == "--":
+                yield word
+                break
+            if more and all(map(SIZE.fullmatch, word.split(","))):
+                yield option
+            else:
+                more = word.split("=")[0] == option
+            yield word
+            if word == option:
+                yield from islice(words, 1)
+        yield from words
+
+
+@click.command("replay", cls=ManyGranularities)
+@click.argument("trace", type=click.Path(allow_dash=True))
+@click.option(
+    "--size",
+    metavar="SIZE",
+    callback=one_size,
+    help="Size of the disk.  [default: the end of the furthest request]",
+)
+@click.option(
+    "--granularity",
+    "granularities",
+    metavar="SIZE...",
+    multiple=True,
+    callback=_granularities,
+    help="Bytes that a bit stands for, a power of 2; several make a bitmap each."
+    f"  [default: {exact_size(DEFAULT_GRANULARITY)}]",
+)
+@click.option(
+    "--expect",
+    type=click.Path(),
+    metavar="TRUTH.json",
+    help="Compare with what QEMU said of the same trace, and take size and granularities from there"
+    " unless they are given.",
+)
+@click.option(
+    "--file", metavar="NAME", help="The file to look at, if a fio iolog writes to several."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, nothing else.")
+def replay_command(
+    trace: str,
+    size: int | None,
+    granularities: list[int],
+    expect: str | None,
+    file: str | None,
+    as_json: bool,
+) -> int:
+    """Replay a trace of block writes and show what is dirty.
+
+    TRACE is a text file, gzipped or plain, or - for standard input: lines of `write|zero|discard
+    OFFSET LENGTH` in bytes, or an iolog of fio (versions 2 and 3).  Every request marks the range
+    that it covers, in one bitmap for each granularity.
+
+    Sizes are in bytes; K, M, G and T stand for powers of 1024.
+
+    \b
+    Examples:
+      pybitmap replay guest.trace.gz --expect guest.json
+      pybitmap replay guest.trace.gz --granularity 512 4K 64K
+      zcat guest.trace.gz | pybitmap replay - --size 8G --json
+      fio --name=j --size=1G --rw=randwrite --write_iolog=j.log
+      pybitmap replay j.log
+
+    Exit code: 0 done (and equal), 1 different from TRUTH.json, 2 for an error.
+    """
+    with progress_bars() as progress:
+        result = replay(
+            trace,
+            size=size,
+            granularities=granularities,
+            expect=expect,
+            file=file,
+            progress=progress,
+        )
+    if as_json:
+        write(json.dumps(report(result), indent=1) + "\n")
+    else:
+        write(rendered(lambda console, width: print_replay(result, console, width)))
+    return EXIT_DIFFERENT if result.differences else 0
