@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""How much Hypothesis tries: by default little, more with HYPOTHESIS_PROFILE=ci or =long."""
+"""What tests of several files are given.
+
+How much Hypothesis tries: by default little, more with HYPOTHESIS_PROFILE=ci or =long.
+"""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+import pytest
+from commands import Result, Run
 from hypothesis import HealthCheck, settings
 
 # No deadline: no test here is about how long something takes.
@@ -24,3 +30,16 @@ settings.register_profile(
 )
 settings.register_profile("long", settings.get_profile("ci"), max_examples=5000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command in this process; standard output is no terminal."""
+    pytest.importorskip("click", reason="the command line is an extra: pip install '.[cli]'")
+    from pybitmap.cli import main
+
+    def run(*args: str | Path) -> Result:
+        code = main([str(arg) for arg in args])
+        return Result(code, *capsys.readouterr())
+
+    return run

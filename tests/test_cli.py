@@ -6,20 +6,19 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import pty
-import select
 import signal
 import subprocess
 import sys
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
+from commands import HIDE_CURSOR, Result, Run, cursor_is_visible, heed_ctrl_c, spawn, terminal
 from hypothesis import given
 from hypothesis import strategies as st
 from peers import peer
@@ -28,7 +27,6 @@ pytest.importorskip("click", reason="the command line is an extra: pip install '
 pytest.importorskip("rich", reason="the command line is an extra: pip install '.[cli]'")
 
 from pybitmap import replay
-from pybitmap.cli import main
 from pybitmap.cli.replay import picture
 from pybitmap.replay import mark
 from pybitmap.sizes import exact_size, parse_size, rough_size
@@ -37,35 +35,6 @@ from pybitmap.trace import Trace
 EXAMPLES = Path(__file__).parent.parent / "examples" / "traces"
 TINY, TINY_TRUTH = str(EXAMPLES / "tiny.trace.gz"), str(EXAMPLES / "tiny.json")
 DELIVERED = sorted(path.stem for path in EXAMPLES.glob("*.json"))
-HIDE_CURSOR, SHOW_CURSOR = b"\x1b[?25l", b"\x1b[?25h"
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command in this process; standard output is no terminal."""
-
-    def run(*args: str | Path) -> Result:
-        code = main([str(arg) for arg in args])
-        return Result(code, *capsys.readouterr())
-
-    return run
-
-
-def spawn(*args: str | Path, **options: Any) -> Result:
-    """Runs it as a process of its own."""
-    options.setdefault("stdout", subprocess.PIPE)
-    command = [sys.executable, "-m", "pybitmap", *map(str, args)]
-    done = subprocess.run(command, stderr=subprocess.PIPE, timeout=120, **options)
-    return Result(done.returncode, (done.stdout or b"").decode(), done.stderr.decode())
 
 
 @pytest.fixture
@@ -612,71 +581,9 @@ def test_without_standard_input_reading_it_is_refused() -> None:
     assert (done.returncode, done.stderr) == (2, b"pybitmap: <stdin>: Bad file descriptor\n")
 
 
-def heed_ctrl_c() -> None:
-    """In a child: whoever runs the tests in the background may have had it ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def test_a_wrong_usage_that_cannot_be_told_still_has_its_exit_code() -> None:
     command = 'exec "$0" -m pybitmap replay --bogus 2>/dev/full'
     assert subprocess.run(["sh", "-c", command, sys.executable]).returncode == 2
-
-
-class Terminal:
-    """The command in a terminal of its own: what it has shown so far, and its process."""
-
-    def __init__(self, args: tuple[str | Path, ...], columns: int) -> None:
-        self.shown = b""
-        self._deadline = time.monotonic() + 120
-        self._master, slave = pty.openpty()
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "pybitmap", *map(str, args)],
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            env={**os.environ, "TERM": "xterm", "COLUMNS": str(columns), "LINES": "50"},
-            preexec_fn=heed_ctrl_c,
-        )
-        os.close(slave)
-
-    def read_until(self, words: bytes) -> None:
-        while words not in self.shown:
-            assert self._read(), f"it ended: {self.shown!r}"
-
-    def end(self) -> int:
-        """Reads all there is and gives the exit code."""
-        while self._read():
-            pass
-        return self.process.wait(60)
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        os.close(self._master)
-
-    def _read(self) -> bool:
-        left = self._deadline - time.monotonic()
-        ready, _, _ = select.select([self._master], [], [], max(0, left))
-        assert ready, f"it hangs: {self.shown[-1000:]!r}"
-        try:
-            data = os.read(self._master, 1 << 16)
-        except OSError:  # how Linux says that the other end was closed
-            data = b""
-        self.shown += data
-        return bool(data)
-
-
-@contextmanager
-def terminal(*args: str | Path, columns: int = 80) -> Iterator[Terminal]:
-    child = Terminal(args, columns)
-    try:
-        yield child
-    finally:
-        child.close()
-
-
-def cursor_is_visible(shown: bytes) -> bool:
-    return shown.rfind(SHOW_CURSOR) >= shown.rfind(HIDE_CURSOR)
 
 
 @pytest.mark.parametrize("columns", [60, 80, 120, 200])
