@@ -27,7 +27,7 @@ from ..errors import StoreError
 from ..hbitmap import HBitmap
 
 #: Told how far a long work is: what it is, bytes done, bytes in all.
-Progress = Callable[[str, int, Optional[int]], None]
+Progress = Callable[[str, int, Optional[int]], object]
 
 
 class Purpose(Enum):

@@ -597,3 +597,18 @@ def entries(path: str | os.PathLike[str]) -> list[StoredBitmap]:
             )
             for entry in _read_entries(image, Claims(file))
         ]
+
+
+def check(path: str | os.PathLike[str]) -> None:
+    """What opening an image for writing checks, apart from single bitmaps; nothing is written.
+
+    :raises CorruptError: if tables or bitmaps overlap, or are in clusters that are said to be free
+    :raises LockedError: if another program writes to the image
+    :raises StoreError: if it cannot be read
+    """
+    with closing(File(os.fspath(path), read_only=True)) as file:
+        image = Image(file, read_only=True)
+        claims = Claims(file)
+        image.claim_tables(claims)
+        _read_entries(image, claims)
+        Refcounts(image).check(claims)
