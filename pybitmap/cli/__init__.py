@@ -5,8 +5,8 @@ A command here reads its arguments, has the work done by a module that knows
 nothing of terminals (replay.py, offline.py), and prints.  Errors are exceptions
 everywhere; `main` alone turns them into words on stderr and an exit code:
 
-    0    done; with --expect, equal
-    1    done, and different from what was expected
+    0    done; with --expect, equal; with check, all good
+    1    done, and different from what was expected, or broken
     2    wrong usage, or input that cannot be used
     130  Ctrl-C (see __main__.py)
     141  standard output was closed by its reader, as by `head`
@@ -24,6 +24,7 @@ import click
 
 from ..errors import BitmapError
 from ..trace import printable
+from .bitmaps import commands
 from .replay import replay_command
 from .serve import serve_command
 
@@ -34,10 +35,13 @@ EXIT_PIPE_CLOSED = 141  # 128 + SIGPIPE
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="pybitmap", message="%(prog)s %(version)s")
 def cli() -> None:
-    """QEMU-class dirty bitmaps."""
+    """QEMU-class dirty bitmaps.
+
+    TARGET is a qcow2 image, or the directory of a local store.
+    """
 
 
-for command in (replay_command, serve_command):
+for command in (*commands, replay_command, serve_command):
     cli.add_command(command)
 
 

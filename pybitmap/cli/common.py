@@ -24,6 +24,9 @@ from rich.text import Text
 
 from ..replay import Progress as Report
 from ..sizes import parse_size
+from ..trace import printable
+
+MOST_BARS = 4  # of progress, at a time
 
 
 def size_of(text: str) -> int:
@@ -42,7 +45,7 @@ def one_size(ctx: click.Context, param: click.Parameter, value: str | None) -> i
 def progress_bars() -> Iterator[Report]:
     """Bars on stderr that go away when done; nothing if it is no terminal."""
     progress = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         TimeRemainingColumn(),
@@ -54,28 +57,36 @@ def progress_bars() -> Iterator[Report]:
 
     def show(what: str, done: int, total: int | None) -> None:
         if what not in tasks:
-            tasks[what] = progress.add_task(what, total=total)
+            if len(tasks) == MOST_BARS:
+                progress.remove_task(tasks.pop(next(iter(tasks))))
+            words = printable(what[:1].upper() + what[1:])
+            tasks[what] = progress.add_task(words, total=total)
         progress.update(tasks[what], completed=done, total=total)
 
     try:
         progress.start()
         yield show
     finally:
-        with _interrupt_deferred():  # a second Ctrl-C must not leave the cursor hidden
+        with deferred(signal.SIGINT):  # a second Ctrl-C must not leave the cursor hidden
             progress.stop()
 
 
 @contextlib.contextmanager
-def _interrupt_deferred() -> Iterator[None]:
-    """Ctrl-C meanwhile counts afterwards."""
-    interrupts: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
+def deferred(*numbers: int) -> Iterator[list[int]]:
+    """These signals count afterwards; gives those that have come. Ignored ones stay so."""
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, frame: came.append(number))
+        for number in numbers
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
-        yield
+        yield came
     finally:
-        signal.signal(signal.SIGINT, before)
-    if interrupts:
-        raise KeyboardInterrupt
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for number in came:
+        signal.raise_signal(number)
 
 
 def rendered(show: Callable[[Console, int | None], object]) -> str:

@@ -1,0 +1,499 @@
+# SPDX-License-Identifier: MIT
+"""The commands for bitmaps that no program has open: `pybitmap info`, `add`, `merge`, ..."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any, TypeVar
+
+import click
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from ..offline import (
+    Bitmap,
+    Node,
+    Target,
+    add,
+    areas,
+    clear,
+    counted,
+    enable,
+    find_target,
+    merge,
+    problems,
+    remove,
+    repair,
+)
+from ..sizes import exact_size, rough_size
+from ..store.base import Progress
+from ..trace import printable
+from .common import deferred, one_size, print_line, progress_bars, rendered, write
+
+EXIT_BROKEN = 1
+
+_BATCH = 4096  # areas printed at once
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_target = click.argument("path", metavar="TARGET", type=click.Path())
+_name = click.argument("name")
+_names = click.argument("names", metavar="NAME...", nargs=-1, required=True)
+_node = click.option(
+    "--node",
+    metavar="NODE",
+    help="The node of a local store, for names that could mean several bitmaps.",
+)
+
+
+@contextlib.contextmanager
+def _until_stored() -> Iterator[Progress]:
+    """For a change: being stopped halfway would leave bitmaps in use, for others inconsistent.
+
+    So Ctrl-C, and what else asks a program to end, counts while a target is read, and then again
+    when all is stored. The progress that it gives raises if something has come.
+    """
+    with deferred(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as came, progress_bars() as show:
+
+        def report(what: str, done: int, total: int | None) -> None:
+            if came:
+                raise KeyboardInterrupt
+            show(what, done, total)
+
+        yield report
+
+
+# ---- info -------------------------------------------------------------------
+
+
+@click.command("info")
+@_target
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, nothing else.")
+@click.option(
+    "--count/--no-count",
+    default=None,
+    help="Say how much is dirty, which reads all the bits; without, only the directory is read,"
+    " however large the disk.  [default: with --json only]",
+)
+def info_command(path: str, as_json: bool, count: bool | None) -> None:
+    """List the bitmaps of TARGET, a qcow2 image or a local store.
+
+    A bitmap is enabled if it records when a program opens it. It is in use if a program did not
+    close it; of what that has lost, a local store knows more than an image does. An inconsistent
+    one cannot be used, only removed or repaired; the reason is told.
+
+    In JSON, sizes and counts are in bytes; a count is null if the bitmap is inconsistent, or with
+    --no-count.
+
+    \b
+    Examples:
+      pybitmap info disk.qcow2
+      pybitmap info disks.bitmaps --count
+      pybitmap info disk.qcow2 --json | jq '.bitmaps[].count'
+    """
+    target = find_target(path)
+    nodes = target.nodes()
+    if as_json if count is None else count:
+        with progress_bars() as progress:
+            nodes = counted(target, nodes, progress)
+    if as_json:
+        write(json.dumps(_as_json(target, nodes), indent=1) + "\n")
+    else:
+        write(rendered(lambda console, _: _print_info(target, nodes, console, bool(count))))
+
+
+def _as_json(target: Target, nodes: Sequence[Node]) -> dict[str, Any]:
+    """For programs; names and meanings are QMP's where it has them."""
+    return {
+        "target": target.path,
+        "format": target.format,
+        "nodes": [{"name": node.name, "size": node.size} for node in nodes],
+        "bitmaps": [
+            {
+                "node": bitmap.node,
+                "name": bitmap.name,
+                "size": bitmap.size,
+                "granularity": bitmap.granularity,
+                "count": bitmap.count,
+                "enabled": bitmap.enabled,
+                "persistent": True,
+                "in_use": bitmap.in_use,
+                "inconsistent": bitmap.inconsistent,
+                "reason": bitmap.reason,
+            }
+            for node in nodes
+            for bitmap in node.bitmaps
+        ],
+    }
+
+
+def _print_info(target: Target, nodes: Sequence[Node], console: Console, count: bool) -> None:
+    bitmaps = [bitmap for node in nodes for bitmap in node.bitmaps]
+    print_line(console, printable(f"{target.path}: {target.kind}"))
+    for node in nodes:
+        what = "disk" if node.name is None else f"node {node.name}"
+        print_line(console, printable(f"{what}: {_bytes(node.size)}"))
+    print_line(console, "")
+    if not bitmaps:
+        print_line(console, "No bitmaps.")
+        return
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("bitmap", overflow="fold")
+    table.add_column("granularity", justify="right")
+    if count:
+        table.add_column("dirty", justify="right", overflow="fold")
+    table.add_column("flags", overflow="fold")
+    for bitmap in bitmaps:
+        row = [printable(target.label(bitmap, nodes)), exact_size(bitmap.granularity)]
+        if count:
+            row.append("-" if bitmap.count is None else _bytes(bitmap.count))
+        table.add_row(*row, ", ".join(_flags(bitmap)))
+    console.print(table)
+    broken = [bitmap for bitmap in bitmaps if bitmap.inconsistent]
+    if broken:
+        print_line(console, "")
+    for bitmap in broken:
+        name = target.label(bitmap, nodes)
+        print_line(console, printable(f"Bitmap '{name}' is inconsistent: {bitmap.reason}."))
+    if broken:
+        print_line(
+            console,
+            "Mark everything dirty in it, so that nothing is missed:"
+            f" {_command('repair', target.path, target.label(broken[0], nodes))}",
+        )
+
+
+def _flags(bitmap: Bitmap) -> Iterator[str]:
+    if bitmap.inconsistent:
+        yield "inconsistent"
+    yield "enabled" if bitmap.enabled else "disabled"
+    if bitmap.in_use:
+        yield "in use"
+
+
+def _bytes(nbytes: int) -> str:
+    return f"{nbytes} ({rough_size(nbytes)})" if nbytes >= 1024 else str(nbytes)
+
+
+def _command(*words: str) -> str:
+    return printable(f"pybitmap {' '.join(map(shlex.quote, words))}")
+
+
+# ---- changes ----------------------------------------------------------------
+
+
+@click.command("add")
+@_target
+@_name
+@click.option(
+    "-g",
+    "--granularity",
+    metavar="SIZE",
+    callback=one_size,
+    help="Bytes that a bit stands for: a power of 2, at least 512."
+    "  [default: the image's cluster size, from 4K to 64K; in a local store 64K]",
+)
+@click.option("--disabled", is_flag=True, help="It does not record until it is enabled.")
+@click.option("--node", metavar="NODE", help="The node, instead of NODE/ before the name.")
+@click.option(
+    "--size",
+    metavar="SIZE",
+    callback=one_size,
+    help="Size of the disk, for a new node of a local store, which is made if it is not there.",
+)
+def add_command(
+    path: str,
+    name: str,
+    granularity: int | None,
+    disabled: bool,
+    node: str | None,
+    size: int | None,
+) -> None:
+    """Add a bitmap, clean, to TARGET.
+
+    TARGET is a qcow2 image or a local store: a directory with the bitmaps of nodes, disks of
+    whatever format, by the names that programs give them. There NAME is NODE/BITMAP; if the store
+    has one node only, BITMAP will do.
+
+    Sizes are in bytes; K, M, G and T stand for powers of 1024.
+
+    \b
+    Examples:
+      pybitmap add disk.qcow2 daily
+      pybitmap add disk.qcow2 weekly -g 1M --disabled
+      pybitmap add disks.bitmaps disk0/daily --size 20G
+    """
+    target = find_target(path, new=size is not None)
+    with _until_stored() as progress:
+        add(
+            target,
+            name,
+            progress,
+            granularity=granularity,
+            disabled=disabled,
+            node=node,
+            size=size,
+        )
+
+
+@click.command("remove")
+@_target
+@click.argument("names", metavar="[NAME...]", nargs=-1)
+@click.option("--stale", is_flag=True, help="All that are inconsistent, and no others.")
+@_node
+def remove_command(path: str, names: tuple[str, ...], stale: bool, node: str | None) -> None:
+    """Remove bitmaps from TARGET.
+
+    All that are named or, if one of them cannot be removed, none. With --stale, their names are
+    printed.
+
+    \b
+    Examples:
+      pybitmap remove disk.qcow2 daily weekly
+      pybitmap remove disk.qcow2 --stale
+    """
+    _change_some(path, names, node, stale, "--stale", remove)
+
+
+@click.command("clear")
+@_target
+@_names
+@_node
+def clear_command(path: str, names: tuple[str, ...], node: str | None) -> None:
+    """Make everything clean in bitmaps.
+
+    In all that are named or, if one of them cannot be cleared, in none.
+
+    \b
+    Examples:
+      pybitmap clear disk.qcow2 daily
+      pybitmap clear disks.bitmaps disk0/daily disk1/daily
+    """
+    target = find_target(path)
+    with _until_stored() as progress:
+        clear(target, target.find(names, node), progress)
+
+
+def _enable(path: str, names: tuple[str, ...], node: str | None, enabled: bool) -> None:
+    target = find_target(path)
+    with _until_stored() as progress:
+        enable(target, target.find(names, node), enabled, progress)
+
+
+@click.command("enable")
+@_target
+@_names
+@_node
+def enable_command(path: str, names: tuple[str, ...], node: str | None) -> None:
+    """Let bitmaps record writes, when a program opens them.
+
+    \b
+    Examples:
+      pybitmap enable disk.qcow2 weekly
+      pybitmap enable disks.bitmaps disk0/weekly
+    """
+    _enable(path, names, node, True)
+
+
+@click.command("disable")
+@_target
+@_names
+@_node
+def disable_command(path: str, names: tuple[str, ...], node: str | None) -> None:
+    """Let bitmaps record no writes; they keep what is dirty.
+
+    \b
+    Examples:
+      pybitmap disable disk.qcow2 weekly
+      pybitmap disable disks.bitmaps disk0/weekly
+    """
+    _enable(path, names, node, False)
+
+
+@click.command("merge")
+@_target
+@_name
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
+@click.option(
+    "-b",
+    "source_path",
+    metavar="FILE",
+    type=click.Path(),
+    help="The image or local store that has the sources.  [default: TARGET]",
+)
+@_node
+def merge_command(
+    path: str, name: str, sources: tuple[str, ...], source_path: str | None, node: str | None
+) -> None:
+    """Mark in bitmap NAME what is dirty in the SOURCE bitmaps.
+
+    The disks must be of the same size; granularities may differ. --node is that of NAME, and of the
+    sources if they are in TARGET as well.
+
+    \b
+    Examples:
+      pybitmap merge disk.qcow2 weekly monday tuesday
+      pybitmap merge disk.qcow2 weekly disk0/daily -b disks.bitmaps
+    """
+    target = find_target(path)
+    [bitmap] = target.find([name], node)
+    source_target = target
+    if source_path is not None and not os.path.samefile(path, source_path):
+        source_target = find_target(source_path)
+    found = source_target.find(sources, node if source_target is target else None)
+    with _until_stored() as progress:
+        merge(target, bitmap, source_target, found, progress)
+
+
+@click.command("repair")
+@_target
+@click.argument("names", metavar="[NAME...]", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="All that are inconsistent.")
+@_node
+def repair_command(path: str, names: tuple[str, ...], everything: bool, node: str | None) -> None:
+    """Make inconsistent bitmaps usable: all dirty.
+
+    The next incremental backup copies the whole disk, so nothing that was written is missed. What
+    records when a program opens it is as before. With --all, the names are printed.
+
+    \b
+    Examples:
+      pybitmap repair disk.qcow2 daily
+      pybitmap repair disks.bitmaps --all
+    """
+    _change_some(path, names, node, everything, "--all", repair)
+
+
+def _change_some(
+    path: str,
+    names: tuple[str, ...],
+    node: str | None,
+    broken: bool,
+    option: str,
+    change: Callable[[Target, Sequence[Bitmap], Progress], None],
+) -> None:
+    """Either those that are named or those that are inconsistent."""
+    if broken == bool(names):
+        raise click.UsageError(f"Give either the names of bitmaps or {option}.")
+    target = find_target(path)
+    nodes = target.nodes()
+    if names:
+        bitmaps = target.find(names, node)
+    else:
+        bitmaps = [
+            bitmap
+            for each in nodes
+            for bitmap in each.bitmaps
+            if bitmap.inconsistent and node in (None, each.name)
+        ]
+    if bitmaps:
+        with _until_stored() as progress:
+            change(target, bitmaps, progress)
+    if broken:
+        write("".join(f"{printable(target.label(each, nodes))}\n" for each in bitmaps))
+
+
+# ---- dump, check ------------------------------------------------------------
+
+
+@click.command("dump")
+@_target
+@_name
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["json", "csv"]),
+    default="json",
+    show_default=True,
+    help="A list of objects, or lines below a heading.",
+)
+@_node
+def dump_command(path: str, name: str, form: str, node: str | None) -> None:
+    """Print the dirty extents of a bitmap: offset and length, in bytes.
+
+    Extents are in order and do not touch; the last one ends with the disk at the latest.
+
+    \b
+    Examples:
+      pybitmap dump disk.qcow2 daily
+      pybitmap dump disks.bitmaps disk0/daily --format csv | tail -n +2 |
+        while IFS=, read -r offset length; do echo "copy $length at $offset"; done
+    """
+    target = find_target(path)
+    [bitmap] = target.find([name], node)
+    with contextlib.ExitStack() as stack:
+        with progress_bars() as progress:
+            found = stack.enter_context(areas(target, bitmap, progress))
+        write_all = _write_json if form == "json" else _write_csv
+        write_all(found)
+
+
+def _write_json(extents: Iterator[tuple[int, int]]) -> None:
+    """One extent a line."""
+    before = "[\n"
+    while batch := list(islice(extents, _BATCH)):
+        lines = (f'{{"offset": {offset}, "length": {length}}}' for offset, length in batch)
+        write(before + ",\n".join(lines))
+        before = ",\n"
+    write("[]\n" if before == "[\n" else "\n]\n")
+
+
+def _write_csv(extents: Iterator[tuple[int, int]]) -> None:
+    write("offset,length\n")
+    while batch := list(islice(extents, _BATCH)):
+        write("".join(f"{offset},{length}\n" for offset, length in batch))
+
+
+@click.command("check")
+@_target
+def check_command(path: str) -> int:
+    """Check the bitmaps of TARGET.
+
+    Reads the directory, the tables and the bits of every bitmap, and changes nothing. What an
+    image's clusters are used for apart from bitmaps is for `qemu-img check` to judge.
+
+    \b
+    Examples:
+      pybitmap check disk.qcow2
+      pybitmap check disks.bitmaps || pybitmap repair disks.bitmaps --all
+
+    Exit code: 0 all can be used, 1 something is broken, 2 it could not be checked.
+    """
+    target = find_target(path)
+    with progress_bars() as progress:
+        found = list(dict.fromkeys(problems(target, progress)))
+    nodes = {bitmap.node for bitmap, _ in found if bitmap is not None}
+    code = 0
+    lines = []
+    for bitmap, problem in found:
+        code = EXIT_BROKEN if problem else code
+        if bitmap is None:
+            lines.append(str(problem))
+        else:
+            name = f"{bitmap.node}/{bitmap.name}" if len(nodes) > 1 else bitmap.name
+            lines.append(f"{name}: {problem or 'good'}")
+    if not found:
+        lines.append(f"{path}: no bitmaps")
+    write("".join(printable(line) + "\n" for line in lines))
+    return code
+
+
+commands = (
+    info_command,
+    add_command,
+    remove_command,
+    clear_command,
+    enable_command,
+    disable_command,
+    merge_command,
+    dump_command,
+    check_command,
+    repair_command,
+)

@@ -1,0 +1,839 @@
+# SPDX-License-Identifier: MIT
+"""The commands for bitmaps that no program has open, on a local store and on a qcow2 image."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import Run, cursor_is_visible, spawn, terminal
+from peers import peer
+
+pytest.importorskip("click", reason="the command line is an extra: pip install '.[cli]'")
+pytest.importorskip("rich", reason="the command line is an extra: pip install '.[cli]'")
+
+from pybitmap import BlockGraph, BlockNode
+from pybitmap.cli import bitmaps as commands
+from pybitmap.cli import main
+from pybitmap.store import LocalStore, Qcow2Store, Store
+
+SIZE = (64 << 20) + 512
+
+
+class Disk(ABC):
+    """A target with one disk, and the programs that use it."""
+
+    #: Of a program's node.
+    node: str
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @abstractmethod
+    def store(self) -> Store: ...
+
+    @contextmanager
+    def open(self) -> Iterator[BlockNode]:
+        """As a program does that closes it."""
+        with BlockGraph() as graph:
+            yield graph.add_node(self.node, store=self.store())
+
+    def mark(self, name: str, *ranges: tuple[int, int]) -> None:
+        with self.open() as node:
+            for offset, length in ranges:
+                node.bitmaps[name].set(offset, length)
+
+    @abstractmethod
+    def spoil(self) -> None:
+        """Whatever bitmaps there are, they are inconsistent afterwards."""
+
+    def areas(self, name: str) -> list[tuple[int, int]]:
+        with self.open() as node:
+            return list(node.bitmaps[name].areas())
+
+    def flags(self) -> dict[str, str]:
+        """As a program finds it: what each bitmap is."""
+        with self.open() as node:
+            return {
+                name: "inconsistent"
+                if bitmap.inconsistent
+                else "enabled"
+                if bitmap.enabled
+                else "disabled"
+                for name, bitmap in node.bitmaps.items()
+            }
+
+
+class LocalDisk(Disk):
+    node = "disk0"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder / "disks.bitmaps")
+        with BlockGraph() as graph:
+            node = graph.add_node(self.node, SIZE, self.store())
+            node.add_bitmap("first", persistent=True)
+            node.remove_bitmap("first")
+
+    def store(self) -> Store:
+        return LocalStore(self.path)
+
+    def spoil(self) -> None:
+        with closing(sqlite3.connect(self.path / "catalog.sqlite")) as catalog, catalog:
+            catalog.execute("UPDATE bitmap SET in_use = 'another-boot 1'")
+
+
+class Image(Disk):
+    node = "qcow2"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder / "disk.qcow2")
+        qemu_img("create", "-q", "-f", "qcow2", self.path, SIZE)
+
+    def store(self) -> Store:
+        return Qcow2Store(self.path)
+
+    def spoil(self) -> None:
+        graph = BlockGraph()
+        graph.add_node(self.node, store=self.store()).close(discard=True)
+
+
+def qemu_img(*args: object) -> str:
+    command = [peer("qemu-img", "qemu-utils"), *map(str, args)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def qemu_flags(path: Path) -> dict[str, list[str]]:
+    """What `qemu-img info` says of the bitmaps."""
+    info = json.loads(qemu_img("info", "--output=json", path))
+    found = info["format-specific"]["data"].get("bitmaps", [])
+    return {bitmap["name"]: bitmap["flags"] for bitmap in found}
+
+
+DISKS: list[type[Disk]] = [LocalDisk, Image]
+
+
+@pytest.fixture(params=DISKS, ids=["local", "qcow2"])
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Disk:
+    made: Disk = request.param(tmp_path)
+    return made
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Image:
+    return Image(tmp_path)
+
+
+@pytest.fixture
+def done(run: Run) -> Callable[..., str]:
+    """Runs a command that succeeds, in silence but for its output."""
+
+    def done(*args: str | Path) -> str:
+        result = run(*args)
+        assert (result.code, result.err) == (0, "")
+        return result.out
+
+    return done
+
+
+Done = Callable[..., str]
+
+
+def listed(done: Done, disk: Disk, *options: str) -> dict[str, dict[str, Any]]:
+    report = json.loads(done("info", disk.path, "--json", *options))
+    return {bitmap["name"]: bitmap for bitmap in report["bitmaps"]}
+
+
+# ---- add, remove, enable, disable, clear ----------------------------------------------------
+
+
+def test_add_makes_a_clean_bitmap_that_records(done: Done, disk: Disk) -> None:
+    assert done("add", disk.path, "daily") == ""
+    with disk.open() as node:
+        bitmap = node.bitmaps["daily"]
+        assert (bitmap.granularity, bitmap.count, bitmap.enabled) == (65536, 0, True)
+        assert bitmap.persistent
+
+
+def test_add_has_options(done: Done, disk: Disk) -> None:
+    done("add", disk.path, "weekly", "-g", "1M", "--disabled")
+    with disk.open() as node:
+        assert node.bitmaps["weekly"].granularity == 1 << 20
+        assert not node.bitmaps["weekly"].enabled
+
+
+def test_the_name_of_a_bitmap_may_have_slashes(done: Done, disk: Disk) -> None:
+    done("add", disk.path, "a/b")
+    assert list(listed(done, disk)) == ["a/b"]
+    done("remove", disk.path, "a/b")
+    assert listed(done, disk) == {}
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["daily"], "Bitmap already exists: daily"),
+        (["x", "-g", "1000"], "Granularity must be power of 2 and at least 512"),
+        (["x", "-g", "256"], "Granularity must be power of 2 and at least 512"),
+        (["x", "-g", "many"], "'many' is not a size in bytes"),
+        (["x", "--size", "1M"], "1048576"),
+        ([""], "Bitmap name cannot be empty"),
+        (["x", "--node", "other"], "node"),
+        ([], "Missing argument 'NAME'"),
+    ],
+)
+def test_a_bitmap_that_cannot_be_is_refused(
+    run: Run, done: Done, disk: Disk, args: list[str], words: str
+) -> None:
+    done("add", disk.path, "daily")
+    disk.mark("daily", (0, 1))
+    result = run("add", disk.path, *args)
+    assert (result.code, result.out) == (2, "")
+    assert words in result.err
+    assert list(disk.flags().items()) == [("daily", "enabled")]
+    assert disk.areas("daily") == [(0, 65536)]
+
+
+def test_several_are_enabled_disabled_cleared_removed(done: Done, disk: Disk) -> None:
+    for name in "abc":
+        done("add", disk.path, name)
+        disk.mark(name, (0, 1))
+    done("disable", disk.path, "a", "c")
+    assert disk.flags() == {"a": "disabled", "b": "enabled", "c": "disabled"}
+    done("enable", disk.path, "c")
+    assert disk.flags() == {"a": "disabled", "b": "enabled", "c": "enabled"}
+    done("clear", disk.path, "a", "b")
+    assert [disk.areas(name) for name in "abc"] == [[], [], [(0, 65536)]]
+    done("remove", disk.path, "a", "c")
+    assert disk.flags() == {"b": "enabled"}
+
+
+@pytest.mark.parametrize("command", ["remove", "clear", "enable", "disable", "repair", "dump"])
+def test_a_missing_bitmap_is_named_and_nothing_changes(
+    run: Run, done: Done, disk: Disk, command: str
+) -> None:
+    done("add", disk.path, "daily")
+    disk.mark("daily", (0, 1))
+    names = ["dayly"] if command == "dump" else ["daily", "dayly"]
+    assert run(command, disk.path, *names) == (
+        2,
+        "",
+        f"pybitmap: {disk.path}: Dirty bitmap 'dayly' not found; bitmaps there: daily\n",
+    )
+    assert disk.flags() == {"daily": "enabled"}
+    assert disk.areas("daily") == [(0, 65536)]
+
+
+# ---- inconsistent ones ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["clear", "enable", "disable", "dump", "merge"])
+def test_an_inconsistent_bitmap_is_refused_with_the_reason(
+    run: Run, done: Done, disk: Disk, command: str
+) -> None:
+    done("add", disk.path, "old")
+    disk.spoil()
+    done("add", disk.path, "new")
+    args = ["new", "old"] if command == "merge" else ["old"]
+    result = run(command, disk.path, *args)
+    assert (result.code, result.out) == (2, "")
+    words = "Bitmap 'old' is inconsistent and cannot be used: it was in use when"
+    assert result.err.startswith(f"pybitmap: {disk.path}: {words}")
+    assert disk.flags() == {"old": "inconsistent", "new": "enabled"}
+
+
+def test_all_inconsistent_ones_are_removed(done: Done, disk: Disk) -> None:
+    done("add", disk.path, "a")
+    done("add", disk.path, "b")
+    assert done("remove", disk.path, "--stale") == ""
+    disk.spoil()
+    done("add", disk.path, "c")
+    assert done("remove", disk.path, "--stale") == "a\nb\n"
+    assert disk.flags() == {"c": "enabled"}
+
+
+def test_a_repaired_bitmap_is_all_dirty_and_records_if_it_did(done: Done, disk: Disk) -> None:
+    done("add", disk.path, "a")
+    done("add", disk.path, "b", "--disabled")
+    disk.spoil()
+    done("repair", disk.path, "a")
+    assert disk.flags() == {"a": "enabled", "b": "inconsistent"}
+    assert done("repair", disk.path, "--all") == "b\n"
+    assert [disk.areas(name) for name in "ab"] == [[(0, SIZE)], [(0, SIZE)]]
+    assert disk.flags() == {"a": "enabled", "b": "disabled"}
+
+
+def test_a_bitmap_that_is_not_inconsistent_is_not_repaired(
+    run: Run, done: Done, disk: Disk
+) -> None:
+    done("add", disk.path, "a")
+    assert run("repair", disk.path, "a") == (2, "", "pybitmap: Bitmap 'a' is not inconsistent\n")
+    assert disk.areas("a") == []
+    assert done("repair", disk.path, "--all") == ""
+
+
+@pytest.mark.parametrize(("command", "option"), [("remove", "--stale"), ("repair", "--all")])
+def test_names_or_all_but_not_both(run: Run, disk: Disk, command: str, option: str) -> None:
+    for args in ([], ["a", option]):
+        result = run(command, disk.path, *args)
+        assert result.code == 2
+        assert f"Give either the names of bitmaps or {option}." in result.err
+
+
+# ---- merge ----------------------------------------------------------------------------------
+
+
+def test_merge_adds_what_is_dirty_in_the_sources(done: Done, disk: Disk) -> None:
+    for name, granularity in (("week", "1M"), ("monday", "64K"), ("tuesday", "512")):
+        done("add", disk.path, name, "-g", granularity)
+    disk.mark("week", (0, 1))
+    disk.mark("monday", (5 << 20, 1))
+    disk.mark("tuesday", (SIZE - 1, 1))
+    done("merge", disk.path, "week", "monday", "tuesday")
+    assert disk.areas("week") == [(0, 1 << 20), (5 << 20, 1 << 20), (64 << 20, 512)]
+    assert disk.areas("monday") == [(5 << 20, 65536)]
+
+
+@pytest.mark.parametrize("kind", DISKS)
+def test_merge_takes_sources_of_another_target(
+    done: Done, disk: Disk, kind: type[Disk], tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    other = kind(tmp_path / "other")
+    done("add", other.path, "source", "-g", "512")
+    other.mark("source", (1000, 1))
+    done("add", disk.path, "week")
+    done("merge", disk.path, "week", "source", "-b", other.path)
+    assert disk.areas("week") == [(0, 65536)]
+    assert other.flags() == {"source": "enabled"}
+
+
+def test_merge_takes_the_target_for_the_source_if_it_is(done: Done, disk: Disk) -> None:
+    done("add", disk.path, "a")
+    done("add", disk.path, "b")
+    disk.mark("b", (0, 1))
+    done("merge", disk.path, "a", "b", "-b", disk.path.parent / "." / disk.path.name)
+    assert disk.areas("a") == [(0, 65536)]
+
+
+def test_sources_of_another_size_are_refused(
+    run: Run, done: Done, disk: Disk, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    done("add", disk.path, "week")
+    done("add", other, "n/b", "--size", "1M")
+    result = run("merge", disk.path, "week", "b", "-b", other)
+    assert result.code == 2
+    assert f"(destination size is {SIZE}, source size is 1048576)" in result.err
+    assert disk.areas("week") == []
+
+
+# ---- dump -----------------------------------------------------------------------------------
+
+
+def test_dump_prints_extents(done: Done, disk: Disk) -> None:
+    done("add", disk.path, "b", "-g", "4K")
+    assert done("dump", disk.path, "b") == "[]\n"
+    assert done("dump", disk.path, "b", "--format", "csv") == "offset,length\n"
+    disk.mark("b", (5000, 1), (1 << 20, 8192), (SIZE - 1, 1))
+    extents = [(4096, 4096), (1 << 20, 8192), (64 << 20, 512)]
+    assert json.loads(done("dump", disk.path, "b")) == [
+        {"offset": offset, "length": length} for offset, length in extents
+    ]
+    rows = list(csv.reader(io.StringIO(done("dump", disk.path, "b", "--format", "csv"))))
+    assert rows == [["offset", "length"], *([str(a), str(b)] for a, b in extents)]
+
+
+def test_dump_prints_more_than_it_takes_at_once(done: Done, disk: Disk) -> None:
+    done("add", disk.path, "b", "-g", "512")
+    disk.mark("b", *((offset, 1) for offset in range(0, 10_000 * 1024, 1024)))
+    extents = json.loads(done("dump", disk.path, "b"))
+    assert extents == [{"offset": i * 1024, "length": 512} for i in range(10_000)]
+    assert len(done("dump", disk.path, "b", "--format", "csv").splitlines()) == 10_001
+
+
+def test_a_reader_of_extents_may_go_away(done: Done, disk: Disk) -> None:
+    done("add", disk.path, "b", "-g", "512")
+    disk.mark("b", *((offset, 1) for offset in range(0, 30_000 * 1024, 1024)))
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    try:
+        assert spawn("dump", disk.path, "b", stdout=write_end) == (141, "", "")
+    finally:
+        os.close(write_end)
+    assert disk.flags() == {"b": "enabled"}
+
+
+# ---- info -----------------------------------------------------------------------------------
+
+
+def test_info_lists_bitmaps(done: Done, disk: Disk) -> None:
+    done("add", disk.path, "daily")
+    done("add", disk.path, "weekly", "-g", "1M", "--disabled")
+    disk.mark("weekly", (0, 1))
+    first, *_, daily, weekly = done("info", disk.path).splitlines()
+    assert first.startswith(f"{disk.path}: ")
+    assert daily.split() == ["daily", "64K", "enabled"]
+    assert weekly.split() == ["weekly", "1M", "disabled"]
+    daily, weekly = done("info", disk.path, "--count").splitlines()[-2:]
+    assert daily.split() == ["daily", "64K", "0", "enabled"]
+    assert weekly.split() == ["weekly", "1M", "1048576", "(1", "MiB)", "disabled"]
+
+
+def test_info_in_json_has_all_there_is_to_say(done: Done, disk: Disk) -> None:
+    done("add", disk.path, "daily", "-g", "4K")
+    disk.mark("daily", (0, 1))
+    report = json.loads(done("info", disk.path, "--json"))
+    node = None if isinstance(disk, Image) else "disk0"
+    assert report == {
+        "target": str(disk.path),
+        "format": "qcow2" if isinstance(disk, Image) else "local",
+        "nodes": [{"name": node, "size": SIZE}],
+        "bitmaps": [
+            {
+                "node": node,
+                "name": "daily",
+                "size": SIZE,
+                "granularity": 4096,
+                "count": 4096,
+                "enabled": True,
+                "persistent": True,
+                "in_use": False,
+                "inconsistent": False,
+                "reason": None,
+            }
+        ],
+    }
+    assert listed(done, disk, "--no-count")["daily"]["count"] is None
+
+
+def test_info_says_why_a_bitmap_is_broken(done: Done, disk: Disk) -> None:
+    done("add", disk.path, "a b")
+    disk.spoil()
+    bitmap = listed(done, disk)["a b"]
+    assert (bitmap["inconsistent"], bitmap["in_use"], bitmap["count"]) == (True, True, None)
+    assert bitmap["reason"].startswith("it was in use when")
+    out = done("info", disk.path)
+    assert "inconsistent, enabled, in use" in out
+    assert f"Bitmap 'a b' is inconsistent: {bitmap['reason']}.\n" in out
+    assert f"pybitmap repair {disk.path} 'a b'\n" in out
+
+
+def test_info_without_counts_does_not_read_bits(
+    done: Done, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done("add", disk.path, "b")
+
+    def counted(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(commands, "counted", counted)
+    done("info", disk.path)
+    listed(done, disk, "--no-count")
+    with pytest.raises(AssertionError):
+        main(["info", str(disk.path), "--count"])
+
+
+def test_control_characters_of_a_bitmap_do_not_reach_the_terminal(
+    run: Run, done: Done, disk: Disk
+) -> None:
+    name = "\x1b[31mred"
+    done("add", disk.path, name)
+    assert "\\x1b[31mred" in done("info", disk.path)
+    assert "\\x1b[31mred" in done("check", disk.path)
+    assert "\x1b" not in run("clear", disk.path, "x").err
+    assert list(listed(done, disk)) == [name]
+
+
+def test_info_where_there_is_nothing(done: Done, disk: Disk) -> None:
+    assert done("info", disk.path).endswith("\nNo bitmaps.\n")
+    assert listed(done, disk) == {}
+    assert done("check", disk.path) == f"{disk.path}: no bitmaps\n"
+
+
+# ---- check ----------------------------------------------------------------------------------
+
+
+def test_check_finds_what_is_broken(run: Run, done: Done, disk: Disk) -> None:
+    done("add", disk.path, "a")
+    assert done("check", disk.path) == "a: good\n"
+    disk.spoil()
+    done("add", disk.path, "b")
+    result = run("check", disk.path)
+    assert (result.code, result.err) == (1, "")
+    broken, good = result.out.splitlines()
+    assert broken.startswith("a: it was in use when")
+    assert good == "b: good"
+
+
+def test_check_finds_bits_that_are_cut_short(run: Run, done: Done, tmp_path: Path) -> None:
+    disk = LocalDisk(tmp_path)
+    done("add", disk.path, "a")
+    (words,) = disk.path.glob("*.words")
+    os.truncate(words, 8)
+    result = run("check", disk.path)
+    assert result.code == 1
+    assert "cut short" in result.out
+
+
+def test_check_finds_a_catalog_that_is_none(run: Run, tmp_path: Path) -> None:
+    disk = LocalDisk(tmp_path)
+    (disk.path / "catalog.sqlite").write_bytes(b"nonsense" * 1000)
+    result = run("check", disk.path)
+    assert (result.code, result.err) == (1, "")
+    assert "catalog.sqlite" in result.out
+    assert len(result.out.splitlines()) == 1
+
+
+def test_check_finds_a_bitmap_whose_clusters_are_free(run: Run, done: Done, image: Image) -> None:
+    done("add", image.path, "a")
+    with open(image.path, "r+b") as file:
+        file.seek(48)  # refcount_table_offset
+        file.seek(int.from_bytes(file.read(8), "big"))
+        file.seek(int.from_bytes(file.read(8), "big"))
+        file.write(bytes(2 * 1000))
+    result = run("check", image.path)
+    assert result.code == 1
+    assert "which is said to be free: run qemu-img check -r all" in result.out
+    assert result.out.endswith("\na: good\n")
+
+
+def test_what_cannot_be_checked_is_an_error(run: Run, tmp_path: Path) -> None:
+    assert run("check", tmp_path / "none").code == 2
+
+
+# ---- QEMU -----------------------------------------------------------------------------------
+
+
+def test_qemu_sees_what_was_done(done: Done, image: Image) -> None:
+    done("add", image.path, "a")
+    done("add", image.path, "b", "-g", "512", "--disabled")
+    assert qemu_flags(image.path) == {"a": ["auto"], "b": []}
+    done("disable", image.path, "a")
+    done("enable", image.path, "b")
+    assert qemu_flags(image.path) == {"a": [], "b": ["auto"]}
+    image.spoil()
+    assert qemu_flags(image.path) == {"a": ["in-use"], "b": ["in-use", "auto"]}
+    done("repair", image.path, "--all")
+    assert qemu_flags(image.path) == {"a": [], "b": ["auto"]}
+    done("remove", image.path, "a")
+    assert qemu_flags(image.path) == {"b": ["auto"]}
+    assert "No errors were found" in qemu_img("check", image.path)
+
+
+def test_what_qemu_did_is_seen(done: Done, image: Image) -> None:
+    qemu_img("bitmap", "--add", "-g", "1M", image.path, "a")
+    qemu_img("bitmap", "--add", "--disable", image.path, "b")
+    command = [peer("qemu-io", "qemu-utils"), "-c", "write 3M 2M", str(image.path)]
+    subprocess.run(command, check=True, capture_output=True)
+    bitmaps = listed(done, image)
+    assert {name: each["granularity"] for name, each in bitmaps.items()} == {
+        "a": 1 << 20,
+        "b": 65536,
+    }
+    assert {name: each["enabled"] for name, each in bitmaps.items()} == {"a": True, "b": False}
+    assert json.loads(done("dump", image.path, "a")) == [{"offset": 3 << 20, "length": 2 << 20}]
+    qemu_img("bitmap", "--merge", "a", image.path, "b")
+    done("clear", image.path, "a")
+    qemu_img("bitmap", "--merge", "b", image.path, "a")
+    assert json.loads(done("dump", image.path, "a")) == [{"offset": 3 << 20, "length": 2 << 20}]
+
+
+# ---- what is no target ----------------------------------------------------------------------
+
+EVERY_COMMAND = [
+    ["info"],
+    ["check"],
+    ["add", "b"],
+    ["remove", "b"],
+    ["remove", "--stale"],
+    ["clear", "b"],
+    ["enable", "b"],
+    ["disable", "b"],
+    ["merge", "b", "c"],
+    ["dump", "b"],
+    ["repair", "b"],
+    ["repair", "--all"],
+]
+
+
+@pytest.mark.parametrize("command", EVERY_COMMAND, ids=" ".join)
+def test_every_command_refuses_what_is_no_target(
+    run: Run, tmp_path: Path, command: list[str]
+) -> None:
+    raw, empty, folder, pipe = (tmp_path / name for name in ("raw", "empty", "folder", "pipe"))
+    raw.write_bytes(bytes(1 << 16))
+    empty.mkdir()
+    folder.mkdir()
+    (folder / "x").touch()
+    os.mkfifo(pipe)
+    for path, words in (
+        (tmp_path / "none", "No such file or directory"),
+        (raw, "not a qcow2 image; bitmaps of other disks can be in a local store, a directory"),
+        (empty, "an empty directory: it has no catalog.sqlite"),
+        (folder, "a directory, but no local store: it has no catalog.sqlite"),
+        (pipe, "neither a qcow2 image nor the directory of a local store"),
+    ):
+        assert run(command[0], path, *command[1:]) == (2, "", f"pybitmap: {path}: {words}\n")
+    assert sorted(os.listdir(tmp_path)) == ["empty", "folder", "pipe", "raw"]
+    assert os.listdir(empty) == []
+
+
+def test_version_2_of_the_format_is_refused(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "v2"
+    qemu_img("create", "-q", "-f", "qcow2", "-o", "compat=0.10", path, "1M")
+    result = run("info", path)
+    assert result.code == 2
+    assert "version 2, which has no bitmaps" in result.err
+    qemu_img("amend", "-f", "qcow2", "-o", "compat=1.1", path)  # as the message says
+    assert run("add", path, "b").code == 0
+
+
+def test_a_target_that_is_open_elsewhere_is_refused(run: Run, done: Done, disk: Disk) -> None:
+    done("add", disk.path, "b")
+    with disk.open():
+        for command in EVERY_COMMAND:
+            if command[0] != "add":
+                result = run(command[0], disk.path, *command[1:])
+                assert (result.code, result.out) == (2, "")
+                assert len(result.err.splitlines()) == 1, result.err
+                assert str(disk.path) in result.err
+    assert disk.flags() == {"b": "enabled"}
+
+
+# ---- nodes of a local store -----------------------------------------------------------------
+
+
+@pytest.fixture
+def shared(done: Done, tmp_path: Path) -> Path:
+    """A local store with two nodes."""
+    path = tmp_path / "shared"
+    done("add", path, "d0/daily", "--size", "1M")
+    done("add", path, "d1/daily", "--size", "2M")
+    return path
+
+
+def names(done: Done, path: Path) -> list[tuple[str, str]]:
+    report = json.loads(done("info", path, "--json"))
+    return [(bitmap["node"], bitmap["name"]) for bitmap in report["bitmaps"]]
+
+
+def test_a_store_is_made_with_the_first_node(done: Done, tmp_path: Path) -> None:
+    done("add", tmp_path / "new", "disk0/daily", "--size", "20G")
+    done("add", tmp_path / "new", "weekly")
+    done("add", tmp_path / "new", "disk0/monthly")
+    (tmp_path / "empty").mkdir()
+    done("add", tmp_path / "empty", "a/b", "--node", "disk0", "--size", "20G")
+    assert names(done, tmp_path / "new") == [("disk0", x) for x in ("daily", "weekly", "monthly")]
+    assert names(done, tmp_path / "empty") == [("disk0", "a/b")]
+
+
+def test_a_new_node_needs_a_size_and_a_name(run: Run, shared: Path, tmp_path: Path) -> None:
+    result = run("add", shared, "d2/b")
+    assert result.code == 2
+    assert "a new node 'd2' needs its --size; nodes there: d0, d1\n" in result.err
+    result = run("add", shared, "b")
+    assert result.code == 2
+    assert "'b' is to be a bitmap of which node: d0, d1? Write NODE/b\n" in result.err
+    result = run("add", tmp_path / "new", "b", "--size", "1M")
+    assert result.code == 2
+    assert "'b' is to be a bitmap of which node? Write NODE/b\n" in result.err
+    for args in (["n/"], ["n/b", "-g", "1000"], ["/b"]):
+        assert run("add", tmp_path / "new", *args, "--size", "1M").code == 2
+    assert not (tmp_path / "new").exists()
+
+
+def test_bitmaps_of_several_nodes_are_changed_at_once(done: Done, shared: Path) -> None:
+    done("disable", shared, "d0/daily", "d1/daily")
+    assert [line.split() for line in done("info", shared).splitlines()[-2:]] == [
+        ["d0/daily", "64K", "disabled"],
+        ["d1/daily", "64K", "disabled"],
+    ]
+    assert done("check", shared) == "d0/daily: good\nd1/daily: good\n"
+    done("add", shared, "weekly", "--node", "d1")
+    done("remove", shared, "daily", "weekly", "--node", "d1")
+    assert names(done, shared) == [("d0", "daily")]
+
+
+def test_the_node_has_to_be_said_where_there_are_several(
+    run: Run, done: Done, shared: Path
+) -> None:
+    result = run("clear", shared, "daily")
+    assert "Dirty bitmap 'daily' not found; bitmaps there: d0/daily, d1/daily" in result.err, (
+        result.err
+    )
+    result = run("clear", shared, "daily", "--node", "d2")
+    assert "Node 'd2' not found; nodes there: d0, d1" in result.err
+    done("add", shared, "d0/x/b", "--node", "d0")
+    done("add", shared, "d0/daily/b", "--size", "1M", "--node", "d0/x")
+    done("add", shared, "b", "--node", "d0/x")
+    done("add", shared, "x/b", "--node", "d0")
+    result = run("clear", shared, "d0/x/b")
+    assert "'d0/x/b' can mean a bitmap of several nodes, d0, d0/x: choose" in result.err
+    done("clear", shared, "x/b", "--node", "d0")
+
+
+def test_an_image_has_no_named_node(run: Run, done: Done, image: Image) -> None:
+    result = run("add", image.path, "b", "--node", "n")
+    assert result.err == f"pybitmap: {image.path}: a qcow2 image has one node, without a name\n"
+    assert result.code == 2
+
+
+# ---- interruptions and full disks -----------------------------------------------------------
+
+
+@contextmanager
+def interrupted_while(
+    what: str, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGINT
+) -> Iterator[list[str]]:
+    """The signal comes with the first progress of that kind."""
+    heard: list[str] = []
+
+    @contextmanager
+    def progress_bars() -> Iterator[Callable[[str, int, int | None], None]]:
+        def show(work: str, done: int, total: int | None) -> None:
+            if work.startswith(what) and not heard:
+                heard.append(work)
+                os.kill(os.getpid(), number)
+
+        yield show
+
+    monkeypatch.setattr(commands, "progress_bars", progress_bars)
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        yield heard
+    finally:
+        signal.signal(number, before)
+
+
+@pytest.fixture
+def ready(done: Done, disk: Disk) -> Disk:
+    done("add", disk.path, "a", "-g", "512")
+    disk.mark("a", (0, 1), (1 << 20, 1 << 20))
+    done("add", disk.path, "b", "-g", "512")
+    return disk
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_while_storing_counts_when_all_is_stored(
+    ready: Disk, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    with interrupted_while("stor", monkeypatch, number) as heard, pytest.raises(KeyboardInterrupt):
+        main(["merge", str(ready.path), "b", "a"])
+    assert heard
+    assert ready.flags() == {"a": "enabled", "b": "enabled"}
+    assert ready.areas("b") == [(0, 512), (1 << 20, 1 << 20)]
+
+
+def test_an_interruption_while_loading_changes_nothing(
+    ready: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with interrupted_while("load", monkeypatch) as heard, pytest.raises(KeyboardInterrupt):
+        main(["merge", str(ready.path), "b", "a"])
+    assert heard
+    assert ready.flags() == {"a": "enabled", "b": "enabled"}
+
+
+def test_progress_is_shown_in_a_terminal(done: Done, disk: Disk) -> None:
+    names = [f"{i}[/red]\x1b[31m" for i in range(6)]  # neither Rich nor the terminal minds
+    for name in names:
+        done("add", disk.path, name)
+        disk.mark(name, (0, 1))
+    with terminal("merge", disk.path, *names) as child:
+        assert child.end() == 0
+    assert b"Load" in child.shown
+    assert b"Stor" in child.shown
+    assert b"[31m\x1b" not in child.shown
+    assert cursor_is_visible(child.shown)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    path = tmp_path / "small"
+    path.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(path)]
+    if sys.platform != "linux" or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    try:
+        yield path
+    finally:
+        # Not before the last file there is unmapped: garbage may map one.
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+def fill(path: Path) -> None:
+    """Take all the space that is left."""
+    with open(path, "wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(512))
+
+
+@pytest.mark.parametrize("kind", DISKS, ids=["local", "qcow2"])
+def test_where_there_is_no_space_everything_stays_as_it_was(
+    run: Run, done: Done, small: Path, kind: type[Disk], tmp_path: Path
+) -> None:
+    source = LocalDisk(tmp_path)
+    done("add", source.path, "noise", "-g", "512")
+    source.mark("noise", *((offset, 1) for offset in range(0, 64 << 20, 1024)))
+    disk = kind(small)
+    done("add", disk.path, "a", "-g", "64K")
+    disk.mark("a", (0, 1))
+    done("add", disk.path, "b", "-g", "512" if kind is Image else "64K", "--disabled")
+    fill(small / "filling")
+    before = disk.flags()
+    for args in (["merge", "b", "noise", "-b", source.path], ["add", "c", "-g", "512"]):
+        result = run(args[0], disk.path, *args[1:])
+        if kind is Image and args[0] == "add":
+            continue  # the image may have room within
+        assert result.code == 2
+        assert result.err.endswith("No space left on device\n")
+        assert len(result.err.splitlines()) == 1
+        assert disk.flags() == before == {"a": "enabled", "b": "disabled"}
+        assert disk.areas("a") == [(0, 65536)]
+        assert disk.areas("b") == []
+    (small / "filling").unlink()
+    done("merge", disk.path, "b", "noise", "-b", source.path)
+    assert len(disk.areas("b")) in (1, 65536)
+
+
+def test_a_store_that_could_not_be_made_is_made_later(run: Run, done: Done, small: Path) -> None:
+    filling = small / "filling"
+    filling.write_bytes(bytes((1 << 20) - 4096))
+    result = run("add", small / "new", "n/b", "--size", "1G")
+    assert result.code == 2
+    filling.unlink()
+    done("add", small / "new", "n/b", "--size", "1G")
+    assert names(done, small / "new") == [("n", "b")]
+
+
+def test_a_full_disk_for_the_output_is_told(ready: Disk) -> None:
+    if not os.path.exists("/dev/full"):
+        pytest.skip("there is no /dev/full")
+    for command in (["info"], ["info", "--json"], ["dump", "a"], ["check"]):
+        with open("/dev/full", "wb") as full:
+            result = spawn(command[0], ready.path, *command[1:], stdout=full)
+        assert result.code == 2
+        assert result.err == "pybitmap: standard output: No space left on device\n"
+
+
+# ---- help -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [each.name for each in commands.commands])
+def test_help_has_examples_that_fit(run: Run, command: str) -> None:
+    result = run(command, "--help")
+    assert result.code == 0
+    assert f"\n    pybitmap {command} " in result.out
+    assert max(map(len, result.out.splitlines())) <= 80
