@@ -8,6 +8,7 @@ import io
 import json
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -826,6 +827,133 @@ def test_a_full_disk_for_the_output_is_told(ready: Disk) -> None:
             result = spawn(command[0], ready.path, *command[1:], stdout=full)
         assert result.code == 2
         assert result.err == "pybitmap: standard output: No space left on device\n"
+
+
+# ---- serve ----------------------------------------------------------------------------------
+
+
+@contextmanager
+def serving(path: Path, *nodes: str) -> Iterator[subprocess.Popen[str]]:
+    words = [word for node in nodes for word in ("--node", node)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pybitmap", "serve", "--socket", str(path), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def ask(path: Path, *commands: dict[str, Any]) -> list[Any]:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(60)
+        sock.connect(str(path))
+        with sock.makefile("rwb") as file:
+            file.readline()
+            replies = []
+            for command in ({"execute": "qmp_capabilities"}, *commands):
+                file.write(json.dumps(command).encode())
+                file.flush()
+                replies.append(json.loads(file.readline()))
+    return replies[1:]
+
+
+def add_over_qmp(node: str, name: str) -> dict[str, Any]:
+    arguments = {"node": node, "name": name, "persistent": True}
+    return {"execute": "block-dirty-bitmap-add", "arguments": arguments}
+
+
+@pytest.mark.parametrize("end", ["quit", "SIGINT", "SIGTERM", "SIGHUP"])
+def test_served_nodes_have_persistent_bitmaps(done: Done, disk: Disk, end: str) -> None:
+    path = disk.path.parent / "qmp.sock"
+    key = "image" if isinstance(disk, Image) else "store"
+    with serving(path, f"{disk.node},{key}={disk.path}", "n,size=1M") as process:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        assert line == f"pybitmap: listening on {path}: {disk.node}, n\n"
+        assert ask(path, add_over_qmp(disk.node, "b")) == [{"return": {}}]
+        if end == "quit":
+            ask(path, {"execute": "quit"})
+        else:
+            process.send_signal(getattr(signal, end))
+        assert process.communicate(timeout=60) == ("", "")
+        assert process.returncode == 0
+    assert disk.flags() == {"b": "enabled"}
+
+
+def test_served_nodes_may_share_a_new_store(done: Done, tmp_path: Path) -> None:
+    path, store = tmp_path / "qmp.sock", tmp_path / "a, new store"
+    nodes = f"x,store={store},size=1M", f"y,size=2M,store={store}/."
+    with serving(path, *nodes) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().endswith("qmp.sock: x, y\n")
+        replies = ask(path, add_over_qmp("x", "b"), add_over_qmp("y", "b"))
+        assert replies == [{"return": {}}, {"return": {}}]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    assert names(done, store) == [("x", "b"), ("y", "b")]
+
+
+def test_a_read_only_node_is_served(done: Done, disk: Disk) -> None:
+    done("add", disk.path, "b")
+    path = disk.path.parent / "qmp.sock"
+    key = "image" if isinstance(disk, Image) else "store"
+    with serving(path, f"{disk.node},{key}={disk.path},read-only") as process:
+        assert process.stderr is not None
+        process.stderr.readline()
+        arguments = {"node": disk.node, "name": "b"}
+        (reply,) = ask(path, {"execute": "block-dirty-bitmap-clear", "arguments": arguments})
+        assert reply["error"]["desc"] == "Bitmap 'b' is readonly and cannot be modified"
+
+
+@pytest.mark.parametrize(
+    ("node", "words"),
+    [
+        ("n", "'n' is not NAME,size=SIZE, NAME,store=DIR or NAME,image=FILE"),
+        ("n,read-only", "'n,read-only' is not NAME,size=SIZE"),
+        ("n,size=1M,size=2M", "has size twice"),
+        ("n,size=1M,read-only,read-only", "has read-only twice"),
+        ("n,store=", "store needs a path"),
+        ("n,store=a,image=b", "has store and image, and can have one of them"),
+        ("n,image=none", "none: No such file or directory"),
+        ("n,image=/dev/null", "/dev/null"),
+        ("n,store=/dev/null", "/dev/null"),
+    ],
+)
+def test_nodes_that_cannot_be_served(run: Run, tmp_path: Path, node: str, words: str) -> None:
+    result = run("serve", "--socket", tmp_path / "s", "--node", node)
+    assert (result.code, result.out) == (2, "")
+    assert words in result.err
+
+
+def test_bitmaps_that_cannot_be_stored_at_the_end_are_an_error(
+    done: Done, small: Path, tmp_path: Path
+) -> None:
+    image = Image(small)
+    path = tmp_path / "qmp.sock"
+    source = LocalDisk(tmp_path)
+    done("add", source.path, "noise", "-g", "512")
+    source.mark("noise", *((offset, 1) for offset in range(0, 64 << 20, 1024)))
+    with serving(path, f"i,image={image.path}", f"{source.node},store={source.path}") as process:
+        assert process.stderr is not None
+        process.stderr.readline()
+        sources = [{"node": source.node, "name": "noise"}]
+        arguments = {"node": "i", "target": "b", "bitmaps": sources}
+        fine = {**add_over_qmp("i", "b")}
+        fine["arguments"]["granularity"] = 512
+        replies = ask(path, fine, {"execute": "block-dirty-bitmap-merge", "arguments": arguments})
+        assert replies == [{"return": {}}, {"return": {}}]
+        fill(small / "filling")
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 2
+        assert err == f"pybitmap: {image.path} cannot be written: No space left on device\n"
+    assert image.flags() == {"b": "inconsistent"}
+    assert source.flags() == {"noise": "enabled"}
 
 
 # ---- help -----------------------------------------------------------------------------------

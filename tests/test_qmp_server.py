@@ -448,7 +448,8 @@ def test_the_command(path: Path, end: str) -> None:
                 assert client.ask(b'{"execute":"quit"}') == {"return": {}}
             else:
                 process.send_signal(getattr(signal, end))
-        assert process.communicate(timeout=20) == ("", "")
+        listening = f"pybitmap: listening on {path}: a,b, c\n"
+        assert process.communicate(timeout=20) == ("", listening)
         assert process.returncode == 0
         assert not path.exists()
 

@@ -3,23 +3,64 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+
 import click
 
 from ..node import BlockGraph
-from .common import size_of
+from ..store import Store
+from ..trace import printable
+from .common import deferred, progress_bars, size_of
 
 
-def _nodes(
-    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
-) -> list[tuple[str, int]]:
-    """Callback of an option that takes NAME,size=SIZE, repeatedly."""
-    nodes = []
-    for value in values:
-        name, separator, size = value.rpartition(",size=")
-        if not separator:
-            raise click.BadParameter(f"{value!r} is not NAME,size=SIZE")
-        nodes.append((name, size_of(size)))
-    return nodes
+@dataclass
+class _Node:
+    """What `--node` asks for."""
+
+    name: str
+    size: int | None = None
+    store: str | None = None
+    image: str | None = None
+    read_only: bool = False
+
+
+# Names and paths may have commas: only what begins an option ends them.
+_OPTION = re.compile(r",(?=(?:size|store|image)=|read-only(?:,|$))")
+
+
+def _node(text: str) -> _Node:
+    name, *options = _OPTION.split(text)
+    node = _Node(name)
+    for option in options:
+        key, _, value = option.partition("=")
+        field = key.replace("-", "_")
+        if getattr(node, field):
+            raise click.BadParameter(f"{text!r} has {key} twice")
+        if key == "size":
+            node.size = size_of(value)
+        elif key == "read-only":
+            node.read_only = True
+        elif not value:
+            raise click.BadParameter(f"{text!r}: {key} needs a path")
+        else:
+            setattr(node, field, value)
+    if node.store is not None and node.image is not None:
+        raise click.BadParameter(f"{text!r} has store and image, and can have one of them")
+    if node.size is None and node.store is None and node.image is None:
+        raise click.BadParameter(
+            f"{text!r} is not NAME,size=SIZE, NAME,store=DIR or NAME,image=FILE"
+        )
+    return node
+
+
+def _nodes(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[_Node]:
+    """Callback of an option that describes a node, repeatedly."""
+    return [_node(value) for value in values]
 
 
 @click.command("serve")
@@ -34,29 +75,60 @@ def _nodes(
 @click.option(
     "--node",
     "nodes",
-    metavar="NAME,size=SIZE",
+    metavar="NAME,OPTION[,OPTION...]",
     required=True,
     multiple=True,
     callback=_nodes,
-    help="A device with bitmaps; may be repeated.",
+    help="A device with bitmaps; may be repeated. Options: size=SIZE; store=DIR, a local store,"
+    " made if missing (it knows the sizes of nodes that it has); image=FILE, a qcow2 image;"
+    " read-only.",
 )
-def serve_command(path: str, nodes: list[tuple[str, int]]) -> None:
+def serve_command(path: str, nodes: list[_Node]) -> None:
     """Serve named bitmaps to clients of QEMU's monitor protocol, QMP.
 
-    They are kept in memory, until a client sends `quit`, or Ctrl-C, or SIGTERM.
+    Until a client sends `quit`, or Ctrl-C, or SIGTERM. Persistent bitmaps of nodes with a store or
+    an image are stored then; the others are kept in memory.
 
     Sizes are in bytes; K, M, G and T stand for powers of 1024.
 
     \b
     Examples:
       pybitmap serve --socket qmp.sock --node disk0,size=20G --node disk1,size=1T
+      pybitmap serve --socket qmp.sock --node disk0,image=disk.qcow2
+      pybitmap serve --socket qmp.sock --node disk0,store=disks.bitmaps,size=20G
       qmp-shell qmp.sock
 
-    Exit code: 0 ended as asked, 2 for an error.
+    Exit code: 0 ended as asked, 2 for an error, also if the bitmaps cannot be stored.
     """
     from ..qmp import serve  # the other commands start sooner without it
 
-    with BlockGraph() as graph:
-        for name, size in nodes:
-            graph.add_node(name, size)
-        serve(graph, path)
+    stores: dict[str, Store] = {}
+
+    def ready() -> None:
+        names = ", ".join(node.name for node in nodes)
+        with suppress(OSError):
+            print(printable(f"pybitmap: listening on {path}: {names}"), file=sys.stderr, flush=True)
+
+    # Whatever asks for an end, bitmaps are stored first.
+    with deferred(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as came, BlockGraph() as graph:
+        with progress_bars() as progress:
+            for node in nodes:
+                store = _store(node, stores)
+                if store is not None:
+                    store.progress = progress
+                graph.add_node(node.name, node.size, store, node.read_only)
+        for store in stores.values():
+            store.progress = None
+        if not came:
+            serve(graph, path, ready)
+
+
+def _store(node: _Node, stores: dict[str, Store]) -> Store | None:
+    """That of a node; a local store is one for all its nodes."""
+    from ..store import LocalStore, Qcow2Store
+
+    if node.image is not None:
+        return stores.setdefault(os.path.realpath(node.image), Qcow2Store(node.image))
+    if node.store is not None:
+        return stores.setdefault(os.path.realpath(node.store), LocalStore(node.store))
+    return None

@@ -25,7 +25,7 @@ import signal
 import socket
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from threading import Thread, current_thread, main_thread
 from time import monotonic, sleep
@@ -378,13 +378,15 @@ class Server:
 
     # ---- the loop ---------------------------------------------------------------------------
 
-    def run(self) -> None:
+    def run(self, ready: Callable[[], object] = lambda: None) -> None:
         """Serve until the end; then all connections are closed and the socket's file is gone.
 
+        :param ready: called when clients can connect
         :raises OSError: see :meth:`listen`
         """
         try:
             self.listen()
+            ready()
             while not self._stopped:
                 self._turn(None)
             self._bid_farewell()
@@ -463,14 +465,16 @@ class Server:
         self._waker.close()
 
 
-def serve(graph: BlockGraph, path: str) -> None:
-    """Serve a graph on a unix socket, until ``quit``, and in the main thread SIGINT or SIGTERM.
+def serve(graph: BlockGraph, path: str, ready: Callable[[], object] = lambda: None) -> None:
+    """Serve a graph on a unix socket, until ``quit``, and in the main thread SIGINT, SIGTERM or,
+    unless it is ignored, SIGHUP.
 
+    :param ready: called when clients can connect
     :raises OSError: if the socket cannot be created, as when another program listens there
     """
     server = Server(graph, path)
     with _signals(server):
-        server.run()
+        server.run(ready)
 
 
 @contextmanager
@@ -482,7 +486,10 @@ def _signals(server: Server) -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         server.stop()
 
-    before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+        numbers.append(signal.SIGHUP)
+    before = {each: signal.signal(each, stop) for each in numbers}
     try:
         yield
     finally:
