@@ -11,13 +11,22 @@ import sys
 from pathlib import Path
 
 import pytest
+from peers import peer
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 
 
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a reader tries it: empty, but for the examples."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 @pytest.mark.core
-def test_the_python_examples_give_what_they_show() -> None:
+def test_the_python_examples_give_what_they_show(folder: Path) -> None:
     failed, tried = doctest.testfile(
         str(README), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE
     )
@@ -25,22 +34,54 @@ def test_the_python_examples_give_what_they_show() -> None:
     assert failed == 0
 
 
-def console_lines() -> list[str]:
-    blocks = re.findall(r"```console\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    return [line[2:] for block in blocks for line in block.splitlines()]
+def blocks(kind: str) -> list[str]:
+    return re.findall(rf"```{kind}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
 
 
-@pytest.mark.parametrize("line", [x for x in console_lines() if x.startswith("pybitmap ")])
-def test_the_commands_shown_succeed(line: str) -> None:
+def commands(block: str) -> list[list[str]]:
+    """The lines of a block that can be tried."""
+    lines = [shlex.split(line[2:], comments=True) for line in block.splitlines()]
+    return [line for line in lines if line[0] in ("pybitmap", "qemu-img", "qemu-io")]
+
+
+def run_all(block: str) -> list[str]:
+    printed = []
+    for name, *args in commands(block):
+        program = [sys.executable, "-m", name] if name == "pybitmap" else [peer(name, "qemu-utils")]
+        done = subprocess.run(
+            [*program, *args], check=True, capture_output=True, timeout=120, encoding="utf-8"
+        )
+        printed.append(done.stdout)
+    return printed
+
+
+@pytest.mark.parametrize("block", [block for block in blocks("console") if commands(block)])
+def test_the_commands_shown_succeed(folder: Path, block: str) -> None:
     pytest.importorskip("click")
     pytest.importorskip("rich")
-    command = [sys.executable, "-m", "pybitmap", *shlex.split(line)[1:]]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    run_all(block)
+
+
+def test_the_backup_shown_is_what_it_prints(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("click")
+    pytest.importorskip("rich")
+    (block,) = [block for block in blocks("console") if "qemu-img create" in block]
+    (program,) = [block for block in blocks("python") if "Qcow2Store(" in block]
+    _, _, _, info, dump, *_ = run_all(block)
+    (shown,) = [block for block in blocks("text") if "offset,length" in block]
+    assert shown == info[info.index("bitmap ") :] + "\n" + dump
+    run_all("$ qemu-io -c 'write 64k 64k' disk.qcow2\n")
+    exec(program, {})
+    assert capsys.readouterr().out == "copy 65536 bytes at 65536\n"
+    assert "0   enabled" in run_all("$ pybitmap info disk.qcow2 --count\n")[0]
 
 
 def test_every_make_target_shown_exists() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    shown = re.findall(r"^make (\w+)", "\n".join(console_lines()), re.MULTILINE)
+    lines = [line[2:] for block in blocks("console") for line in block.splitlines()]
+    shown = re.findall(r"^make (\w+)", "\n".join(lines), re.MULTILINE)
     assert shown == ["run", "test"]
     for target in shown:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
