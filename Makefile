@@ -21,7 +21,8 @@ CFLAGS_C = -std=c11 -g -Wall -Wextra -Wpedantic -Wconversion -Werror -Icsrc -Ite
 ASAN = -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 TSAN = -O1 -fsanitize=thread
 
-.PHONY: help run test test-pure build bench bench-c lint types asan asan-c asan-py tsan lockstep wheel clean
+.PHONY: help run test test-pure build bench bench-c results lint types asan asan-c asan-py tsan lockstep \
+    wheel clean
 
 # Steps of `make lockstep`.
 N ?= 20000
@@ -41,8 +42,11 @@ test-pure: $(VENV)/.test ## Run those of the core without the fast entry, all by
 
 build: $(VENV)/.dev ## Build in place, with all that development needs
 
-bench: $(VENV)/.dev ## Measure the core operations (BENCH_OPTS=... goes to pytest)
-	$(BIN)/python -m pytest bench -o python_files='bench_*.py' $(BENCH_OPTS)
+bench: $(VENV)/.bench ## Measure from Python, beside peers (BENCH_OPTS: --only set, --groups 2^30, --rounds 5, --json)
+	$(BIN)/python bench/run.py $(BENCH_OPTS)
+
+results: $(VENV)/.bench build/bench/bench ## Measure everything, write bench/RESULTS.md and its plots (RESULTS_OPTS: --large, --redraw)
+	$(BIN)/python bench/results.py --compiler $(CC) --c-program build/bench/bench $(RESULTS_OPTS)
 
 bench-c: build/bench/bench ## Measure the C core beside bare loops (BENCH_OPTS: --groups 2^30, --json, --sweep size)
 	$< $(BENCH_OPTS)

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: MIT
+"""Runs the benchmarks in Python: ``make bench``, or ``make bench BENCH_OPTS='--only set'``.
+
+Every table is one question. Ratios are to the first way of the table. A missed goal says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import bench_bulk  # noqa: F401
+import bench_calls  # noqa: F401
+from measure import measure, print_rows
+
+
+def read_groups(text: str) -> int:
+    return 1 << int(text[2:]) if text.startswith("2^") else int(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--groups",
+        type=read_groups,
+        metavar="2^24",
+        help="of whole bitmaps; with this, only those are measured",
+    )
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--only", default="", metavar="TEXT", help="names that contain this")
+    parser.add_argument("--json", action="store_true", help="one line for each way")
+    args = parser.parse_args()
+    rows = measure(args.groups or 1 << 24, args.rounds, args.only, args.groups is not None)
+    print_rows(rows, args.json)
+
+
+if __name__ == "__main__":
+    main()
