@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from array import array
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, Callable
 
@@ -92,27 +93,26 @@ def many_marks(shape: Shape) -> Work:
 # ---- all that is dirty ----------------------------------------------------------------------
 
 
+def go_through(items: Iterable[object]) -> None:
+    for _ in items:
+        pass
+
+
 @benchmark("iterate", 1 << 20, (0.01, DENSE))
 def iterate(shape: Shape) -> Work:
     """What does it cost to see each dirty item as a Python int?"""
     hb = hbitmap(shape)
-
-    def through(items: Any) -> Callable[[], None]:
-        def run() -> None:
-            for _ in items:
-                pass
-
-        return run
-
-    ways: Ways = {"HBitmap": through(hb), "HBitmap by cffi": through(ByCffi(hb))}
+    by_cffi = ByCffi(hb)
+    ways: Ways = {"HBitmap": lambda: go_through(hb), "HBitmap by cffi": lambda: go_through(by_cffi)}
     if pyroaring:
-        ways["pyroaring"] = through(roaring_of(shape))
+        roaring = roaring_of(shape)
+        ways["pyroaring"] = lambda: go_through(roaring)
     if bitarray:
         bits = bits_of(shape)
-        ways["bitarray search"] = lambda: through(bits.search(1))()
+        ways["bitarray search"] = lambda: go_through(bits.search(1))
     if numpy:
         flags = numpy.unpackbits(words_of(shape).view("u1"), bitorder="little")
-        ways["numpy flatnonzero, tolist"] = lambda: through(numpy.flatnonzero(flags).tolist())()
+        ways["numpy flatnonzero, tolist"] = lambda: go_through(numpy.flatnonzero(flags).tolist())
     return Work("item", len(hb), ways, [Goal("HBitmap", "pyroaring", 0.8)])
 
 
@@ -120,7 +120,10 @@ def iterate(shape: Shape) -> Work:
 def areas(shape: Shape) -> Work:
     """What does it cost to see what is dirty as ranges?"""
     hb = hbitmap(shape)
-    ways: Ways = {"areas_array": hb.areas_array, "for area in areas()": lambda: list(hb.areas())}
+    ways: Ways = {
+        "areas_array": hb.areas_array,
+        "for area in areas()": lambda: go_through(hb.areas()),
+    }
     if numpy:
         flags = numpy.unpackbits(words_of(shape).view("u1"), bitorder="little")
         ways["numpy diff of flags"] = lambda: numpy.flatnonzero(numpy.diff(flags))
