@@ -529,7 +529,7 @@ class _Words(_core.Memory):
     __slots__ = ("mapping", "name", "nbytes", "unsure")
 
     def __init__(self, fd: int, nbytes: int, name: str) -> None:
-        self.mapping = mmap.mmap(fd, nbytes)
+        self.mapping = _mapped(fd, nbytes)
         super().__init__(self.mapping)
         self.nbytes = nbytes
         self.name = name
@@ -556,6 +556,13 @@ class _Words(_core.Memory):
         finally:
             os.close(fd)
         self.unsure = unsure
+
+
+def _mapped(fd: int, nbytes: int) -> mmap.mmap:
+    """Where Python can, without a descriptor of its own, of which there may be few."""
+    if sys.version_info >= (3, 13):
+        return mmap.mmap(fd, nbytes, trackfd=False)
+    return mmap.mmap(fd, nbytes)
 
 
 class _Files:
@@ -615,10 +622,10 @@ class _Progress:
 def _read(fd: int, nbytes: int, todo: _Progress) -> _core.Memory:
     """What a file holds, in memory."""
     data = mmap.mmap(-1, nbytes)
-    with memoryview(data) as view:
+    with memoryview(data) as view, open(fd, "rb", buffering=0, closefd=False) as file:
         done = 0
         while done < nbytes:
-            count = os.preadv(fd, [view[done : done + _CHUNK]], done)
+            count = file.readinto(view[done : done + _CHUNK])
             if not count:
                 raise OSError(errno.EIO, "the file has become shorter")
             done += count
