@@ -195,6 +195,7 @@ HBitmap *hbitmap_alloc_on(uint64_t size, int granularity,
 {
     HBitmap *hb;
     const struct hb_block *b;
+    uint64_t last;
 
     if (!words || (uintptr_t)words % sizeof(uint64_t) != 0) {
         errno = EINVAL;
@@ -205,15 +206,20 @@ HBitmap *hbitmap_alloc_on(uint64_t size, int granularity,
         return NULL;
     }
     b = hb_block_of(hb);
-    for (uint64_t word = 0; word < b->nwords[0]; word++) {
-        uint64_t value = atomic_load(&b->level[0][word]);
+    last = b->nwords[0] - 1;
+    if (atomic_load(&b->level[0][last]) & ~hb_used(b, last)) {
+        atomic_fetch_and(&b->level[0][last], hb_used(b, last));
+    }
+    /* Nobody else sees the bitmap yet, so its summaries need no protocol. */
+    for (unsigned k = 1; k < b->nlevels; k++) {
+        for (uint64_t above = 0; above < b->nwords[k]; above++) {
+            uint64_t first = above * HB_BITS;
+            uint64_t bits = hb_nonzero(&b->level[k - 1][first],
+                                       hb_min(HB_BITS, b->nwords[k - 1] - first));
 
-        if (value & ~hb_used(b, word)) {
-            value &= hb_used(b, word);
-            atomic_store(&b->level[0][word], value);
-        }
-        if (value) {
-            hb_summarise(b, 0, word);
+            if (bits) {     /* a word that stays zero takes no memory */
+                atomic_store_explicit(&b->level[k][above], bits, memory_order_relaxed);
+            }
         }
     }
     return hb;

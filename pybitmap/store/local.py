@@ -621,7 +621,10 @@ class _Progress:
 
 def _read(fd: int, nbytes: int, todo: _Progress) -> _core.Memory:
     """What a file holds, in memory."""
-    data = mmap.mmap(-1, nbytes)
+    data = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without them
+            data.madvise(mmap.MADV_HUGEPAGE)
     with memoryview(data) as view, open(fd, "rb", buffering=0, closefd=False) as file:
         done = 0
         while done < nbytes:

@@ -34,16 +34,22 @@ static long calls, fail_at;
 static int fail_errno, fail_mode;
 static int log_fd = -1;
 
+typedef void (*function)(void);
+
+/* The call itself, behind this one. */
 #define REAL(name) ((__typeof__(&name))real(#name))
 
-static void *real(const char *name)
+static function real(const char *name)
 {
-    void *function = dlsym(RTLD_NEXT, name);
+    void *symbol = dlsym(RTLD_NEXT, name);
+    function call;
 
-    if (!function) {
+    if (!symbol) {
         abort();
     }
-    return function;
+    /* ISO C has no conversion for it. */
+    memcpy(&call, &symbol, sizeof(call));
+    return call;
 }
 
 /* ---- for the test ------------------------------------------------------- */
