@@ -52,7 +52,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     qemu_img("snapshot", "-c", "s", path)
     qemu_io(path, "write 0 10k")
     with Opened(path) as image:
-        for name, start in [("a", 5000), ("b", 100_000), ("c", 2 * MIB)]:
+        for name, start in [("c", 2 * MIB), ("b", 100_000), ("a", 5000)]:  # the newest is first
             image.add(name).set(start, 90_000)
     assert check(path) == FINE
     return path.read_bytes()
@@ -219,8 +219,9 @@ def test_names_of_1023_bytes(tmp_path: Path) -> None:
     with Opened(path) as image:
         for name in names:
             image.add(name)
-    assert list(asked(path)) == names[::-1]
-    assert list(loaded(path)) == names
+    # The newest is first in the image, and QEMU lists the last one first.
+    assert list(asked(path)) == names
+    assert list(loaded(path)) == names[::-1]
     layout = Layout(path.read_bytes())
     layout.put(layout.directory + 18, "H", 1024)
     path.write_bytes(layout.data)

@@ -70,9 +70,9 @@ def test_images_that_we_change_are_qemus(tmp_path: Path, cluster_size: int) -> N
             expected = known(image)
         assert check(path) == FINE
         assert listed(path) == [
-            ("g512", 512, ["auto"]),
-            ("g2147483648", 1 << 31, ["auto"]),
             ("disabled", 512, []),
+            ("g2147483648", 1 << 31, ["auto"]),
+            ("g512", 512, ["auto"]),
             ("late", 512, ["auto"]),
         ]
         if width in (1, 16, 64):
@@ -273,7 +273,7 @@ def test_ones_and_zeroes_take_no_space(tmp_path: Path, cluster_size: int) -> Non
         assert expected["b"] == (groups * 512, content.sha256())
         assert asked(path) == expected
         assert check(path) == FINE
-        b, empty = entries(path)
+        empty, b = entries(path)
         assert empty.data_nbytes == 0
         assert b.data_nbytes == (0 if groups == 2 * nbits else cluster_size)
 

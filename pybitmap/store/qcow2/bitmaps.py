@@ -118,7 +118,7 @@ def data_nbytes(size: int, granularity_bits: int) -> int:
 
 
 def read_directory(image: Image) -> list[Entry]:
-    """What the image holds, the oldest first, without tables.
+    """What the image holds, in its order, without tables.
 
     :raises CorruptError: if the directory cannot be read
     """
@@ -208,7 +208,7 @@ def read_table(image: Image, entry: Entry) -> array[int]:
 
 
 def read_entries(image: Image, claims: Claims) -> list[Entry]:
-    """What the image holds, the oldest first, with tables; no data is read.
+    """What the image holds, in its order, with tables; no data is read.
 
     :param claims: takes the clusters of the bitmaps
     :raises CorruptError: if the directory cannot be read, or bitmaps share clusters

@@ -108,7 +108,7 @@ class Qcow2Volume(Volume):
         self.default_granularity = min(max(image.cluster_size, 4096), 65536)
         self._qcow2 = store
         self._image, self._file = image, image.file
-        #: What is on disk, the oldest first; after a switch that failed, as before it.
+        #: What is on disk, in its order; after a switch that failed, as before it.
         self._entries: list[Entry] = []
         #: Of these, the names of those that were there when it was opened, in the order on disk.
         self._loaded: list[str] = []
@@ -576,7 +576,7 @@ class StoredBitmap:
 
 
 def entries(path: str | os.PathLike[str]) -> list[StoredBitmap]:
-    """The bitmaps of an image, the oldest first; their bits are not read.
+    """The bitmaps of an image, in their order there; their bits are not read.
 
     :raises LockedError: if another program writes to the image
     :raises CorruptError: if it is damaged
