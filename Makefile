@@ -21,7 +21,7 @@ CFLAGS_C = -std=c11 -g -Wall -Wextra -Wpedantic -Wconversion -Werror -Icsrc -Ite
 ASAN = -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 TSAN = -O1 -fsanitize=thread
 
-.PHONY: help run test test-pure build bench bench-c results lint types asan asan-c asan-py tsan lockstep \
+.PHONY: help run test test-pure build bench bench-c bench-stores results lint types asan asan-c asan-py tsan lockstep \
     wheel clean
 
 # Steps of `make lockstep`.
@@ -44,6 +44,9 @@ build: $(VENV)/.dev ## Build in place, with all that development needs
 
 bench: $(VENV)/.bench ## Measure from Python, beside peers (BENCH_OPTS: --only set, --groups 2^30, --rounds 5, --json)
 	$(BIN)/python bench/run.py $(BENCH_OPTS)
+
+bench-stores: $(VENV)/.dev ## Measure stores beside plain reads and writes (BENCH_OPTS goes to pytest)
+	$(BIN)/python -m pytest bench/bench_local.py bench/bench_qcow2.py $(BENCH_OPTS)
 
 results: $(VENV)/.bench build/bench/bench ## Measure everything, write bench/RESULTS.md and its plots (RESULTS_OPTS: --large, --redraw)
 	$(BIN)/python bench/results.py --compiler $(CC) --c-program build/bench/bench $(RESULTS_OPTS)

@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: MIT
-"""LocalStore: a question each, beside the same without a store. ``make bench``."""
+"""LocalStore: a question each, beside the same without a store. ``make bench-stores``."""
 
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_hbitmap import GROUPS, random_starts
 
 from pybitmap import BlockGraph, BlockNode
 from pybitmap.store import LocalStore
 
 Benchmark = Any  # pytest-benchmark has no types
+
+GROUPS = 1 << 20
 
 #: 2^30 groups are 128 MiB of words.
 LARGE = 1 << 39
@@ -28,7 +30,8 @@ NBYTES = LARGE // GROUP // 8
 def test_mark(benchmark: Benchmark, tmp_path: Path, kind: str, state: str) -> None:
     """What does a write cost where the bitmap is mapped from a file?"""
     benchmark.group += f", {state}"
-    offsets = [start << 16 for start in random_starts()]
+    rng = random.Random(1)
+    offsets = [rng.randrange(GROUPS) << 16 for _ in range(10_000)]
     with BlockGraph() as graph:
         node = graph.add_node("disk", GROUPS << 16, LocalStore(tmp_path / "store"))
         bitmap = node.add_bitmap("b", 65536, persistent=kind == "mapped")

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Storing and loading a large bitmap in a qcow2 image, beside writing and reading the same bytes.
 
-Ratios within a group of one run: disks and their caches differ too much for anything else.
+``make bench-stores``. Ratios within a group of one run: disks and their caches differ too much for
+anything else.
 """
 
 from __future__ import annotations

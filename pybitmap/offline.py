@@ -65,7 +65,7 @@ class Bitmap:
 
 @dataclass(frozen=True)
 class Node:
-    """What a target holds for one disk; its bitmaps, the oldest first."""
+    """What a target holds for one disk; its bitmaps, in the order in which they are stored."""
 
     name: str | None
     size: int

@@ -35,9 +35,10 @@ def spawn(*args: str | Path, **options: Any) -> Result:
     return Result(done.returncode, (done.stdout or b"").decode(), done.stderr.decode())
 
 
-def heed_ctrl_c() -> None:
-    """In a child: whoever runs the tests in the background may have had it ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def heed_signals() -> None:
+    """In a child: whoever runs the tests in the background (nohup) may have had them ignored."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
 
 
 class Terminal:
@@ -53,7 +54,7 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             env={**os.environ, "TERM": "xterm", "COLUMNS": str(columns), "LINES": "50"},
-            preexec_fn=heed_ctrl_c,
+            preexec_fn=heed_signals,
         )
         os.close(slave)
 

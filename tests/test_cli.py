@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import HIDE_CURSOR, Result, Run, cursor_is_visible, heed_ctrl_c, spawn, terminal
+from commands import HIDE_CURSOR, Result, Run, cursor_is_visible, heed_signals, spawn, terminal
 from hypothesis import given
 from hypothesis import strategies as st
 from peers import peer
@@ -645,7 +645,7 @@ def test_ctrl_c_without_a_terminal_is_one_line(tmp_path: Path) -> None:
         [sys.executable, "-m", "pybitmap", "replay", str(pipe)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        preexec_fn=heed_ctrl_c,
+        preexec_fn=heed_signals,
     )
     with feeding(pipe):
         process.send_signal(signal.SIGINT)

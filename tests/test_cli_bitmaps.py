@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Run, cursor_is_visible, spawn, terminal
+from commands import Run, cursor_is_visible, heed_signals, spawn, terminal
 from peers import peer
 
 pytest.importorskip("click", reason="the command line is an extra: pip install '.[cli]'")
@@ -840,6 +840,7 @@ def serving(path: Path, *nodes: str) -> Iterator[subprocess.Popen[str]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_signals,
     )
     try:
         yield process

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import heed_signals
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -398,7 +399,10 @@ print("done")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_end_it(path: Path, number: int) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", SERVE, str(path)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", SERVE, str(path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_signals,
     )
     try:
         wait_for(path)
@@ -426,6 +430,7 @@ def served(path: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_signals,
     )
     try:
         yield process
