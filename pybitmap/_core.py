@@ -12,6 +12,7 @@ import errno
 import sys
 from array import array
 from functools import partial
+from io import BytesIO
 from operator import index, is_
 from typing import TYPE_CHECKING, Any, Callable
 
@@ -347,6 +348,17 @@ def byte_array(name: str, data: ReadableBuffer) -> tuple[CData, int]:
     if not view.c_contiguous:
         raise InvalidError(f"{name} must be contiguous")
     return ffi.from_buffer("uint8_t[]", view), view.nbytes
+
+
+def filled_bytes(nbytes: int, fill: Callable[[CData], int]) -> tuple[int, bytes]:
+    """What ``fill`` returned, and the ``uint8_t[nbytes]`` that it was given."""
+    if sys.implementation.name == "cpython":
+        stream = BytesIO(bytes(nbytes))  # gives its buffer away without a copy
+        with stream.getbuffer() as view, ffi.from_buffer("uint8_t[]", view) as data:
+            code = fill(data)
+        return code, stream.getvalue()
+    data = new_unset("uint8_t[]", nbytes)
+    return fill(data), bytes(buffer(data, nbytes))
 
 
 def check(hb: CData) -> None:

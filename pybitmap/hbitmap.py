@@ -22,7 +22,6 @@ from array import array
 from collections.abc import Iterable, Iterator, MutableSet
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
-from io import BytesIO
 from operator import index
 from pickle import PickleBuffer
 from typing import TYPE_CHECKING, Any, Callable, cast
@@ -271,9 +270,11 @@ class HBitmap(Base, MutableSet[int]):
             more = _core.new_unset("uint64_t[]", 2 * room)
             _core.move(more, pairs, 16 * nareas)
             pairs = more
-        # A cast cannot make a shape with a 0 in it, a slice can.
+        # A cast cannot make a shape with a 0 in it, a slice can. (PyPy's slices of views with two
+        # dimensions are wrong about their size, so not otherwise.)
         view = memoryview(_core.buffer(pairs, 16 * max(1, nareas)))
-        return view.cast("Q", [max(1, nareas), 2])[:nareas]
+        view = view.cast("Q", [max(1, nareas), 2])
+        return view if nareas else view[:0]
 
     def next_dirty(self, start: int, count: int | None = None) -> int | None:
         """The first dirty item of the ``count`` items from ``start`` on (None: to the end).
@@ -749,12 +750,12 @@ class HBitmap(Base, MutableSet[int]):
         # From the arguments alone: if another thread truncates now, C may accept a chunk that does
         # not fit the size of before, and every chunk of this count has as many words.
         nbytes = 8 * -(-count // _core.hbitmap_serialization_align(self._hb))
-        stream = BytesIO(bytes(nbytes))  # whose buffer becomes the result, without a copy
-        with stream.getbuffer() as view, _core.byte_array("view", view)[0] as data:
-            code = _core.hbitmap_serialize_part(self._hb, data, start, count)
+        code, data = _core.filled_bytes(
+            nbytes, lambda data: _core.hbitmap_serialize_part(self._hb, data, start, count)
+        )
         if code:
             raise self._bad_chunk(code, start, count)
-        return stream.getvalue()
+        return data
 
     def deserialize(self, data: ReadableBuffer, start: int = 0) -> None:
         """Replace the bits from ``start`` on by those in ``data``; see :meth:`serialize`.

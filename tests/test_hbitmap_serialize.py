@@ -452,11 +452,11 @@ def test_a_truncate_while_serialize_runs_finds_room_for_the_chunk(
     """The chunk does not fit the old size, and does fit the new one."""
     hb = HBitmap(200)
     hb.set(0, 200)
-    real = _core.byte_array
+    real = _core.hbitmap_serialize_part
 
     def truncate_first(*args: Any) -> Any:
         hb.truncate(100)
         return real(*args)
 
-    monkeypatch.setattr(_core, "byte_array", truncate_first)
+    monkeypatch.setattr(_core, "hbitmap_serialize_part", truncate_first)
     assert hb.serialize(0, 100) == b"\xff" * 12 + b"\x0f\0\0\0"

@@ -36,7 +36,8 @@ static int log_fd = -1;
 
 typedef void (*function)(void);
 
-/* The call itself, behind this one. */
+/* The call itself, behind this one.  POSIX, unlike ISO C, lets dlsym's result be a function. */
+#pragma GCC diagnostic ignored "-Wpedantic"
 #define REAL(name) ((__typeof__(&name))real(#name))
 
 static function real(const char *name)
