@@ -37,8 +37,9 @@ run: $(VENV)/.cli ## Replay a real guest's writes and compare with QEMU's own bi
 test: $(VENV)/.test ## Run the tests
 	$(BIN)/python -m pytest
 
-test-pure: $(VENV)/.test ## Run those of the core without the fast entry, all by way of cffi
-	PYBITMAP_PURE_CFFI=1 $(BIN)/python -m pytest -q -m core
+test-pure: $(VENV)/.test ## Run those of the core the other ways: by cffi alone, and with other clones of the loops
+	PYBITMAP_PURE_CFFI=1 PYBITMAP_CLONE=plain $(BIN)/python -m pytest -q -m core
+	PYBITMAP_CLONE=popcnt $(BIN)/python -m pytest -q tests/test_state_machine.py
 
 build: $(VENV)/.dev ## Build in place, with all that development needs
 
