@@ -28,6 +28,8 @@ from pybitmap import (
 from pybitmap.store import LocalStore, Purpose, Record, Wanted, local
 from pybitmap.store.base import Switches
 
+pytestmark = pytest.mark.core
+
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:

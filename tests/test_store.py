@@ -32,6 +32,8 @@ from pybitmap import (
     UnsupportedError,
 )
 
+pytestmark = pytest.mark.core
+
 
 @pytest.fixture(params=PLACES, ids=lambda kind: kind.__name__)
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
