@@ -7,6 +7,7 @@ more, see `shared`), and a way to open a store over one as a program that starts
 
 from __future__ import annotations
 
+import os
 import subprocess
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -65,7 +66,10 @@ class Qcow2Place(Place):
         image = self.folder / f"image{medium}.qcow2"
         if not image.exists():
             program = peer("qemu-img", "qemu-utils")
-            subprocess.run([program, "create", "-q", "-f", "qcow2", image, str(SIZE)], check=True)
+            command = [program, "create", "-q", "-f", "qcow2", image, str(SIZE)]
+            # What is loaded before Python, a sanitizer, is not for QEMU, which hangs with it.
+            env = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+            subprocess.run(command, check=True, env=env)
         return Qcow2Store(image)
 
 

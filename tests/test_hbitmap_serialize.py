@@ -189,7 +189,7 @@ WRONG_DATA: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("data", WRONG_DATA, ids=lambda data: repr(data)[:20])
+@pytest.mark.parametrize("data", WRONG_DATA, ids=lambda data: repr(data).split(" at ")[0][:20])
 def test_data_that_are_no_bytes_are_refused(data: Any) -> None:
     hb, model = pair(64, 0, (20, 10))
     with pytest.raises(TypeError, match="data must be"):
