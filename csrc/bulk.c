@@ -681,9 +681,13 @@ static uint64_t hb_load_few(const struct hb_block *b, const uint8_t *buf,
     set = hb_nonzero(from, n) << (first % HB_BITS);
     if (hb_many(set)) {
         hb_copy_words(words, from, n);
-        return set;
+        /* What is at `buf` may be changing.  The answer has to be about what
+         * was stored: a bit too few would hide a word from every search. */
+        return hb_nonzero(words, n) << (first % HB_BITS);
     }
-    /* Words that no summary names are zero, and stay untouched. */
+    /* Words that no summary names are zero, and stay untouched.  One that is not
+     * zero any more when it is read again has its bit above already, and the
+     * caller, who takes that, looks at the word first. */
     named = atomic_load(&b->level[1][first / HB_BITS]) &
             hb_mask_from(first) & hb_mask_to(first + n - 1);
     for (uint64_t bits = set | named; bits; bits &= bits - 1) {

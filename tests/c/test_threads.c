@@ -9,6 +9,7 @@
  * Meant for ThreadSanitizer and AddressSanitizer as much as for a plain build.
  * SCENARIO: only those whose name contains this.
  */
+#include "words.h"
 #include "workers.h"
 
 static atomic_uint busy;    /* workers that others wait for */
@@ -863,6 +864,52 @@ static void scenario_count(void)
     }
 }
 
+/* ---- (a) also where somebody writes to what is deserialized -------------- */
+
+/* It may be the words of another bitmap that is marked.  ThreadSanitizer would
+ * be right about the bytes. */
+#ifndef HB_TSAN
+enum { LIVE_WORDS = 4096, LIVE_LOADS = 5000 };
+
+static _Atomic uint64_t live[LIVE_WORDS];
+
+static void live_write(struct worker *self)
+{
+    while (atomic_load(&busy)) {
+        atomic_fetch_xor(&live[rng_below(&self->rng, LIVE_WORDS)], 1);
+    }
+}
+
+static void live_load(struct worker *self)
+{
+    for (unsigned i = 0; i < LIVE_LOADS; i++) {
+        uint64_t count = 64 * (1 + rng_below(&self->rng, LIVE_WORDS));
+        HBitmap *hb = kept.hb;
+
+        hbitmap_reset_all(hb);
+        CHECK_EQ(hbitmap_deserialize_part(hb, (const uint8_t *)live, 0, count,
+                                          true), 0);
+        CHECK_VALID(hb);
+    }
+    atomic_fetch_sub(&busy, 1);
+}
+
+static void scenario_live(void)
+{
+    kept.hb = make(64 * LIVE_WORDS, 0);
+    nworkers = 0;
+    for (unsigned n = 0; n < LIVE_WORDS; n++) {
+        /* Stretches that are dense, and others. */
+        atomic_store(&live[n], n / 512 % 2 && !rng_one_in(&rng, 16));
+    }
+    atomic_store(&busy, 1);
+    add(1, live_load);
+    add(1, live_write);
+    run_workers();
+    hbitmap_free(kept.hb);
+}
+#endif
+
 /* ---- everything at once: memory and promise (a) ------------------------- */
 
 static struct {
@@ -1045,6 +1092,9 @@ static const struct {
     { "kept: marks beside operations in place", scenario_kept },
     { "seek: searches see every mark", scenario_seek },
     { "count: exact when all is quiet", scenario_count },
+#ifndef HB_TSAN
+    { "live: what is deserialized changes meanwhile", scenario_live },
+#endif
     { "mixed: everything together", scenario_mixed },
     { "truncate: everything together, and truncate", scenario_truncate },
 };
