@@ -729,7 +729,9 @@ static int hb_load_words(HBitmap *hb, const uint8_t *buf, uint64_t fill,
 
             end = hb_min(last + 1, (parent + n + 1) * HB_BITS);
             set[n] = hb_load_few(b, buf, fill, from, end - from);
-            buf += buf ? (end - from) * sizeof(uint64_t) : 0;
+            if (buf) {
+                buf += (end - from) * sizeof(uint64_t);
+            }
         }
         hb_fence();
         for (unsigned i = 0; i < n; i++) {

@@ -55,6 +55,15 @@ def test_every_function_agrees_with_the_model(tmp_path: Path, flags: list[str]) 
     assert "ok random operations" in output
 
 
+def test_nothing_is_undefined_in_the_eyes_of_clang_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sanitizer knows more than that of gcc, which `make asan` uses."""
+    monkeypatch.setenv("CC", peer("clang", "clang"))
+    flags = [*ALL_MAPPED, "-fsanitize=undefined", "-fno-sanitize-recover=all"]
+    succeed([build(tmp_path, "test_model", *flags), "1", "1"])
+
+
 def test_the_model_program_notices_a_broken_model(tmp_path: Path) -> None:
     done = run([build(tmp_path, "test_model", *MODEL, "-DBREAK_MODEL"), "1", "2"])
     assert done.returncode == 1, done.stdout + done.stderr
