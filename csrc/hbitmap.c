@@ -673,7 +673,8 @@ int hbitmap_reset(HBitmap *hb, uint64_t start, uint64_t count)
 }
 
 /*
- * Empties a large bitmap by giving its pages back; false: it is not one.
+ * Empties a large bitmap by giving its pages back, as far as that can be done;
+ * false: nothing was emptied.
  *
  * As in hb_empty_words: first the summary, then the leaf.  Once madvise has
  * returned no processor reaches the old pages, so a mark is either in them, and
@@ -681,29 +682,39 @@ int hbitmap_reset(HBitmap *hb, uint64_t start, uint64_t count)
  */
 static bool hb_give_back(const HBitmap *hb, const struct hb_block *b)
 {
+    bool changed = false;
+
 #ifdef __linux__
-    size_t nbytes = (size_t)b->nwords[0] * sizeof(hb_word);
+    /* The words of level 1 over 2 MiB of the leaf, which are done at a time. */
+    const uint64_t step = HB_BITS * HB_BITS;
 
     if (hb->foreign_leaf || !b->mapped || b->nlevels < 3 ||
-        nbytes < HB_GIVE_BACK_MIN) {
+        b->nwords[0] * sizeof(hb_word) < HB_GIVE_BACK_MIN) {
         return false;
     }
-    for (uint64_t word = hb_next_bit(b, 2, 0); word != HB_NONE;
-         word = hb_next_bit(b, 2, word + 1)) {
-        atomic_store(&b->level[1][word], 0);
-        hb_unsummarise(b, 2, word / HB_BITS, hb_bit(word));
+    for (uint64_t word = hb_next_bit(b, 2, 0); word != HB_NONE;) {
+        uint64_t at = word / step * step * HB_BITS;
+        uint64_t n = hb_min(b->nwords[0] - at, step * HB_BITS);
+
+        for (; word < at / HB_BITS + step; word = hb_next_bit(b, 2, word + 1)) {
+            atomic_store(&b->level[1][word], 0);
+            hb_unsummarise(b, 2, word / HB_BITS, hb_bit(word));
+        }
+        changed = true;
+        hb_fence();
+        if (madvise((void *)&b->level[0][at], (size_t)n * sizeof(hb_word),
+                    MADV_DONTNEED) != 0) {
+            /* Locked memory.  What comes after this is better emptied word by
+             * word: much of it may never have been touched. */
+            hb_fill_words(&b->level[0][at], 0, n);
+            break;
+        }
     }
-    if (madvise((void *)b->level[0], nbytes, MADV_DONTNEED) != 0) {
-        /* Locked memory. */
-        hb_fill_words(b->level[0], 0, b->nwords[0]);
-    }
-    hb_fence();
-    return true;
 #else
     (void)hb;
     (void)b;
-    return false;
 #endif
+    return changed;
 }
 
 void hbitmap_reset_all(HBitmap *hb)
@@ -712,9 +723,13 @@ void hbitmap_reset_all(HBitmap *hb)
 
     hb_lock(hb);
     b = hb_block_of(hb);
-    if (b->ngroups && (hb_give_back(hb, b) ||
-                       hb_clear(b, 0, b->ngroups - 1, NULL))) {
-        hb_count_changed(hb);
+    if (b->ngroups) {
+        bool changed = hb_give_back(hb, b);
+
+        changed |= hb_clear(b, 0, b->ngroups - 1, NULL);
+        if (changed) {
+            hb_count_changed(hb);
+        }
     }
     hb_unlock(hb);
 }

@@ -11,13 +11,20 @@
  * under AddressSanitizer's red zones, -DHB_MAP_MIN=1 maps all of it.
  * -DBREAK_MODEL breaks one operation of the model: the test has to fail.
  */
+#if defined(__linux__)
+#define _DEFAULT_SOURCE     /* mincore */
+#endif
+
 #include "support.h"
 #include "words.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
 #if defined(__GLIBC__) && !defined(SANITIZED)
 #include <fcntl.h>
 #include <malloc.h>
-#include <unistd.h>
 #if __GLIBC__ > 2 || __GLIBC_MINOR__ >= 33
 #define HAVE_MALLINFO2 1
 #endif
@@ -1440,6 +1447,58 @@ static void test_huge(void)
     ok("2^24 to 2^41 groups");
 }
 
+/*
+ * Memory that somebody has locked cannot be given back.  reset_all empties it
+ * all the same, and does not touch what was never marked: a page at a time is
+ * locked here, with mlockall it is all of them.
+ */
+static void test_locked(void)
+{
+#if defined(__linux__) && !defined(HB_TSAN)
+    const uint64_t groups = UINT64_C(1) << 31, marks[] = { 5, groups / 2, groups - 1 };
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    size_t nwords, resident = 0, npages;
+    const uint64_t *words;
+    unsigned char *pages;
+    HBitmap *hb = HUGE_BITMAPS ? hbitmap_alloc(groups, 0) : NULL;
+
+    if (!hb) {
+        printf("# no locked memory\n");
+        return;
+    }
+    words = hbitmap_words(hb, &nwords);
+    npages = nwords * sizeof(*words) / page;
+    pages = grab(npages);
+    for (int i = 0; i < 3; i++) {
+        size_t word = (size_t)marks[i] / 64;
+
+        for (int k = 0; k < 3; k++) {
+            CHECK_EQ(hbitmap_set(hb, marks[k], 1), 0);
+        }
+        CHECK_EQ(hbitmap_count(hb), 3);
+        if (mlock(&words[word], sizeof(*words)) != 0) {
+            printf("# may not lock memory\n");
+            break;
+        }
+        hbitmap_reset_all(hb);
+        CHECK_EQ(hbitmap_empty(hb), true);
+        CHECK_EQ(hbitmap_count(hb), 0);
+        for (int k = 0; k < 3; k++) {
+            CHECK_EQ(words[marks[k] / 64], 0);
+        }
+        CHECK_EQ(munlock(&words[word], sizeof(*words)), 0);
+    }
+    CHECK_EQ(mincore((void *)(uintptr_t)words, npages * page, pages), 0);
+    for (size_t i = 0; i < npages; i++) {
+        resident += pages[i] & 1;
+    }
+    CHECK(resident < npages / 8, "%zu of %zu pages are in memory", resident, npages);
+    free(pages);
+    hbitmap_free(hb);
+    ok("locked memory is emptied");
+#endif
+}
+
 static void test_alloc_on_refuses(void)
 {
     uint64_t words[8];
@@ -1865,6 +1924,7 @@ int main(int argc, char **argv)
     test_failing_alloc();
     test_failing_operations();
     test_huge();
+    test_locked();
     test_clones();
     for (unsigned i = 0; hb_clone_name(i); i++) {
         if (hb_use_clone(hb_clone_name(i))) {
