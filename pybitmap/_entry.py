@@ -173,6 +173,7 @@ else:
         _cffi_set = CffiBase.set
         _cffi_get = CffiBase.get
         _cffi_contains = CffiBase.__contains__
+        _cffi_items = CffiBase._items
 
     class NodeBase(_fast.NodeBase):
         """:class:`CffiNodeBase`, with ``_fast`` in front."""

@@ -320,8 +320,7 @@ static PyObject *base_items(PyObject *self, PyTypeObject *defining_class,
     uint64_t first;
 
     if (!state || !hb || names || nargs != 1 || !plain(args[0], &first)) {
-        PyErr_SetString(PyExc_TypeError, "no bitmap to iterate over, or no item of one");
-        return NULL;
+        return by_cffi(self, "_cffi_items", args, nargs, names);
     }
     items = PyObject_GC_New(struct items, (PyTypeObject *)state->items_type);
     if (!items) {

@@ -436,8 +436,21 @@ def test_an_iterator_goes_on_after_a_clear_of_what_it_has_fetched() -> None:
 
 
 def test_an_iterator_of_a_bitmap_that_was_never_initialised_is_an_error() -> None:
-    with pytest.raises((AttributeError, TypeError)):
+    with pytest.raises(AttributeError, match="_hb"):
         next(iter(HBitmap.__new__(HBitmap)))
+
+
+@given(integers | integers.map(Derived) | integers.map(Index) | st.booleans())
+def test_iter_answers_as_by_cffi(first: Any) -> None:
+    """index() of Python 3.9 leaves what is derived from int as it is."""
+    hb = HBitmap(SIZE)
+    hb.set(0, 2)
+    hb.set(60, 500)
+
+    def by_cffi(first: Any) -> list[int]:
+        return list(_entry.CffiBase._items(hb, hb._search_range(first, None)[0]))
+
+    assert outcome(lambda first: list(hb.iter(first)), first) == outcome(by_cffi, first)
 
 
 def test_iterators_are_made_by_bitmaps_only() -> None:
