@@ -61,8 +61,11 @@ static pthread_key_t hb_slot_key;
 static pthread_once_t hb_slot_once = PTHREAD_ONCE_INIT;
 static bool hb_slot_key_made;
 
+/* The thread ends.  If it still marks, in the destructor of another key, it
+ * takes a slot again. */
 static void hb_slot_leave(void *slot)
 {
+    hb_own_slot = NULL;
     atomic_store(&((struct hb_slot *)slot)->taken, false);
 }
 

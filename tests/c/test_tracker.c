@@ -189,12 +189,78 @@ static void test_coming_and_going(bool grow)
     hbitmap_free(always);
 }
 
+/* ---- a thread that marks when it has all but ended ---------------------- */
+
+/*
+ * Its slot has gone to another thread by then: what it does must not hide from
+ * publish that the other one is marking.
+ */
+enum { LATE_WRITES = 4096, LATE_GROUPS = 1 << 19 };
+
+static pthread_key_t late_key;
+static HBitmap *late_bitmap;
+
+static void *late_many(void *unused)
+{
+    uint64_t *offsets = grab(LATE_WRITES * sizeof(*offsets));
+    uint64_t *lengths = grab(LATE_WRITES * sizeof(*lengths));
+
+    (void)unused;
+    for (int i = 0; i < LATE_WRITES; i++) {
+        lengths[i] = LATE_GROUPS;
+    }
+    CHECK_EQ(hbtracker_mark_many(tracker, offsets, lengths, LATE_WRITES), 0);
+    free(offsets);
+    free(lengths);
+    return NULL;
+}
+
+/* Called when the thread's slot has been left: the key of that is the older. */
+static void late_leave(void *other)
+{
+    CHECK_EQ(pthread_create(other, NULL, late_many, NULL), 0);
+    while (!hbitmap_get(late_bitmap, LATE_GROUPS - 1)) {
+        sched_yield();
+    }
+    CHECK_EQ(hbtracker_mark(tracker, 0, 1), 0);
+}
+
+static void *late_mark(void *other)
+{
+    CHECK_EQ(hbtracker_mark(tracker, 0, 1), 0);
+    CHECK_EQ(pthread_setspecific(late_key, other), 0);
+    return NULL;
+}
+
+static void test_late_marks(void)
+{
+    pthread_t thread, other;
+
+    CHECK_EQ(pthread_key_create(&late_key, late_leave), 0);
+    late_bitmap = hbitmap_alloc(LATE_GROUPS, 0);
+    tracker = hbtracker_alloc();
+    CHECK(late_bitmap && tracker, "no memory");
+    publish(&late_bitmap, 1, LATE_GROUPS, false);
+    CHECK_EQ(pthread_create(&thread, NULL, late_mark, &other), 0);
+    pthread_join(thread, NULL);
+    publish(NULL, 0, LATE_GROUPS, false);
+    /* Nobody marks it any more. */
+    hbitmap_reset_all(late_bitmap);
+    pthread_join(other, NULL);
+    CHECK(hbitmap_empty(late_bitmap), "marked after publish had left it out");
+    hbtracker_free(tracker);
+    hbitmap_free(late_bitmap);
+    pthread_key_delete(late_key);
+    ok("a thread marks when it has all but ended");
+}
+
 int main(int argc, char **argv)
 {
     unsigned long rounds = read_arguments(argc, argv, 20);
 
     rng = test_seed;
     test_writes();
+    test_late_marks();          /* before other threads have left slots behind */
     for (unsigned long round = 0; round < rounds; round++) {
         test_coming_and_going(false);
     }
