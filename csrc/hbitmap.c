@@ -525,8 +525,12 @@ void hb_unsummarise(const struct hb_block *b, unsigned k, uint64_t word,
  * Summary first, see internal.h.  What is stored is relaxed; the fence pairs
  * with the accesses of a mark, leaf then summary, which are sequentially
  * consistent or have the same fence between them: if the mark's leaf word comes
- * after ours, its look at the summary comes after our store.  On the level
- * above it is the usual order, with the second look, at 64 times fewer words.
+ * after ours, its look at the summary comes after our store.  A mark by loads
+ * alone has less between them, an acquire fence.  Should it find what another
+ * mark stored after ours, and the summary as it was before, then it did not
+ * begin after this clear, so it counts as taken; the other one sees to the
+ * summary.  On the level above it is the usual order, with the second look, at
+ * 64 times fewer words.
  */
 static void hb_empty_words(const struct hb_block *b, uint64_t word, uint64_t end)
 {
