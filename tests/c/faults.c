@@ -36,8 +36,7 @@ static int log_fd = -1;
 
 typedef void (*function)(void);
 
-/* The call itself, behind this one.  POSIX, unlike ISO C, lets dlsym's result be a function. */
-#pragma GCC diagnostic ignored "-Wpedantic"
+/* The call itself, behind this one. */
 #define REAL(name) ((__typeof__(&name))real(#name))
 
 static function real(const char *name)
