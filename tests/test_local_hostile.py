@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from local import GROUP, Part
 
@@ -66,6 +66,8 @@ def copies(original: Path) -> Iterator[Path]:
 CHANGES = st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), min_size=1, max_size=8)
 
 
+# SQLite's complaint of a name in the schema that is no UTF-8, which is none either.
+@example(changes=[(3922, 128)], start=100)
 @given(changes=CHANGES, start=st.sampled_from([0, 100, 4096]))
 def test_bytes_of_the_catalog_that_change(
     original: Path, changes: list[tuple[int, int]], start: int

@@ -162,6 +162,8 @@ class Catalog:
             yield
         except sqlite3.Error as error:
             raise self._translated(error) from error
+        except UnicodeDecodeError as error:  # its own message names what is no UTF-8
+            raise CorruptError(f"catalog '{self._path}': malformed text") from error
         except StoreError:
             raise
         except OSError as error:
