@@ -22,15 +22,12 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Callable
+from typing import Callable
 
 from .dirty import USE, DirtyBitmap, check_granularity
 from .errors import CorruptError, InvalidError, NotFoundError, StoreError, UnsupportedError
 from .node import BlockGraph, BlockNode
-from .store.base import Progress, Store
-
-if TYPE_CHECKING:
-    from .store.local import NodeEntry
+from .store.base import Progress, Store, StoredNode
 
 _QCOW2_MAGIC = b"QFI\xfb"
 _CATALOG = "catalog.sqlite"
@@ -72,6 +69,22 @@ class Node:
     bitmaps: Sequence[Bitmap]
 
 
+def _node(stored: StoredNode) -> Node:
+    bitmaps = [
+        Bitmap(
+            stored.name,
+            each.name,
+            stored.size,
+            each.granularity,
+            each.enabled,
+            each.in_use,
+            each.reason,
+        )
+        for each in stored.bitmaps
+    ]
+    return Node(stored.name, stored.size, bitmaps)
+
+
 class Target(ABC):
     """A place with bitmaps; made by :func:`find_target`."""
 
@@ -82,7 +95,6 @@ class Target(ABC):
     def __init__(self, path: str) -> None:
         self.path = path
 
-    @abstractmethod
     def nodes(self) -> list[Node]:
         """What is stored, without reading bits.
 
@@ -90,13 +102,7 @@ class Target(ABC):
         :raises CorruptError: if it is damaged
         :raises StoreError: if it cannot be read
         """
-
-    @abstractmethod
-    def verify(self) -> None:
-        """Is what does not belong to a single bitmap in order?
-
-        :raises CorruptError: what is wrong
-        """
+        return [_node(each) for each in self.store().entries()]
 
     @abstractmethod
     def store(self) -> Store:
@@ -167,27 +173,6 @@ class Image(Target):
 
     kind, format = "qcow2 image", "qcow2"
 
-    def nodes(self) -> list[Node]:
-        from .store.qcow2 import entries
-
-        size = self.size()
-        bitmaps = [
-            Bitmap(None, each.name, size, each.granularity, each.enabled, each.in_use, each.reason)
-            for each in entries(self.path)
-        ]
-        return [Node(None, size, bitmaps)]
-
-    def verify(self) -> None:
-        from .store.qcow2 import check
-
-        check(self.path)
-
-    def size(self) -> int:
-        """Of the disk."""
-        volume = self.store().open(self.path, None, read_only=True)
-        volume.close()
-        return volume.size
-
     def store(self) -> Store:
         from .store import Qcow2Store
 
@@ -215,27 +200,7 @@ class Local(Target):
         self._new = new
 
     def nodes(self) -> list[Node]:
-        from .store import LocalStore
-
-        return [] if self._new else [self._node(node) for node in LocalStore(self.path).entries()]
-
-    def verify(self) -> None:
-        self.nodes()
-
-    def _node(self, node: NodeEntry) -> Node:
-        bitmaps = [
-            Bitmap(
-                node.name,
-                each.name,
-                node.size,
-                each.granularity,
-                each.enabled,
-                each.in_use,
-                each.reason,
-            )
-            for each in node.bitmaps
-        ]
-        return Node(node.name, node.size, bitmaps)
+        return [] if self._new else super().nodes()
 
     def store(self) -> Store:
         from .store import LocalStore
@@ -386,7 +351,7 @@ def problems(target: Target, progress: Progress) -> Iterator[tuple[Bitmap | None
     Reads everything: the directory, the tables, the bits.
     """
     try:
-        target.verify()
+        target.store().check()
     except CorruptError as error:
         yield None, str(error)
     try:

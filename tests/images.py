@@ -13,7 +13,16 @@ from typing import Any, Callable
 from peers import peer
 
 from pybitmap import HBitmap
-from pybitmap.store import Loaded, Purpose, Qcow2Store, Record, Volume, Wanted
+from pybitmap.store import (
+    Loaded,
+    Purpose,
+    Qcow2Store,
+    Record,
+    StoredBitmap,
+    Volume,
+    Wanted,
+)
+from pybitmap.store.qcow2.bitmaps import ONES
 from pybitmap.store.qcow2.file import File
 
 UTILS = "qemu-utils"
@@ -157,6 +166,12 @@ class Opened:
     def bitmaps(self) -> dict[str, HBitmap]:
         return {each.name: each.content for each in self.records if each.content is not None}
 
+    def clusters(self, name: str) -> int:
+        """How many clusters of the image hold bits of a bitmap."""
+        (table,) = [each.table for each in self.volume._entries if each.name == name]
+        assert table is not None
+        return sum(offset > ONES for offset in table)
+
     def add(self, name: str, granularity: int = 512, *, enabled: bool = True) -> HBitmap:
         content = self.volume.make(granularity)
         self.records.append(Record(name, granularity, enabled, content))
@@ -190,6 +205,12 @@ class Opened:
         if kind is None and not self.volume.read_only:
             self.change(Purpose.CLOSE)
         self.volume.close()
+
+
+def entries(path: Path) -> Sequence[StoredBitmap]:
+    """What we list, without reading bits."""
+    (node,) = Qcow2Store(path).entries()
+    return node.bitmaps
 
 
 def known(image: Opened) -> dict[str, Any]:

@@ -13,7 +13,17 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from pybitmap import HBitmap, InvalidError, LockedError, MismatchError, StoreError
-from pybitmap.store import Change, Loaded, Purpose, Record, Store, Volume, Wanted
+from pybitmap.store import (
+    Change,
+    Loaded,
+    Purpose,
+    Record,
+    Store,
+    StoredBitmap,
+    StoredNode,
+    Volume,
+    Wanted,
+)
 
 
 @dataclass
@@ -68,6 +78,17 @@ class MemoryStore(Store):
             raise LockedError(f"node '{node}' is open already")
         self.medium.opened.add(node)
         return MemoryVolume(self, node, size, read_only=read_only)
+
+    def entries(self) -> list[StoredNode]:
+        return [
+            StoredNode(name, size, [self._entry(name, each) for each in stored])
+            for name, (size, stored) in self.medium.nodes.items()
+        ]
+
+    def _entry(self, node: str, each: Stored) -> StoredBitmap:
+        lost = each.in_use and node not in self.medium.opened
+        reason = "it was in use when its program ended" if lost else None
+        return StoredBitmap(each.name, each.granularity, each.enabled, each.in_use, reason)
 
     def prepare(self, wanted: Mapping[Volume, Wanted], purpose: Purpose) -> MemoryChange:
         self.fault("prepare")

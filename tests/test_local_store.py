@@ -487,6 +487,19 @@ def test_the_parent_must_be_there(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_store_that_could_not_be_made_has_nothing(path: Path) -> None:
+    """As a full disk leaves it."""
+    path.mkdir()
+    (path / "lock").touch()
+    (path / "catalog.sqlite").touch()
+    assert LocalStore(path).entries() == []
+    with pytest.raises(InvalidError, match="does not know the size of node 'disk'"):
+        LocalStore(path).open("disk", None, read_only=True)
+    assert (path / "catalog.sqlite").stat().st_size == 0
+    with opened(path, size=SIZE) as part:
+        part.add("a")
+
+
 def test_reading_makes_no_store(path: Path) -> None:
     with pytest.raises(StoreError):
         LocalStore(path).open("disk", SIZE, read_only=True)

@@ -11,11 +11,10 @@ from typing import Callable, TypeVar
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from images import FINE, MIB, Opened, asked, check, create, loaded, qemu_img, qemu_io
+from images import FINE, MIB, Opened, asked, check, create, entries, loaded, qemu_img, qemu_io
 
 from pybitmap import CorruptError, StoreError
 from pybitmap.store import Purpose, Record
-from pybitmap.store.qcow2 import entries
 from pybitmap.store.qcow2.bitmaps import MAX_BITMAPS
 
 SIZE = 3 * MIB

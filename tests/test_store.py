@@ -175,6 +175,31 @@ def test_after_a_kill_a_bitmap_is_exact_or_inconsistent(place: Place) -> None:
             node.bitmaps["b"].repair()
 
 
+def test_a_store_lists_what_it_holds(place: Place) -> None:
+    """Also beside the node that has it open."""
+    with opened(place) as node:
+        node.add_bitmap("a", 512, persistent=True)
+        node.add_bitmap("b", 4096, persistent=True, disabled=True)
+    store = place.store()
+    graph = BlockGraph()
+    found = []
+    for _ in range(3):
+        (listed,) = store.entries()
+        assert (listed.name, listed.size) == ("n" if place.shared else None, SIZE)
+        assert sorted((e.name, e.granularity, e.enabled) for e in listed.bitmaps) == [
+            ("a", 512, True),
+            ("b", 4096, False),
+        ]
+        found.append([(each.in_use, bool(each.reason)) for each in listed.bitmaps])
+        if graph.nodes:
+            killed(graph)
+        else:
+            graph.add_node("n", SIZE, store)
+    lost = not place.exact_after_kill
+    assert found == [[(False, False)] * 2, [(True, False)] * 2, [(True, lost)] * 2]
+    store.check()
+
+
 def test_an_inconsistent_bitmap_can_be_removed(place: Place) -> None:
     if place.exact_after_kill:
         pytest.skip("a kill leaves nothing inconsistent here")

@@ -5,7 +5,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .base import Change, Loaded, Purpose, Record, Store, Volume, Wanted
+from .base import (
+    Change,
+    Loaded,
+    Purpose,
+    Record,
+    Store,
+    StoredBitmap,
+    StoredNode,
+    Volume,
+    Wanted,
+)
 
 if TYPE_CHECKING:
     from .local import LocalStore
@@ -19,6 +29,8 @@ __all__ = [
     "Qcow2Store",
     "Record",
     "Store",
+    "StoredBitmap",
+    "StoredNode",
     "Volume",
     "Wanted",
 ]

@@ -109,6 +109,37 @@ class Loaded:
     reason: str | None = None
 
 
+@dataclass(frozen=True)
+class StoredBitmap:
+    """A bitmap as :meth:`Store.entries` lists it, without its bits.
+
+    :param granularity: in bytes
+    :param enabled: does it record when it is loaded for writing?
+    :param in_use: it was not closed in an orderly way, or is open now
+    :param reason: why it is inconsistent, a sentence; None if it is not
+    """
+
+    name: str
+    granularity: int
+    enabled: bool
+    in_use: bool
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class StoredNode:
+    """A node as :meth:`Store.entries` lists it.
+
+    :param name: None in a store that holds one node, whatever it is called
+    :param size: in bytes
+    :param bitmaps: in the order in which they are stored
+    """
+
+    name: str | None
+    size: int
+    bitmaps: Sequence[StoredBitmap]
+
+
 class Volume(ABC):
     """What a store holds for one node, opened; made by :meth:`Store.open`."""
 
@@ -201,6 +232,24 @@ class Store(ABC):
         :raises CorruptError: if it is damaged
         :raises StoreError: if it cannot be read
         """
+
+    @abstractmethod
+    def entries(self) -> list[StoredNode]:
+        """What is stored, without reading bits; nothing is written.
+
+        :raises LockedError: if another process has the store open for writing
+        :raises CorruptError: if it is damaged
+        :raises StoreError: if it cannot be read
+        """
+
+    def check(self) -> None:
+        """Is what belongs to no single bitmap in order? Nothing is written.
+
+        :raises CorruptError: what is wrong
+        :raises LockedError: if another process has the store open for writing
+        :raises StoreError: if it cannot be read
+        """
+        self.entries()
 
     @abstractmethod
     def prepare(self, wanted: Mapping[Volume, Wanted], purpose: Purpose) -> Change:

@@ -119,10 +119,14 @@ class Catalog:
                     self._execute("PRAGMA fullfsync = ON")
                 if not self._is_empty():
                     self._check()
-                elif writing:
-                    self._create()
-                else:
-                    raise StoreError(f"store '{directory}' is empty")
+                    return
+                if not writing:
+                    # Its creation failed, as on a full disk: there is nothing.
+                    self._sql.close()
+                    self._sql = sqlite3.connect(
+                        ":memory:", isolation_level=None, check_same_thread=False
+                    )
+                self._create()
         except BaseException:
             self.close()
             raise

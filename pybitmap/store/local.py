@@ -36,7 +36,7 @@ import sys
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from threading import RLock
@@ -52,38 +52,22 @@ from ..errors import (
     UnsupportedError,
 )
 from ..hbitmap import HBitmap
-from .base import Change, Loaded, Purpose, Record, Store, Volume, Wanted
+from .base import (
+    Change,
+    Loaded,
+    Purpose,
+    Record,
+    Store,
+    StoredBitmap,
+    StoredNode,
+    Volume,
+    Wanted,
+)
 from .catalog import CATALOG, JOURNAL, Catalog, Row, is_words
 
 _LOCK = "lock"
 
 _CHUNK = 1 << 22  # bytes read at once
-
-
-@dataclass(frozen=True)
-class BitmapEntry:
-    """A stored bitmap, as far as it is known without reading its bits.
-
-    :param granularity: in bytes
-    :param in_use: it was not closed in an orderly way, or is open now
-    :param reason: why it is inconsistent, a sentence; None if it is not
-    """
-
-    node: str
-    name: str
-    granularity: int
-    enabled: bool
-    in_use: bool
-    reason: str | None
-
-
-@dataclass(frozen=True)
-class NodeEntry:
-    """A node of a store, its size in bytes, and its bitmaps, the oldest first."""
-
-    name: str
-    size: int
-    bitmaps: tuple[BitmapEntry, ...]
 
 
 class LocalStore(Store):
@@ -161,33 +145,26 @@ class LocalStore(Store):
                 self._sync(files.values(), last=purpose is Purpose.CLOSE)
             return _LocalChange(self, plan, purpose)
 
-    def entries(self) -> list[NodeEntry]:
-        """What is stored, without reading bits; nothing is written.
-
-        :raises LockedError: if another process has the store open for writing
-        :raises CorruptError: if it is damaged
-        :raises StoreError: if it cannot be read
-        """
+    def entries(self) -> list[StoredNode]:
         with self._lock:
             self._acquire(writing=False)
             try:
-                nodes = []
-                for name, size in self._sql().nodes():
-                    bitmaps = [
-                        BitmapEntry(
-                            row.node,
-                            row.name,
-                            row.granularity,
-                            bool(row.enabled),
-                            row.in_use is not None,
-                            self._broken(row, size),
-                        )
-                        for row in self._sql().rows(name)
-                    ]
-                    nodes.append(NodeEntry(name, size, tuple(bitmaps)))
-                return nodes
+                catalog = self._sql()
+                return [
+                    StoredNode(name, size, [self._entry(row, size) for row in catalog.rows(name)])
+                    for name, size in catalog.nodes()
+                ]
             finally:
                 self._release_if_unused()
+
+    def _entry(self, row: Row, size: int) -> StoredBitmap:
+        return StoredBitmap(
+            row.name,
+            row.granularity,
+            bool(row.enabled),
+            row.in_use is not None,
+            self._broken(row, size),
+        )
 
     # ---- opening and closing ----------------------------------------------------------------
 

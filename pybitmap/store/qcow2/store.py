@@ -19,7 +19,7 @@ import os
 from array import array
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Callable
 
 from ...errors import (
@@ -30,7 +30,17 @@ from ...errors import (
     UnsupportedError,
 )
 from ...hbitmap import HBitmap
-from ..base import Change, Loaded, Purpose, Record, Store, Volume, Wanted
+from ..base import (
+    Change,
+    Loaded,
+    Purpose,
+    Record,
+    Store,
+    StoredBitmap,
+    StoredNode,
+    Volume,
+    Wanted,
+)
 from . import bitmaps
 from .bitmaps import AUTO, EXTRA_COMPATIBLE, IN_USE, ONES, ZEROES, Entry
 from .file import File
@@ -83,6 +93,22 @@ class Qcow2Store(Store):
             file.close()
             raise
         return self._volume
+
+    def entries(self) -> list[StoredNode]:
+        if self._volume is not None:
+            return [self._volume.listed()]
+        with closing(self.open_file(self.path, read_only=True)) as file:
+            image = Image(file, read_only=True)
+            return [_listed(image, _read_entries(image, Claims(file)))]
+
+    def check(self) -> None:
+        """What opening for writing checks, apart from single bitmaps; not while it is open."""
+        with closing(self.open_file(self.path, read_only=True)) as file:
+            image = Image(file, read_only=True)
+            claims = Claims(file)
+            image.claim_tables(claims)
+            _read_entries(image, claims)
+            Refcounts(image).check(claims)
 
     def prepare(self, wanted: Mapping[Volume, Wanted], purpose: Purpose) -> Change:
         if not wanted:
@@ -272,6 +298,10 @@ class Qcow2Volume(Volume):
             return change.placeholder(entry)
         return change.store(entry, record)
 
+    def listed(self) -> StoredNode:
+        """For :meth:`Store.entries`."""
+        return _listed(self._image, self._entries)
+
     def check_new(self, name: str, granularity: int, names: Collection[str]) -> None:
         def refuse(why: str) -> UnsupportedError:
             return UnsupportedError(
@@ -321,6 +351,14 @@ def _opened(entry: Entry) -> Entry:
     if entry.table is None or (entry.reason is not None and not entry.enabled):
         return entry
     return replace(entry, flags=entry.flags | IN_USE)
+
+
+def _listed(image: Image, entries: list[Entry]) -> StoredNode:
+    listed = [
+        StoredBitmap(each.name, each.granularity, each.enabled, each.in_use, each.reason)
+        for each in entries
+    ]
+    return StoredNode(None, image.size, listed)
 
 
 def _read_entries(image: Image, claims: Claims) -> list[Entry]:
@@ -555,60 +593,3 @@ def _joined(view: memoryview, indices: list[int], bits: int) -> Iterator[memoryv
             end += 1
         yield view[indices[i] << bits : (indices[end - 1] + 1) << bits]
         i = end
-
-
-@dataclass(frozen=True)
-class StoredBitmap:
-    """A bitmap of an image, as :func:`entries` lists it.
-
-    :param granularity: bytes that a bit stands for
-    :param enabled: does it record when it is loaded for writing?
-    :param reason: why it cannot be used, a sentence; None if it can
-    :param data_nbytes: that its bits take in the file; None if its table cannot be read
-    """
-
-    name: str
-    granularity: int
-    enabled: bool
-    in_use: bool
-    reason: str | None
-    data_nbytes: int | None
-
-
-def entries(path: str | os.PathLike[str]) -> list[StoredBitmap]:
-    """The bitmaps of an image, in their order there; their bits are not read.
-
-    :raises LockedError: if another program writes to the image
-    :raises CorruptError: if it is damaged
-    :raises StoreError: if it cannot be read
-    """
-    with closing(File(os.fspath(path), read_only=True)) as file:
-        image = Image(file, read_only=True)
-        return [
-            StoredBitmap(
-                entry.name,
-                entry.granularity,
-                entry.enabled,
-                entry.in_use,
-                entry.reason,
-                None
-                if entry.table is None
-                else len(bitmaps.data_clusters(image, entry.table)) << image.cluster_bits,
-            )
-            for entry in _read_entries(image, Claims(file))
-        ]
-
-
-def check(path: str | os.PathLike[str]) -> None:
-    """What opening an image for writing checks, apart from single bitmaps; nothing is written.
-
-    :raises CorruptError: if tables or bitmaps overlap, or are in clusters that are said to be free
-    :raises LockedError: if another program writes to the image
-    :raises StoreError: if it cannot be read
-    """
-    with closing(File(os.fspath(path), read_only=True)) as file:
-        image = Image(file, read_only=True)
-        claims = Claims(file)
-        image.claim_tables(claims)
-        _read_entries(image, claims)
-        Refcounts(image).check(claims)
