@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from images import FINE, MIB, Opened, asked, check, create, entries, loaded, qemu_img, qemu_io
 
-from pybitmap import CorruptError, StoreError
+from pybitmap import CorruptError, StoreError, UnsupportedError
 from pybitmap.store import Purpose, Record
 from pybitmap.store.qcow2.bitmaps import MAX_BITMAPS
 
@@ -328,6 +328,8 @@ def test_any_bytes_changed(
         content.set(0, min(1, image.volume.size))
         image.commit()
         image.change(Purpose.CLOSE)
+    except UnsupportedError:  # of another version now, or with a disk too large for that bitmap
+        return
     finally:
         image.volume.close()
     assert loaded(path)["new"] == (content.count(), content.sha256())
