@@ -208,29 +208,33 @@ class Local(Target):
         return LocalStore(self.path)
 
     def place(self, name: str, node: str | None, size: int | None) -> tuple[str | None, str]:
+        if self._new and size is None:
+            raise NotFoundError(
+                f"{self.path}: neither an image nor a local store is there; "
+                "with the --size of the disk, a store is made"
+            )
         nodes = self.nodes()
         known = {str(each.name) for each in nodes}
         if node is None:
-            node, name = self._split(name, known, new=size is not None)
+            node, name = self._split(name, known)
         if node not in known and size is None:
             there = f"; nodes there: {_some(known)}" if known else ""
             raise NotFoundError(f"{self.path}: a new node '{node}' needs its --size{there}")
         return node, name
 
-    def _split(self, name: str, known: Collection[str], *, new: bool) -> tuple[str, str]:
-        """Node and bitmap."""
+    def _split(self, name: str, known: Collection[str]) -> tuple[str, str]:
+        """Node and bitmap. What has a slash never names a bitmap of the only node: that may be a
+        new disk of which the size was forgotten."""
         found = [node for node in known if name.startswith(f"{node}/")]
         if len(found) > 1:
             raise self._ambiguous(name, found)
         if found:
             return found[0], name[len(found[0]) + 1 :]
         node, slash, bitmap = name.partition("/")
-        if slash and new:
+        if slash:
             return node, bitmap
         if len(known) == 1:
             return next(iter(known)), name
-        if slash:
-            return node, bitmap
         there = f": {_some(known)}" if known else ""
         raise InvalidError(
             f"{self.path}: '{name}' is to be a bitmap of which node{there}? Write NODE/{name}"
@@ -444,7 +448,7 @@ def add(
     """A new bitmap, clean.
 
     :param node: see :meth:`Target.find`
-    :param size: of the node, if it is new
+    :param size: of the node, if it is new or has no bitmaps
     :raises ExistsError: if there is one of that name
     :raises InvalidError, UnsupportedError: if there cannot be such a bitmap
     :raises StoreError: nothing has changed
@@ -454,9 +458,21 @@ def add(
     node, name = target.place(name, node, size)
     if not name:
         raise InvalidError("Bitmap name cannot be empty")
-    with _changing(target, [node], progress, size) as change:
+    empty = any(each.name == node and not each.bitmaps for each in target.nodes())
+    with _changing(target, [node], progress, None if empty else size) as change:
         host: BlockNode = change.graph.find_node(target.node_name(node))
-        host.add_bitmap(name, granularity, persistent=True, disabled=disabled)
+        before = host.size
+        try:
+            if size is not None and size != before:
+                host.truncate(size)
+            host.add_bitmap(name, granularity, persistent=True, disabled=disabled)
+        except BaseException:
+            if not host.bitmaps:  # a node that is new is not to be stored
+                with suppress(StoreError):
+                    if host.size != before:
+                        host.truncate(before)
+                host.close(discard=True)
+            raise
         change.undo.append(lambda: host.remove_bitmap(name))
 
 

@@ -175,7 +175,7 @@ def test_add_has_options(done: Done, disk: Disk) -> None:
 
 
 def test_the_name_of_a_bitmap_may_have_slashes(done: Done, disk: Disk) -> None:
-    done("add", disk.path, "a/b")
+    done("add", disk.path, "a/b", *(["--node", "disk0"] if disk.node == "disk0" else []))
     assert list(listed(done, disk)) == ["a/b"]
     done("remove", disk.path, "a/b")
     assert listed(done, disk) == {}
@@ -191,6 +191,7 @@ def test_the_name_of_a_bitmap_may_have_slashes(done: Done, disk: Disk) -> None:
         (["x", "--size", "1M"], "1048576"),
         ([""], "Bitmap name cannot be empty"),
         (["x", "--node", "other"], "node"),
+        (["x\udcff"], "Bitmap name is no valid Unicode: 'x\\udcff'"),
         ([], "Missing argument 'NAME'"),
     ],
 )
@@ -586,6 +587,9 @@ def test_every_command_refuses_what_is_no_target(
         (folder, "a directory, but no local store: it has no catalog.sqlite"),
         (pipe, "neither a qcow2 image nor the directory of a local store"),
     ):
+        if command[0] == "add" and path in (tmp_path / "none", empty):
+            words = "neither an image nor a local store is there; with the --size of the disk, "
+            words += "a store is made"
         assert run(command[0], path, *command[1:]) == (2, "", f"pybitmap: {path}: {words}\n")
     assert sorted(os.listdir(tmp_path)) == ["empty", "folder", "pipe", "raw"]
     assert os.listdir(empty) == []
@@ -653,6 +657,35 @@ def test_a_new_node_needs_a_size_and_a_name(run: Run, shared: Path, tmp_path: Pa
     for args in (["n/"], ["n/b", "-g", "1000"], ["/b"]):
         assert run("add", tmp_path / "new", *args, "--size", "1M").code == 2
     assert not (tmp_path / "new").exists()
+
+
+def test_a_slash_without_a_size_names_no_bitmap_of_the_only_node(
+    run: Run, done: Done, tmp_path: Path
+) -> None:
+    """Whoever forgets the size of a new disk must not get a bitmap of another disk."""
+    path = tmp_path / "new"
+    done("add", path, "vm1/daily", "--size", "1M")
+    result = run("add", path, "vm2/daily")
+    assert (result.code, result.out) == (2, "")
+    assert "a new node 'vm2' needs its --size; nodes there: vm1" in result.err
+    assert names(done, path) == [("vm1", "daily")]
+
+
+def test_an_add_that_fails_leaves_no_node(run: Run, done: Done, shared: Path) -> None:
+    for args in (["d2/b", "--size", "1E"], ["d2/" + "x" * 1024, "--size", "1M"]):
+        assert run("add", shared, *args).code == 2
+        assert "d2" not in done("info", shared)
+    done("add", shared, "d2/b", "--size", "3M")
+
+
+def test_a_node_without_bitmaps_may_have_another_size(run: Run, done: Done, shared: Path) -> None:
+    result = run("add", shared, "d0/b", "--size", "2M")
+    assert result.code == 2
+    assert "1048576" in result.err
+    done("remove", shared, "d0/daily")
+    done("add", shared, "d0/b", "--size", "2M")
+    assert "node d0: 2097152 (2 MiB)\n" in done("info", shared)
+    assert names(done, shared) == [("d0", "b"), ("d1", "daily")]
 
 
 def test_bitmaps_of_several_nodes_are_changed_at_once(done: Done, shared: Path) -> None:
@@ -749,7 +782,8 @@ def test_an_interruption_while_loading_changes_nothing(
 def test_progress_is_shown_in_a_terminal(done: Done, disk: Disk) -> None:
     names = [f"{i}[/red]\x1b[31m" for i in range(6)]  # neither Rich nor the terminal minds
     for name in names:
-        done("add", disk.path, name)
+        with disk.open() as node:
+            node.add_bitmap(name, persistent=True)
         disk.mark(name, (0, 1))
     with terminal("merge", disk.path, *names) as child:
         assert child.end() == 0

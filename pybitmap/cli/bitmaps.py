@@ -206,7 +206,8 @@ def _command(*words: str) -> str:
     "--size",
     metavar="SIZE",
     callback=one_size,
-    help="Size of the disk, for a new node of a local store, which is made if it is not there.",
+    help="Size of the disk, for a node of a local store that is new or has no bitmaps; the store is"
+    " made if it is not there.",
 )
 def add_command(
     path: str,
@@ -220,7 +221,7 @@ def add_command(
 
     TARGET is a qcow2 image or a local store: a directory with the bitmaps of nodes, disks of
     whatever format, by the names that programs give them. There NAME is NODE/BITMAP; if the store
-    has one node only, BITMAP will do.
+    has one node only, a BITMAP without a slash will do.
 
     Sizes are in bytes; K, M, G and T stand for powers of 1024.
 
@@ -230,7 +231,7 @@ def add_command(
       pybitmap add disk.qcow2 weekly -g 1M --disabled
       pybitmap add disks.bitmaps disk0/daily --size 20G
     """
-    target = find_target(path, new=size is not None)
+    target = find_target(path, new=True)
     with _until_stored() as progress:
         add(
             target,
