@@ -242,13 +242,17 @@ class BlockNode(NodeBase):
         self._check_open()
         if not name:
             raise InvalidError("Bitmap name cannot be empty")
+        try:
+            name_nbytes = len(name.encode())
+        except UnicodeEncodeError:
+            raise InvalidError(f"Bitmap name is no valid Unicode: {name!r}") from None
         granularity = self._default_granularity if granularity is None else index(granularity)
         check_granularity(granularity)
         if persistent:
             self._check_storable(name, granularity)
         if name in self._bitmaps:
             raise ExistsError(f"Bitmap already exists: {name}")
-        if len(name.encode()) > MAX_NAME:
+        if name_nbytes > MAX_NAME:
             raise InvalidError(f"Bitmap name too long: {name}")
         content = self.make(granularity, stored=persistent)
         bitmap = DirtyBitmap(self, name, content, enabled=not disabled, persistent=persistent)

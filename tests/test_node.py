@@ -51,6 +51,7 @@ def node(graph: BlockGraph) -> BlockNode:
         ("b", 256, "Granularity must be power of 2 and at least 512"),
         ("b", 4097, "Granularity must be power of 2 and at least 512"),
         ("there", None, "Bitmap already exists: there"),
+        ("x\udcff", None, r"Bitmap name is no valid Unicode: 'x\udcff'"),
         ("x" * 1024, None, f"Bitmap name too long: {'x' * 1024}"),
         ("ü" * 512, None, f"Bitmap name too long: {'ü' * 512}"),
     ],
