@@ -500,6 +500,12 @@ def test_a_store_that_could_not_be_made_has_nothing(path: Path) -> None:
         part.add("a")
 
 
+def test_a_size_that_nobody_knows_makes_no_store(path: Path) -> None:
+    with pytest.raises(InvalidError, match="does not know the size of node 'disk'"):
+        LocalStore(path).open("disk", None, read_only=False)
+    assert not path.exists()
+
+
 def test_reading_makes_no_store(path: Path) -> None:
     with pytest.raises(StoreError):
         LocalStore(path).open("disk", SIZE, read_only=True)

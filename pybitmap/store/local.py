@@ -105,15 +105,16 @@ class LocalStore(Store):
                 node.encode()
             except UnicodeEncodeError:
                 raise InvalidError(f"node name {node!r} is no valid Unicode") from None
+            unknown = f"store '{self.path}' does not know the size of node '{node}'"
+            if size is None and not read_only and not os.path.exists(self.path / CATALOG):
+                raise InvalidError(unknown)  # nor is it to be made for that
             self._acquire(writing=not read_only)
             try:
                 known = self._sql().node_size(node)
                 if size is None:
                     size = known
                 if size is None:
-                    raise InvalidError(
-                        f"store '{self.path}' does not know the size of node '{node}'"
-                    )
+                    raise InvalidError(unknown)
                 if known is not None and size != known:
                     raise MismatchError(
                         f"node '{node}' has {size} bytes, but {known} in store '{self.path}'"
