@@ -25,7 +25,14 @@ from functools import partial
 from typing import Callable
 
 from .dirty import USE, DirtyBitmap, check_granularity
-from .errors import CorruptError, InvalidError, NotFoundError, StoreError, UnsupportedError
+from .errors import (
+    CorruptError,
+    InvalidError,
+    NotFoundError,
+    StateError,
+    StoreError,
+    UnsupportedError,
+)
 from .node import BlockGraph, BlockNode
 from .store.base import Progress, Store, StoredNode
 
@@ -553,9 +560,12 @@ def _merge(
 def repair(target: Target, bitmaps: Collection[Bitmap], progress: Progress) -> None:
     """Make inconsistent bitmaps usable by marking all of them dirty: nothing is missed then.
 
-    :raises StateError: for one that is not inconsistent; those before it are repaired
+    :raises StateError: if one is not inconsistent; nothing has changed
     :raises StoreError: nothing has changed
     """
+    for each in bitmaps:
+        if not each.inconsistent:
+            raise StateError(f"Bitmap '{each.name}' is not inconsistent")
     with _changing(target, [each.node for each in bitmaps], progress) as change:
         for each in bitmaps:
             bitmap = change.bitmap(each)

@@ -279,9 +279,18 @@ def test_a_repaired_bitmap_is_all_dirty_and_records_if_it_did(done: Done, disk: 
 def test_a_bitmap_that_is_not_inconsistent_is_not_repaired(
     run: Run, done: Done, disk: Disk
 ) -> None:
+    done("add", disk.path, "broken")
+    disk.spoil()
     done("add", disk.path, "a")
-    assert run("repair", disk.path, "a") == (2, "", "pybitmap: Bitmap 'a' is not inconsistent\n")
+    for names in (["a"], ["broken", "a"]):
+        assert run("repair", disk.path, *names) == (
+            2,
+            "",
+            "pybitmap: Bitmap 'a' is not inconsistent\n",
+        )
+    assert disk.flags() == {"broken": "inconsistent", "a": "enabled"}
     assert disk.areas("a") == []
+    assert done("repair", disk.path, "--all") == "broken\n"
     assert done("repair", disk.path, "--all") == ""
 
 
