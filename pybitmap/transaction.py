@@ -226,7 +226,9 @@ class Transaction:
         stores = {volume.store for volume in wanted}
         for node in self._graph.nodes.values():
             volume = node._volume
-            if volume is not None and volume.pending and volume.store in stores:
+            if node._closed or volume is None:
+                continue
+            if volume.pending and volume.store in stores:
                 wanted.setdefault(volume, node._wanted(then=True))
         return wanted
 

@@ -711,3 +711,19 @@ def test_a_transaction_whose_first_store_fails_is_as_if_it_never_was() -> None:
         b.mend()
         with pytest.raises(ExistsError):
             base.add_bitmap("b")
+
+
+def test_what_was_given_up_is_not_told_to_its_store_again() -> None:
+    """A node that was pending and closed without storing has no part in what follows."""
+    store = MemoryStore(Medium())
+    graph = BlockGraph()
+    stays, goes = (graph.add_node(name, SIZE, store) for name in ("stays", "goes"))
+    goes.add_bitmap("b", persistent=True)
+    store.fail("switch")
+    with pytest.raises(StoreError, match="no space"):
+        goes.add_bitmap("c", persistent=True)
+    store.mend()
+    goes.close(discard=True)
+    stays.add_bitmap("b", persistent=True)
+    assert [[each.name for each in node.bitmaps] for node in store.entries()] == [["b"], ["b"]]
+    graph.close()
