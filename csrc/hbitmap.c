@@ -4,7 +4,7 @@
  * The protocol that lets marks run without a lock stands in internal.h.
  */
 #if defined(__linux__) && !defined(_GNU_SOURCE)
-#define _GNU_SOURCE         /* MAP_NORESERVE, MADV_NOHUGEPAGE */
+#define _GNU_SOURCE         /* MAP_NORESERVE, MADV_NOHUGEPAGE, mremap */
 #endif
 
 #include <errno.h>
@@ -31,6 +31,11 @@
 
 #ifndef MAP_NORESERVE
 #define MAP_NORESERVE 0
+#endif
+
+/* Linux has it since 5.7, some C libraries still have not. */
+#if defined(__linux__) && !defined(MREMAP_DONTUNMAP)
+#define MREMAP_DONTUNMAP 4
 #endif
 
 #ifdef HB_TEST_ALLOC
@@ -150,6 +155,9 @@ static void hb_block_free(struct hb_block *b)
     while (b) {
         struct hb_block *older = b->older;
 
+        if (b->leaf_mapped) {
+            munmap((void *)b->level[0], b->leaf_mapped);
+        }
         if (b->mapped) {
             munmap(b, b->mapped);
         } else {
@@ -185,6 +193,21 @@ static HBitmap *hb_new(uint64_t size, int granularity,
     return hb;
 }
 
+void hb_summarise_leaf(const struct hb_block *b)
+{
+    for (unsigned k = 1; k < b->nlevels; k++) {
+        for (uint64_t above = 0; above < b->nwords[k]; above++) {
+            uint64_t first = above * HB_BITS;
+            uint64_t bits = hb_nonzero(&b->level[k - 1][first],
+                                       hb_min(HB_BITS, b->nwords[k - 1] - first));
+
+            if (bits) {     /* a word that stays zero takes no memory */
+                atomic_store_explicit(&b->level[k][above], bits, memory_order_relaxed);
+            }
+        }
+    }
+}
+
 HBitmap *hbitmap_alloc(uint64_t size, int granularity)
 {
     return hb_new(size, granularity, NULL, 0);
@@ -210,18 +233,7 @@ HBitmap *hbitmap_alloc_on(uint64_t size, int granularity,
     if (atomic_load(&b->level[0][last]) & ~hb_used(b, last)) {
         atomic_fetch_and(&b->level[0][last], hb_used(b, last));
     }
-    /* Nobody else sees the bitmap yet, so its summaries need no protocol. */
-    for (unsigned k = 1; k < b->nlevels; k++) {
-        for (uint64_t above = 0; above < b->nwords[k]; above++) {
-            uint64_t first = above * HB_BITS;
-            uint64_t bits = hb_nonzero(&b->level[k - 1][first],
-                                       hb_min(HB_BITS, b->nwords[k - 1] - first));
-
-            if (bits) {     /* a word that stays zero takes no memory */
-                atomic_store_explicit(&b->level[k][above], bits, memory_order_relaxed);
-            }
-        }
-    }
+    hb_summarise_leaf(b);
     return hb;
 }
 
@@ -565,7 +577,7 @@ static uint64_t hb_whole_end(const struct hb_block *b, uint64_t word,
 }
 
 bool hb_clear(const struct hb_block *b, uint64_t first, uint64_t last,
-              const struct hb_block *into)
+              const struct hb_block *into, bool fresh)
 {
     hb_word *leaf = b->level[0];
     uint64_t head = first / HB_BITS, tail = last / HB_BITS;
@@ -611,10 +623,13 @@ bool hb_clear(const struct hb_block *b, uint64_t first, uint64_t last,
                     old &= ~mask;
                     if (taken) {
                         changed = true;
-                        if (into) {
-                            hb_or(&into->level[0][word], taken);
-                            moved |= hb_bit(word);
+                        if (into && fresh) {
+                            atomic_store_explicit(&into->level[0][word], taken,
+                                                  memory_order_relaxed);
+                        } else if (into) {
+                            (void)hb_mark_part(into, 0, word, taken);
                         }
+                        moved |= hb_bit(word);
                     }
                 }
             }
@@ -622,7 +637,7 @@ bool hb_clear(const struct hb_block *b, uint64_t first, uint64_t last,
                 empty |= hb_bit(word);
             }
         }
-        if (moved) {
+        if (into && moved) {
             hb_or(&into->level[1][parent], moved);
             hb_summarise(into, 1, parent);
         }
@@ -669,11 +684,102 @@ int hbitmap_reset(HBitmap *hb, uint64_t start, uint64_t count)
     hb_lock(hb);
     b = hb_block_of(hb);
     err = hb_whole_groups(hb, b, start, count, &first, &last);
-    if (!err && hb_clear(b, first, last, NULL)) {
+    if (!err && hb_clear(b, first, last, NULL, false)) {
         hb_count_changed(hb);
     }
     hb_unlock(hb);
     return err;
+}
+
+/* The first part of what empties a whole leaf: nothing is named any more. */
+static void hb_drop_summaries(const struct hb_block *b)
+{
+    if (b->nlevels == HB_MIN_LEVELS) {
+        atomic_store(&b->level[1][0], 0);
+        return;
+    }
+    for (uint64_t word = hb_next_bit(b, 2, 0); word != HB_NONE;
+         word = hb_next_bit(b, 2, word)) {
+        uint64_t parent = word / HB_BITS, at = parent * HB_BITS;
+        uint64_t named = atomic_load(&b->level[2][parent]);
+
+        for (uint64_t bits = named; bits; bits &= bits - 1) {
+            atomic_store_explicit(&b->level[1][at + hb_lowest(bits)], 0, HB_BULK);
+        }
+        hb_fence();
+        /* With the second look, for marks that came in between. */
+        if (named) {
+            hb_unsummarise(b, 2, parent, named);
+        }
+        word = at + HB_BITS;
+    }
+}
+
+#ifdef HB_TSAN
+/* It does not see mremap, and would take the pages for what was there before. */
+#define HB_MOVE_FLAGS (MREMAP_MAYMOVE | MREMAP_DONTUNMAP | MREMAP_FIXED)
+#define hb_move_to(nbytes) hb_map(nbytes)
+#else
+#define HB_MOVE_FLAGS (MREMAP_MAYMOVE | MREMAP_DONTUNMAP)
+#define hb_move_to(nbytes) NULL
+#endif
+
+/*
+ * As in hb_give_back: when mremap has returned no processor reaches the pages
+ * by their old address, so a mark is either in them, or in a new one, and then
+ * it comes after the summary went.  What is in them and was not named yet is in
+ * them all the same, so whoever gets them has to look at every word.
+ */
+hb_word *hb_move_leaf(const HBitmap *hb, const struct hb_block *b, size_t *nbytes)
+{
+#ifdef __linux__
+    /* By an older Linux, or by what only looks like one. */
+    static atomic_bool refused;
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    void *moved;
+
+    if (hb->foreign_leaf || !b->mapped || (uintptr_t)b->level[0] % page != 0 ||
+        atomic_load(&refused)) {
+        return NULL;
+    }
+    *nbytes = hb_align((size_t)b->nwords[0] * sizeof(hb_word), page);
+    hb_drop_summaries(b);
+    hb_fence();
+    errno = 0;
+    moved = hb_test_alloc_fails()
+                ? MAP_FAILED : mremap((void *)b->level[0], *nbytes, *nbytes,
+                                      HB_MOVE_FLAGS, hb_move_to(*nbytes));
+    if (moved != MAP_FAILED) {
+        return moved;
+    }
+    if (errno == EINVAL) {
+        atomic_store(&refused, true);
+    }
+    for (uint64_t word = 0; word < b->nwords[0]; word++) {
+        if (atomic_load(&b->level[0][word])) {
+            hb_summarise(b, 0, word);
+        }
+    }
+#else
+    (void)hb;
+    (void)b;
+    (void)nbytes;
+#endif
+    return NULL;
+}
+
+uint64_t hb_pages_named(const struct hb_block *b)
+{
+    uint64_t pages = 0;
+
+    if (b->nlevels == HB_MIN_LEVELS) {
+        return atomic_load(&b->level[1][0]) != 0;
+    }
+    for (uint64_t word = hb_next_bit(b, 2, 0); word != HB_NONE;
+         word = hb_next_bit(b, 2, (word / HB_PAGE_PARENTS + 1) * HB_PAGE_PARENTS)) {
+        pages++;
+    }
+    return pages;
 }
 
 /*
@@ -730,7 +836,7 @@ void hbitmap_reset_all(HBitmap *hb)
     if (b->ngroups) {
         bool changed = hb_give_back(hb, b);
 
-        changed |= hb_clear(b, 0, b->ngroups - 1, NULL);
+        changed |= hb_clear(b, 0, b->ngroups - 1, NULL, false);
         if (changed) {
             hb_count_changed(hb);
         }
@@ -748,7 +854,7 @@ int hbitmap_take(HBitmap *hb, uint64_t item)
     if (item < b->size) {
         uint64_t group = item >> hb->granularity;
 
-        taken = hb_clear(b, group, group, NULL);
+        taken = hb_clear(b, group, group, NULL, false);
         if (taken) {
             hb_count_changed(hb);
         }

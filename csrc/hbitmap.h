@@ -228,6 +228,11 @@ int hbitmap_xor(const HBitmap *a, const HBitmap *b, HBitmap *result);
  */
 int hbitmap_drain(HBitmap *hb, uint64_t start, uint64_t count, HBitmap *into);
 
+/* The same into a bitmap that was just made: it is clean, and until this returns
+ * no other thread uses it.  So it costs less. */
+int hbitmap_drain_fresh(HBitmap *hb, uint64_t start, uint64_t count,
+                        HBitmap *fresh);
+
 /* ---- serialisation ------------------------------------------------------ */
 
 /*

@@ -63,6 +63,7 @@ struct hb_block {
     uint64_t nwords[HB_MAX_LEVELS];
     struct hb_block *older;             /* what truncate has replaced */
     size_t mapped;                      /* bytes to unmap; 0: from malloc */
+    size_t leaf_mapped;                 /* those of a leaf that is elsewhere */
 };
 
 /* What the remembered count is worth. */
@@ -251,9 +252,31 @@ void hb_unsummarise(const struct hb_block *b, unsigned k, uint64_t word,
                     uint64_t bits);
 
 /* Clears the groups [first, last], and marks in `into`, unless that is NULL,
- * those that were dirty.  Was there one? */
+ * those that were dirty.  Was there one?  fresh: nobody else sees `into`, and
+ * it is clean. */
 bool hb_clear(const struct hb_block *b, uint64_t first, uint64_t last,
-              const struct hb_block *into);
+              const struct hb_block *into, bool fresh);
+
+/*
+ * Empties the bitmap by moving its pages, all at once.  They are the caller's
+ * then, *nbytes from where this says; what b marks from now on goes to fresh
+ * ones.  NULL: it is not to be had, nothing has changed.
+ */
+hb_word *hb_move_leaf(const HBitmap *hb, const struct hb_block *b, size_t *nbytes);
+
+/* Level-1 words over 4 KiB of leaf; how many such pieces have something named. */
+enum { HB_PAGE_PARENTS = 4096 / sizeof(hb_word) / HB_BITS };
+
+uint64_t hb_pages_named(const struct hb_block *b);
+
+static inline uint64_t hb_pages(const struct hb_block *b)
+{
+    return (b->nwords[1] + (HB_PAGE_PARENTS - 1)) / HB_PAGE_PARENTS;
+}
+
+/* Sets the summaries over a leaf that is not empty; nobody else sees the bitmap
+ * yet, so they need no protocol. */
+void hb_summarise_leaf(const struct hb_block *b);
 
 /* ---- searching ---------------------------------------------------------- */
 

@@ -128,8 +128,21 @@ static inline uint64_t hb_nonzero(const void *words, uint64_t n)
     if (all >> 63) {
         return UINT64_MAX >> (64 - n);
     }
-    for (uint64_t i = n; i-- > 0;) {
+    /* Or else most are. */
+    for (uint64_t i = n; i % 8;) {
+        i--;
         mask = 2 * mask + (w[i] != 0);
+    }
+    for (uint64_t i = n / 8 * 8; i > 0; i -= 8) {
+        uint64_t any = 0;
+
+        for (unsigned k = 1; k <= 8; k++) {
+            any |= w[i - k];
+        }
+        mask <<= 8;
+        for (unsigned k = 1; any && k <= 8; k++) {
+            mask |= (uint64_t)(w[i - k] != 0) << (8 - k);
+        }
     }
     return mask;
 }

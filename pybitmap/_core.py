@@ -60,6 +60,7 @@ hbitmap_and: Callable[[CData, CData, CData], int] = lib.hbitmap_and
 hbitmap_andnot: Callable[[CData, CData, CData], int] = lib.hbitmap_andnot
 hbitmap_xor: Callable[[CData, CData, CData], int] = lib.hbitmap_xor
 hbitmap_drain: Callable[[CData, int, int, CData], int] = lib.hbitmap_drain
+hbitmap_drain_fresh: Callable[[CData, int, int, CData], int] = lib.hbitmap_drain_fresh
 hbitmap_is_serializable: Callable[[CData], bool] = lib.hbitmap_is_serializable
 hbitmap_serialization_align: Callable[[CData], int] = lib.hbitmap_serialization_align
 hbitmap_serialization_size: Callable[[CData, int, int], int] = lib.hbitmap_serialization_size

@@ -664,8 +664,10 @@ class HBitmap(Base, MutableSet[int]):
         :raises MismatchError: if ``into`` has another size or granularity
         """
         start, count = self._to_the_end(start, count)
+        drain = _core.hbitmap_drain
         if into is None:
             into = HBitmap(self.size, self._granularity)
+            drain = _core.hbitmap_drain_fresh
         elif not isinstance(into, HBitmap):
             raise TypeError(f"into must be an HBitmap, not {type(into).__name__}")
         elif into is self:
@@ -673,7 +675,7 @@ class HBitmap(Base, MutableSet[int]):
         elif into._granularity != self._granularity or into.size != self.size:
             raise _core.mismatch(self._hb, into._hb)
         try:
-            code = _core.hbitmap_drain(self._hb, start, count, into._hb)
+            code = drain(self._hb, start, count, into._hb)
         except OverflowError:
             raise _core.out_of_range(self._hb, start, count) from None
         if code:

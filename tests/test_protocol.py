@@ -212,6 +212,27 @@ def wipe(summary_first: bool = True, top_before_leaf: bool = False) -> Call:
     return 0
 
 
+def move(trust_summary: bool = False, summary_first: bool = True) -> Call:
+    """A drain of all words by their pages: as `wipe`, but each word is taken as it goes.
+
+    What is in the words is taken whether `mid` named it or not: a marker may not have come there.
+    """
+    yield lock()
+    named = ALL
+    if trust_summary:
+        named = yield load(MID)  # BROKEN: what is not named is dropped with its page
+    if summary_first:
+        yield store(MID, 0)
+        yield from drop_top()
+    leaf0 = yield fetch_and(LEAF0, ~ALL)
+    leaf1 = yield fetch_and(LEAF1, ~ALL)
+    if not summary_first:
+        yield store(MID, 0)  # BROKEN: without a second look at the leaf
+        yield from drop_top()
+    yield unlock()
+    return (leaf0 if named & 1 else 0) | (leaf1 if named & 2 else 0) << 2
+
+
 def drop_top() -> Call:
     yield fetch_and(TOP, ~1)
     if (yield nonzero(MID)):
@@ -517,6 +538,10 @@ def wiper(**options: Any) -> Thread:
     return Thread("wipe", lambda: wipe(**options))
 
 
+def mover(**options: Any) -> Thread:
+    return Thread("drain", lambda: move(**options), drains=True)
+
+
 def merger(leaf0: int, leaf1: int, **options: Any) -> Thread:
     return Thread("merge", lambda: overwrite(leaf0, leaf1, **options))
 
@@ -526,6 +551,12 @@ def test_emptying_whole_words(top_before_leaf: bool) -> None:
     starts = ("stale", "both")
     assert all_pairs(wiper(top_before_leaf=top_before_leaf), drainer(), starts=starts) > 1000
     explore([filler("fill A", LEAF0), marker("mark B", LEAF0, 1), wiper(), drainer()], EMPTY)
+
+
+@pytest.mark.parametrize("other", [drainer(), mover(), resetter()], ids=lambda t: t.name)
+def test_draining_by_pages(other: Thread) -> None:
+    assert all_pairs(mover(), other, starts=("empty", "stale", "both")) > 1000
+    explore([filler("fill A", LEAF0), marker("mark B", LEAF0, 1), mover(), other], EMPTY)
 
 
 @pytest.mark.parametrize("leaves", [(0, 0), (1, 0), (2, ALL)])
@@ -572,6 +603,14 @@ def broken_overwrite_without_a_second_look() -> int:
     return all_pairs(merger(0, 0, look_again=False))
 
 
+def broken_move_of_what_is_named() -> int:
+    return all_pairs(mover(trust_summary=True))
+
+
+def broken_move_of_the_leaf_first() -> int:
+    return all_pairs(mover(summary_first=False))
+
+
 BROKEN = {
     broken_early_exit: "(b) the drain passed over leaf0 bit 0 (marked by mark",
     broken_early_exit_without_test: "(b) the drain passed over leaf0 bit 0 (marked by mark",
@@ -582,6 +621,8 @@ BROKEN = {
     broken_column_looks_at_the_leaf_only: "(a) mid is ",
     broken_wipe_of_the_leaf_first: "(a) leaf",
     broken_overwrite_without_a_second_look: "(a) leaf",
+    broken_move_of_what_is_named: "lost: drained",
+    broken_move_of_the_leaf_first: "(a) leaf",
 }
 
 

@@ -769,6 +769,34 @@ static uint64_t drain(unsigned self)
     return nwords;
 }
 
+/* Beside a copy and a wipe, which no mark would survive. */
+static uint64_t drain_fresh(unsigned self)
+{
+    (void)self;
+    (void)hbitmap_drain_fresh(a, 0, groups, r);
+    return nwords;
+}
+
+static uint64_t bare_copy_and_wipe(unsigned self)
+{
+    (void)self;
+    memcpy(wr, wb, nwords * sizeof(wr[0]));
+    memset(wb, 0, nwords * sizeof(wb[0]));
+    return nwords;
+}
+
+static void before_drain_fresh(void)
+{
+    load_words(a, wa);
+    new_r();
+}
+
+static void before_bare_fresh(void)
+{
+    memcpy(wb, wa, nwords * sizeof(wb[0]));
+    new_wr();
+}
+
 static void before_drain(void)
 {
     load_words(a, wa);
@@ -1048,6 +1076,10 @@ static const struct row rows[] = {
       0, count, 0, bare_count, 0 },
     { "drain dense", "word", GOAL_NONE, 0, setup_dense,
       before_drain, drain, before_bare_drain, bare_drain, 0 },
+    { "drain dense into a fresh one", "word", GOAL_NONE, 0, setup_dense,
+      before_drain_fresh, drain_fresh, before_bare_fresh, bare_copy_and_wipe, 0 },
+    { "drain sparse into a fresh one", "word", GOAL_NONE, 0, setup_sparse,
+      before_drain_fresh, drain_fresh, before_bare_fresh, bare_copy_and_wipe, 0 },
     { "alloc and free", "call", GOAL_NS, 1e6, 0, 0, alloc_and_free, 0, 0, 0 },
 
     /* Beside the bitmap's own mark; then beside the tracker of one. */

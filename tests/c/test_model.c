@@ -919,6 +919,8 @@ static void op_drain(void)
     struct member *x = any(), *into = any();
     uint64_t start, count;
     unsigned may;
+    bool fresh;
+    int err;
 
     pick_whole_groups(&x->m, &start, &count);
     may = m_whole_groups(&x->m, start, count);
@@ -928,7 +930,14 @@ static void op_drain(void)
     }
     trace("drain %" PRIu64 " %" PRIu64 " of %c -> %c", start, count, x->name,
           into->name);
-    if (answered(hbitmap_drain(x->hb, start, count, into->hb), may) && count) {
+    /* Only one that holds nothing yet may be called fresh. */
+    fresh = x != into && hbitmap_empty(into->hb) && rng_one_in(&rng, 2);
+    if (fresh) {
+        trace("... which is fresh");
+    }
+    err = fresh ? hbitmap_drain_fresh(x->hb, start, count, into->hb)
+                : hbitmap_drain(x->hb, start, count, into->hb);
+    if (answered(err, may) && count) {
         for (uint64_t group = start >> x->m.granularity;
              group <= (start + count - 1) >> x->m.granularity; group++) {
             into->m.dirty[group] |= x->m.dirty[group];
@@ -1800,6 +1809,14 @@ static int run_drain(struct member *a, struct member *b)
     return hbitmap_drain(a->hb, 0, a->m.size, b->hb);
 }
 
+static int run_drain_fresh(struct member *a, struct member *b)
+{
+    if (same_shape(a, b)) {
+        hbitmap_reset_all(b->hb);
+    }
+    return hbitmap_drain_fresh(a->hb, 0, a->m.size, b->hb);
+}
+
 static int run_xor(struct member *a, struct member *b)
 {
     return hbitmap_xor(a->hb, b->hb, b->hb);
@@ -1869,7 +1886,7 @@ static void test_failing_operations(void)
 {
     static int (*const runs[])(struct member *, struct member *) = {
         run_truncate_up, run_truncate_down, run_merge, run_merge_finer,
-        run_drain, run_xor, run_deserialize, run_set, run_reset,
+        run_drain, run_drain_fresh, run_xor, run_deserialize, run_set, run_reset,
     };
 
     for (size_t i = 0; i < sizeof(runs) / sizeof(runs[0]); i++) {

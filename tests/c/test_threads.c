@@ -188,7 +188,8 @@ static void once_drain(struct worker *self)
         if (rng_one_in(&self->rng, 2)) {
             pick_groups(self, &start, &count);
         }
-        CHECK_EQ(hbitmap_drain(from, start, count, into), 0);
+        CHECK_EQ((into == mine ? hbitmap_drain_fresh : hbitmap_drain)(
+                     from, start, count, into), 0);
         once_see(self, mine);
         linger(self, 500);
     } while (!last);
@@ -379,7 +380,8 @@ static void hot_drain(struct worker *self)
             }
         }
         begin = tick();
-        CHECK_EQ(hbitmap_drain(hot.hb, 0, bitmap_size(), mine), 0);
+        CHECK_EQ((rng_one_in(&self->rng, 2) ? hbitmap_drain_fresh : hbitmap_drain)(
+                     hot.hb, 0, bitmap_size(), mine), 0);
         hot_note(self, mine, begin, since);
         linger(self, 2000);
     } while (!last);
