@@ -378,6 +378,36 @@ static uint64_t hb_full_end(const struct hb_block *a, const struct hb_block *b,
     return stop;
 }
 
+/* The words under `parent`: those that a or b name, and those that only the
+ * result does.  Answers which of them are not zero now. */
+static uint64_t hb_overwrite_few(const struct hb_block *a, const struct hb_block *b,
+                                 const struct hb_block *result, uint64_t parent,
+                                 uint64_t named, uint64_t stale)
+{
+    uint64_t at = parent * HB_BITS, set = 0;
+    const hb_word *x = &a->level[0][at], *y = &b->level[0][at];
+    hb_word *words = &result->level[0][at];
+
+    if (hb_many(named)) {
+        uint64_t n = hb_min(HB_BITS, result->nwords[0] - at);
+
+        hb_or_words(words, x, y, n);
+        /* Also where a mark has not come to the summary of a or b yet. */
+        return hb_nonzero(words, n);
+    }
+    for (uint64_t bits = named; bits; bits &= bits - 1) {
+        unsigned i = hb_lowest(bits);
+        uint64_t value = atomic_load(&x[i]) | atomic_load(&y[i]);
+
+        atomic_store_explicit(&words[i], value, HB_BULK);
+        set |= value ? hb_bit(i) : 0;
+    }
+    for (uint64_t bits = stale; bits; bits &= bits - 1) {
+        atomic_store_explicit(&words[hb_lowest(bits)], 0, HB_BULK);
+    }
+    return set;
+}
+
 /*
  * result = a or b, another one, all of one shape; the caller holds the locks.
  *
@@ -386,66 +416,78 @@ static uint64_t hb_full_end(const struct hb_block *a, const struct hb_block *b,
  * The bits above follow behind a fence: those of words that are not zero are
  * set, the others taken, with the second look.
  */
-static bool hb_overwrite(const struct hb_block *a, const struct hb_block *b,
+static void hb_overwrite(const struct hb_block *a, const struct hb_block *b,
                          const struct hb_block *result)
 {
     for (uint64_t next = hb_next_word(a, b, result, 0); next != HB_NONE;
          next = hb_next_word(a, b, result, next)) {
         uint64_t parent = next / HB_BITS, at = parent * HB_BITS;
-        uint64_t n = hb_min(HB_BITS, a->nwords[0] - at), set = 0;
-        uint64_t stop = hb_full_end(a, b, at), named, stale;
-        hb_word *words = &result->level[0][at];
+        uint64_t stop = hb_full_end(a, b, at);
+        uint64_t set[HB_BITS], stale[HB_BITS];
+        unsigned n = 0;
 
         if (stop > at) {
-            hb_or_words(words, &a->level[0][at], &b->level[0][at], stop - at);
+            hb_or_words(&result->level[0][at], &a->level[0][at], &b->level[0][at],
+                        stop - at);
             hb_fence();
             /* A bit over a word that is zero by now does no harm. */
             (void)hb_mark(result, 1, at, stop - 1);
             next = stop;
             continue;
         }
-        named = atomic_load(&a->level[1][parent]) |
-                atomic_load(&b->level[1][parent]);
-        stale = atomic_load(&result->level[1][parent]) & ~named;
-        if (hb_many(named)) {
-            hb_or_words(words, &a->level[0][at], &b->level[0][at], n);
-            /* Also where a mark has not come to the summary of a or b yet. */
-            set = hb_nonzero(words, n);
-        } else {
-            for (uint64_t bits = named; bits; bits &= bits - 1) {
-                unsigned i = hb_lowest(bits);
-                uint64_t value = atomic_load(&a->level[0][at + i]) |
-                                 atomic_load(&b->level[0][at + i]);
+        /* Up to 4096 words, then one fence for all of them, which waits until
+         * their stores are done. */
+        for (; n < HB_BITS && parent + n < result->nwords[1]; n++) {
+            uint64_t named = atomic_load(&a->level[1][parent + n]) |
+                             atomic_load(&b->level[1][parent + n]);
 
-                atomic_store_explicit(&words[i], value, HB_BULK);
-                set |= value ? hb_bit(i) : 0;
-            }
-            for (uint64_t bits = stale; bits; bits &= bits - 1) {
-                atomic_store_explicit(&words[hb_lowest(bits)], 0, HB_BULK);
-            }
+            stale[n] = atomic_load(&result->level[1][parent + n]) | named;
+            set[n] = stale[n] ? hb_overwrite_few(a, b, result, parent + n, named,
+                                                 stale[n] & ~named) : 0;
         }
         hb_fence();
-        if (set) {
-            hb_or(&result->level[1][parent], set);
-            hb_summarise(result, 1, parent);
+        for (unsigned i = 0; i < n; i++) {
+            uint64_t empty;
+
+            if (!stale[i]) {
+                continue;
+            }
+            if (set[i]) {
+                hb_or(&result->level[1][parent + i], set[i]);
+                hb_summarise(result, 1, parent + i);
+            }
+            empty = atomic_load(&result->level[1][parent + i]) & stale[i] & ~set[i];
+            if (empty) {
+                hb_unsummarise(result, 1, parent + i, empty);
+            }
         }
-        stale = atomic_load(&result->level[1][parent]) & (stale | named) & ~set;
-        if (stale) {
-            hb_unsummarise(result, 1, parent, stale);
-        }
-        next = at + HB_BITS;
+        next = at + n * HB_BITS;
     }
-    return true;
 }
 
 /* result = a or b, all of one shape; the caller holds the locks. */
 static bool hb_merge_words(const struct hb_block *a, const struct hb_block *b,
-                           const struct hb_block *result)
+                           const HBitmap *result)
 {
-    if (result == a || result == b) {
-        return a != b && hb_or_into(result == a ? b : a, result);
+    const struct hb_block *r = hb_block_of(result);
+    uint64_t pages;
+    bool filling;
+
+    if (r == a || r == b) {
+        return a != b && hb_or_into(r == a ? b : a, r);
     }
-    return hb_overwrite(a, b, result);
+    pages = hb_pages_named(a);
+    if (b != a) {
+        uint64_t more = hb_pages_named(b);
+
+        pages = more > pages ? more : pages;
+    }
+    filling = hb_will_fill(result, r, pages);
+    hb_overwrite(a, b, r);
+    if (filling) {
+        hb_filled(r);
+    }
+    return true;
 }
 
 /* Marks in `to` what is dirty in `from`, of any granularity; the caller holds
@@ -495,7 +537,7 @@ int hbitmap_merge(const HBitmap *a, const HBitmap *b, HBitmap *result)
     if (x->size != z->size || y->size != z->size) {
         err = -EINVAL;
     } else if (hb_same_shape(a, result) && hb_same_shape(b, result)) {
-        changed = hb_merge_words(x, y, z);
+        changed = hb_merge_words(x, y, result);
     } else {
         changed = hb_merge_areas(a, b, result);
     }

@@ -33,6 +33,9 @@
 #define MAP_NORESERVE 0
 #endif
 
+/* From here on a leaf begins where a huge page can. */
+#define HB_HUGE ((size_t)2 << 20)
+
 /* Linux has it since 5.7, some C libraries still have not. */
 #if defined(__linux__) && !defined(MREMAP_DONTUNMAP)
 #define MREMAP_DONTUNMAP 4
@@ -80,6 +83,38 @@ static size_t hb_align(size_t nbytes, size_t to)
     return (nbytes + (to - 1)) & ~(to - 1);
 }
 
+bool hb_will_fill(const HBitmap *hb, const struct hb_block *b, uint64_t pages)
+{
+    size_t nbytes = (size_t)b->nwords[0] * sizeof(hb_word);
+
+    if (hb->foreign_leaf || !b->mapped || b->leaf_mapped ||
+        pages < hb_pages(b) - hb_pages(b) / 8 ||
+        atomic_load(&b->level[b->nlevels - 1][0])) {
+        return false;
+    }
+    /* All of this is advice. */
+#ifdef MADV_HUGEPAGE
+    if (nbytes >= HB_HUGE) {
+        (void)madvise((void *)b->level[0], nbytes, MADV_HUGEPAGE);
+        return true;
+    }
+#endif
+#ifdef MADV_POPULATE_WRITE
+    (void)madvise((void *)b->level[0], nbytes, MADV_POPULATE_WRITE);
+#endif
+    return false;
+}
+
+void hb_filled(const struct hb_block *b)
+{
+#ifdef MADV_NOHUGEPAGE
+    (void)madvise((void *)b->level[0], (size_t)b->nwords[0] * sizeof(hb_word),
+                  MADV_NOHUGEPAGE);
+#else
+    (void)b;
+#endif
+}
+
 /* A block for `size` items, all clean, over `leaf` unless that is NULL.  NULL
  * with errno. */
 static struct hb_block *hb_block_new(uint64_t size, int granularity,
@@ -88,7 +123,7 @@ static struct hb_block *hb_block_new(uint64_t size, int granularity,
     struct hb_block shape = { .size = size };
     struct hb_block *b;
     uint64_t nwords;
-    size_t nbytes, leaf_at = 0, page = HB_CACHE_LINE;
+    size_t nbytes, leaf_at = 0, page = HB_CACHE_LINE, slack = 0;
     char *memory;
 
     if (granularity < 0 || granularity > 63 || size > INT64_MAX) {
@@ -119,8 +154,11 @@ static struct hb_block *hb_block_new(uint64_t size, int granularity,
             page = (size_t)sysconf(_SC_PAGESIZE);
         }
         leaf_at = hb_align(nbytes, page);
-        nbytes = hb_align(leaf_at + (size_t)shape.nwords[0] * sizeof(hb_word),
-                          HB_CACHE_LINE);
+        if ((size_t)shape.nwords[0] * sizeof(hb_word) >= HB_HUGE) {
+            slack = HB_HUGE;
+        }
+        nbytes = hb_align(leaf_at + slack +
+                          (size_t)shape.nwords[0] * sizeof(hb_word), HB_CACHE_LINE);
     }
     if (nbytes >= HB_MAP_MIN) {
         shape.mapped = nbytes;
@@ -138,6 +176,10 @@ static struct hb_block *hb_block_new(uint64_t size, int granularity,
     /* _Atomic uint64_t has the size and the alignment of uint64_t wherever it
      * is lock-free, which the assertion below makes sure of. */
     b->level[0] = leaf ? (hb_word *)leaf : (hb_word *)(memory + leaf_at);
+    if (slack) {
+        /* Huge pages are for leaves that begin where one can. */
+        b->level[0] = (hb_word *)hb_align((uintptr_t)b->level[0], HB_HUGE);
+    }
     memory += hb_align(sizeof(shape), HB_CACHE_LINE);
     for (unsigned k = 1; k < b->nlevels; k++) {
         b->level[k] = (hb_word *)memory;

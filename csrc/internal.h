@@ -274,6 +274,16 @@ static inline uint64_t hb_pages(const struct hb_block *b)
     return (b->nwords[1] + (HB_PAGE_PARENTS - 1)) / HB_PAGE_PARENTS;
 }
 
+/*
+ * Somebody is about to fill b, and will touch this many of those pieces at least:
+ * if b is clean and that is nearly all, its pages are taken at once, huge ones
+ * where the leaf is large.  True: hb_filled is to be called behind it, so that
+ * a single mark does not take a huge page later on, when these have been given
+ * back.
+ */
+bool hb_will_fill(const HBitmap *hb, const struct hb_block *b, uint64_t pages);
+void hb_filled(const struct hb_block *b);
+
 /* Sets the summaries over a leaf that is not empty; nobody else sees the bitmap
  * yet, so they need no protocol. */
 void hb_summarise_leaf(const struct hb_block *b);
