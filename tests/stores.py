@@ -66,7 +66,7 @@ class Qcow2Place(Place):
         image = self.folder / f"image{medium}.qcow2"
         if not image.exists():
             program = peer("qemu-img", "qemu-utils")
-            command = [program, "create", "-q", "-f", "qcow2", image, str(SIZE)]
+            command = [program, "create", "-q", "-f", "qcow2", str(image), str(SIZE)]
             # What is loaded before Python, a sanitizer, is not for QEMU, which hangs with it.
             env = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
             subprocess.run(command, check=True, env=env)
