@@ -510,30 +510,139 @@ int hbitmap_set(HBitmap *hb, uint64_t start, uint64_t count)
     return 0;
 }
 
+/*
+ * How many ranges set_many takes at a time: one loop makes groups of them, the
+ * next looks whether all are dirty, which is the common case.  Neither waits for
+ * what it loads, so many loads are under way.
+ */
+enum { HB_BATCH = 32 };
+
+/*
+ * Top bit: one of the n ranges may leave [0, size).  Exact but for ranges of 0
+ * items, for which it may be set without need.  Written so that compilers
+ * vectorise it: as size < 2^63, a difference that is negative shows in its top
+ * bit if what it is made of shows none.
+ */
+static inline uint64_t hb_may_leave(uint64_t size, const uint64_t *starts,
+                                    const uint64_t *counts, size_t n)
+{
+    uint64_t leaves = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        uint64_t rest = size - starts[i];
+
+        leaves |= starts[i] | counts[i] | rest | (rest - counts[i]);
+    }
+    return leaves;
+}
+
+/* HB_BATCH ranges of the caller's, of one group each, as groups.  False: some
+ * are none of these, or leave the bitmap. */
+static inline bool hb_single_groups(const HBitmap *hb, const struct hb_block *b,
+                                    const uint64_t *starts, const uint64_t *counts,
+                                    uint64_t *groups)
+{
+    uint64_t own[HB_BATCH], bad, more = 0;
+
+    /* Our copies, since somebody may be changing the arrays. */
+    memcpy(groups, starts, sizeof(own));
+    memcpy(own, counts, sizeof(own));
+    bad = hb_may_leave(b->size, groups, own, HB_BATCH);
+    for (unsigned i = 0; i < HB_BATCH; i++) {
+        uint64_t last = (groups[i] + own[i] - 1) >> hb->granularity;
+
+        bad |= own[i] - 1;
+        groups[i] >>= hb->granularity;
+        more |= groups[i] ^ last;
+    }
+    return !(bad >> 63) && !more;
+}
+
+/*
+ * Are these groups set, and all bits above them?  If so this was a mark of each
+ * of them: leaf, then every level, all of it loads.
+ */
+static inline bool hb_all_set(const struct hb_block *b, const uint64_t *groups,
+                              unsigned nlevels)
+{
+    uint64_t all = 1;
+
+    for (unsigned i = 0; i < HB_BATCH; i++) {
+        uint64_t bit = groups[i];
+
+        for (unsigned k = 0; k < nlevels; k++) {
+            all &= atomic_load(&b->level[k][bit / HB_BITS]) >> (bit % HB_BITS);
+            bit /= HB_BITS;
+        }
+    }
+    return all & 1;
+}
+
+/* Marks HB_BATCH groups; *dirty: those before were set already, as a rule these
+ * are, too.  (If not, that costs a look at the leaf, see hb_maybe_dirty.) */
+static bool hb_mark_batch(const struct hb_block *b, const uint64_t *groups,
+                          bool *dirty)
+{
+    bool gained = false;
+
+    /* With the number known the compiler has one loop of it. */
+    if (*dirty && (b->nlevels == 4 ? hb_all_set(b, groups, 4)
+                 : b->nlevels == 5 ? hb_all_set(b, groups, 5)
+                                   : hb_all_set(b, groups, b->nlevels))) {
+        return false;
+    }
+    for (unsigned i = 0; i < HB_BATCH; i++) {
+        __builtin_prefetch(&b->level[0][groups[i] / HB_BITS], 1);
+    }
+    for (unsigned i = 0; i < HB_BATCH; i++) {
+        gained |= hb_mark_group(b, groups[i]);
+    }
+    *dirty = !gained;
+    return gained;
+}
+
 int hbitmap_set_many(HBitmap *hb, const uint64_t *starts,
                      const uint64_t *counts, size_t n)
 {
     const struct hb_block *b = hb_block_of(hb);
-    bool gained = false;
+    bool gained = false, dirty = false;
     int err = 0;
 
-    for (size_t i = 0; i < n; i++) {
-        if (counts[i] && !hb_in_range(b, starts[i], counts[i])) {
-            return -ERANGE;
+    if (hb_may_leave(b->size, starts, counts, n) >> 63) {
+        for (size_t i = 0; i < n; i++) {
+            if (counts[i] && !hb_in_range(b, starts[i], counts[i])) {
+                return -ERANGE;
+            }
         }
     }
-    for (size_t i = 0; i < n; i++) {
-        uint64_t start = starts[i], count = counts[i];
+    for (size_t i = 0; i < n;) {
+        uint64_t groups[HB_BATCH];
+        size_t end = i + 1;
 
-        if (count == 0) {
-            continue;
+        if (n - i >= HB_BATCH) {
+            end = i + HB_BATCH;
+            if (hb_single_groups(hb, b, &starts[i], &counts[i], groups)) {
+                gained |= hb_mark_batch(b, groups, &dirty);
+                i = end;
+                continue;
+            }
         }
-        /* Again: the arrays are the caller's, who may be changing them. */
-        if (!hb_in_range(b, start, count)) {
-            err = -ERANGE;
+        for (; !err && i < end; i++) {
+            uint64_t start = starts[i], count = counts[i];
+
+            if (count == 0) {
+                continue;
+            }
+            /* Again: the arrays are the caller's, who may be changing them. */
+            if (hb_in_range(b, start, count)) {
+                gained |= hb_mark_items(hb, b, start, count);
+            } else {
+                err = -ERANGE;
+            }
+        }
+        if (err) {
             break;
         }
-        gained |= hb_mark_items(hb, b, start, count);
     }
     if (gained) {
         hb_count_changed(hb);

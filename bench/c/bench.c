@@ -171,6 +171,15 @@ static uint64_t mark_random(unsigned self)
     return npicks;
 }
 
+static uint64_t *ones;                  /* as many as there are picks */
+
+static uint64_t mark_many(unsigned self)
+{
+    (void)self;
+    (void)hbitmap_set_many(a, pick, ones, npicks);
+    return npicks;
+}
+
 static uint64_t bare_mark_random(unsigned self)
 {
     (void)self;
@@ -1007,6 +1016,10 @@ static const struct row rows[] = {
       dirty_a, mark_random, dirty_wa, bare_test_random, 0 },
     { "set sequential clean", "mark", GOAL_RATIO, 1.5, setup_clean,
       clean_a, mark_sequential, clean_wa, bare_mark_sequential, 0 },
+    { "set_many random clean", "mark", GOAL_RATIO, 1.5, setup_clean,
+      clean_a, mark_many, clean_wa, bare_mark_random, 0 },
+    { "set_many random dirty", "mark", GOAL_NS, 4, setup_clean,
+      dirty_a, mark_many, dirty_wa, bare_test_random, 0 },
     { "set random clean, same loads", "mark", GOAL_NONE, 0, setup_levels,
       clean_a, mark_random, clean_levels, mark_levels_random, 0 },
     { "set random dirty, same loads", "mark", GOAL_NONE, 0, setup_levels,
@@ -1196,7 +1209,7 @@ static void setup_density(void)
 }
 
 static const struct row density_rows[] = {
-    { "iter_fill", "word", GOAL_NONE, 0, setup_density, 0, iterate_fill, 0, bare_iterate, 0 },
+    { "iter_fill", "group", GOAL_NONE, 0, setup_density, 0, iterate_fill, 0, bare_iterate, 0 },
     { "areas", "area", GOAL_NONE, 0, setup_density, 0, areas_by_area, 0, bare_areas, 0 },
     { "next_dirty_area", "area", GOAL_NONE, 0, setup_density, 0, area_by_area, 0, bare_areas, 0 },
     { "merge into a third one", "word", GOAL_NONE, 0, setup_density, 0, merge, 0, bare_merge, 0 },
@@ -1223,7 +1236,9 @@ static void begin(uint64_t size, bool arrays)
     b = make(groups);
     r = make(groups);
     pick = grab(npicks * sizeof(pick[0]));
+    ones = grab(npicks * sizeof(ones[0]));
     for (uint64_t i = 0; i < npicks; i++) {
+        ones[i] = 1;
         pick[i] = random_word() % groups;
     }
     if (arrays) {
@@ -1242,6 +1257,7 @@ static void end(void)
     hbitmap_free(b);
     hbitmap_free(r);
     munmap(pick, npicks * sizeof(pick[0]));
+    munmap(ones, npicks * sizeof(ones[0]));
     for (unsigned i = 0; wa && i < 3; i++) {
         munmap(i == 0 ? wa : i == 1 ? wb : wr, nwords * sizeof(wa[0]));
     }

@@ -120,7 +120,7 @@ static bool of_nobody(uint64_t group)
 
 static void once_mark(struct worker *self)
 {
-    enum { BATCH = 16 };
+    enum { BATCH = 80 };
     uint64_t *mine = grab((ngroups + 1) * sizeof(*mine)), n = 0;
     uint64_t starts[BATCH], counts[BATCH];
 
@@ -332,6 +332,23 @@ static void hot_publish(struct worker *self, unsigned which, uint64_t since)
     atomic_fetch_add(&hot.marks[which], 1);
 }
 
+/* Once, or so often that set_many comes to groups which it finds set. */
+static void hot_set(struct worker *self, uint64_t item)
+{
+    enum { OFTEN = 70 };
+    uint64_t starts[OFTEN], counts[OFTEN];
+
+    if (!rng_one_in(&self->rng, 4)) {
+        CHECK_EQ(hbitmap_set(hot.hb, item, 1), 0);
+        return;
+    }
+    for (unsigned i = 0; i < OFTEN; i++) {
+        starts[i] = item;
+        counts[i] = 1;
+    }
+    CHECK_EQ(hbitmap_set_many(hot.hb, starts, counts, OFTEN), 0);
+}
+
 static void hot_mark(struct worker *self)
 {
     for (unsigned i = 0; i < hot.steps; i++) {
@@ -340,7 +357,7 @@ static void hot_mark(struct worker *self)
 
         linger(self, 400);
         since = tick();
-        CHECK_EQ(hbitmap_set(hot.hb, item_of(hot.group[which]), 1), 0);
+        hot_set(self, item_of(hot.group[which]));
         hot_publish(self, which, since);
     }
     atomic_fetch_sub(&busy, 1);
