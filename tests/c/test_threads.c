@@ -333,9 +333,10 @@ static void hot_publish(struct worker *self, unsigned which, uint64_t since)
 }
 
 /* Once, or so often that set_many comes to groups which it finds set. */
-static void hot_set(struct worker *self, uint64_t item)
+static void hot_set(struct worker *self, unsigned which)
 {
     enum { OFTEN = 70 };
+    uint64_t item = item_of(hot.group[which]);
     uint64_t starts[OFTEN], counts[OFTEN];
 
     if (!rng_one_in(&self->rng, 4)) {
@@ -346,6 +347,8 @@ static void hot_set(struct worker *self, uint64_t item)
         starts[i] = item;
         counts[i] = 1;
     }
+    /* Each of them may be taken by itself; the caller counts one. */
+    atomic_fetch_add(&hot.marks[which], OFTEN - 1);
     CHECK_EQ(hbitmap_set_many(hot.hb, starts, counts, OFTEN), 0);
 }
 
@@ -357,7 +360,7 @@ static void hot_mark(struct worker *self)
 
         linger(self, 400);
         since = tick();
-        hot_set(self, item_of(hot.group[which]));
+        hot_set(self, which);
         hot_publish(self, which, since);
     }
     atomic_fetch_sub(&busy, 1);
