@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import struct
-import tracemalloc
 from pathlib import Path
 from typing import Callable, TypeVar
 
@@ -16,6 +15,8 @@ from images import FINE, MIB, Opened, asked, check, create, entries, loaded, qem
 from pybitmap import CorruptError, StoreError, UnsupportedError
 from pybitmap.store import Purpose, Record
 from pybitmap.store.qcow2.bitmaps import MAX_BITMAPS
+
+tracemalloc = pytest.importorskip("tracemalloc", reason="PyPy does not count memory")
 
 SIZE = 3 * MIB
 T = TypeVar("T")
