@@ -41,6 +41,23 @@ def heed_signals() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
+@contextmanager
+def serving(path: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """`pybitmap serve` on a socket, with further arguments; killed in the end."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pybitmap", "serve", "--socket", str(path), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_signals,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
 class Terminal:
     """The command in a terminal of its own: what it has shown so far, and its process."""
 

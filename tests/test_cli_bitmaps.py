@@ -14,12 +14,13 @@ import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Run, cursor_is_visible, heed_signals, spawn, terminal
+from commands import Run, cursor_is_visible, spawn, terminal
+from commands import serving as served
 from peers import peer
 
 pytest.importorskip("click", reason="the command line is an extra: pip install '.[cli]'")
@@ -875,21 +876,8 @@ def test_a_full_disk_for_the_output_is_told(ready: Disk) -> None:
 # ---- serve ----------------------------------------------------------------------------------
 
 
-@contextmanager
-def serving(path: Path, *nodes: str) -> Iterator[subprocess.Popen[str]]:
-    words = [word for node in nodes for word in ("--node", node)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pybitmap", "serve", "--socket", str(path), *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=heed_signals,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+def serving(path: Path, *nodes: str) -> AbstractContextManager[subprocess.Popen[str]]:
+    return served(path, *(word for node in nodes for word in ("--node", node)))
 
 
 def ask(path: Path, *commands: dict[str, Any]) -> list[Any]:

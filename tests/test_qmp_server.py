@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import heed_signals
+from commands import heed_signals, serving
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -425,18 +425,8 @@ def test_signals_end_it(path: Path, number: int) -> None:
 def served(path: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
     pytest.importorskip("click", reason="the command line is an extra: pip install '.[cli]'")
     pytest.importorskip("rich", reason="the command line is an extra: pip install '.[cli]'")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pybitmap", "serve", "--socket", str(path), *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=heed_signals,
-    )
-    try:
+    with serving(path, *words) as process:
         yield process
-    finally:
-        process.kill()
-        process.communicate()
 
 
 @pytest.mark.parametrize("end", ["quit", "SIGINT", "SIGTERM"])

@@ -926,26 +926,26 @@ static void clean_tracked(void)
     }
 }
 
-static uint64_t mark_tracked(unsigned self)
+static uint64_t mark_by(HBTracker *which)
 {
     uint64_t inside = tracked_size - 1;
 
-    (void)self;
     for (uint64_t i = 0; i < npicks; i++) {
-        (void)hbtracker_mark(tracker, pick[i] & inside, 1);
+        (void)hbtracker_mark(which, pick[i] & inside, 1);
     }
     return npicks;
 }
 
+static uint64_t mark_tracked(unsigned self)
+{
+    (void)self;
+    return mark_by(tracker);
+}
+
 static uint64_t mark_single(unsigned self)
 {
-    uint64_t inside = tracked_size - 1;
-
     (void)self;
-    for (uint64_t i = 0; i < npicks; i++) {
-        (void)hbtracker_mark(single, pick[i] & inside, 1);
-    }
-    return npicks;
+    return mark_by(single);
 }
 
 static uint64_t mark_one_of_tracked(unsigned self)
