@@ -228,6 +228,7 @@ static bool hb_combine(enum hb_op op, const struct hb_block *a,
      * so has them named by it; words that only one operand names stay as they
      * are where the other operand is the result. */
     const struct hb_block *x = a, *y = b, *z = result;
+    struct hb_gone gone = { 0, 0 };
     bool changed = false;
 
     if (result == a) {
@@ -275,14 +276,14 @@ static bool hb_combine(enum hb_op op, const struct hb_block *a,
         }
         empty &= atomic_load(&result->level[1][parent]);
         if (set) {
-            hb_or(&result->level[1][parent], set);
-            hb_summarise(result, 1, parent);
+            hb_name_some(result, parent, set);
         }
         if (empty) {
-            hb_unsummarise(result, 1, parent, empty);
+            hb_unname(result, parent, empty, &gone);
         }
         next = (parent + 1) * HB_BITS;
     }
+    hb_unsummarise(result, &gone);
     return changed;
 }
 
@@ -337,12 +338,7 @@ static bool hb_or_named(const struct hb_block *to, uint64_t parent,
             set |= bits & (0 - bits);
         }
     }
-    if (set & missing) {
-        hb_or(&to->level[1][parent], set);
-    }
-    if (set || (named & ~missing)) {
-        hb_summarise(to, 1, parent);
-    }
+    hb_name_some(to, parent, set & missing);
     return set != 0;
 }
 
@@ -419,6 +415,8 @@ static uint64_t hb_overwrite_few(const struct hb_block *a, const struct hb_block
 static void hb_overwrite(const struct hb_block *a, const struct hb_block *b,
                          const struct hb_block *result)
 {
+    struct hb_gone gone = { 0, 0 };
+
     for (uint64_t next = hb_next_word(a, b, result, 0); next != HB_NONE;
          next = hb_next_word(a, b, result, next)) {
         uint64_t parent = next / HB_BITS, at = parent * HB_BITS;
@@ -431,7 +429,7 @@ static void hb_overwrite(const struct hb_block *a, const struct hb_block *b,
                         stop - at);
             hb_fence();
             /* A bit over a word that is zero by now does no harm. */
-            (void)hb_mark(result, 1, at, stop - 1);
+            hb_name_range(result, at, stop - 1);
             next = stop;
             continue;
         }
@@ -453,16 +451,16 @@ static void hb_overwrite(const struct hb_block *a, const struct hb_block *b,
                 continue;
             }
             if (set[i]) {
-                hb_or(&result->level[1][parent + i], set[i]);
-                hb_summarise(result, 1, parent + i);
+                hb_name_some(result, parent + i, set[i]);
             }
             empty = atomic_load(&result->level[1][parent + i]) & stale[i] & ~set[i];
             if (empty) {
-                hb_unsummarise(result, 1, parent + i, empty);
+                hb_unname(result, parent + i, empty, &gone);
             }
         }
         next = at + n * HB_BITS;
     }
+    hb_unsummarise(result, &gone);
 }
 
 /* result = a or b, all of one shape; the caller holds the locks. */
@@ -499,7 +497,7 @@ static bool hb_or_areas(const HBitmap *from, const HBitmap *to)
     bool changed = false;
 
     while (hbitmap_areas(from, next, UINT64_MAX, area, 1, &next)) {
-        changed |= hb_mark(b, 0, area[0] >> to->granularity,
+        changed |= hb_mark(b, area[0] >> to->granularity,
                            (area[0] + area[1] - 1) >> to->granularity);
     }
     return changed;
@@ -841,6 +839,7 @@ static uint64_t hb_load_few(const struct hb_block *b, const uint8_t *buf,
 static int hb_load_words(HBitmap *hb, const uint8_t *buf, uint64_t fill,
                          uint64_t start, uint64_t count)
 {
+    struct hb_gone gone = { 0, 0 };
     const struct hb_block *b;
     uint64_t first, last;
     int err;
@@ -875,15 +874,15 @@ static int hb_load_words(HBitmap *hb, const uint8_t *buf, uint64_t fill,
             empty &= at + HB_BITS > end ? hb_mask_to(end - 1) : UINT64_MAX;
             empty &= atomic_load(&b->level[1][parent + i]);
             if (set[i]) {
-                hb_or(&b->level[1][parent + i], set[i]);
-                hb_summarise(b, 1, parent + i);
+                hb_name_some(b, parent + i, set[i]);
             }
             if (empty) {
-                hb_unsummarise(b, 1, parent + i, empty);
+                hb_unname(b, parent + i, empty, &gone);
             }
         }
         first = end;
     }
+    hb_unsummarise(b, &gone);
     if (!err) {
         hb_count_changed(hb);
     }

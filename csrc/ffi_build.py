@@ -13,7 +13,7 @@ from cffi import FFI
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 HEADERS = ["hbitmap.h", "tracker.h"]
-SOURCES = ["hbitmap.c", "iter.c", "bulk.c", "check.c", "tracker.c", "words.c"]
+SOURCES = ["hbitmap.c", "iter.c", "bulk.c", "check.c", "tracker.c", "slots.c", "words.c"]
 
 
 def declarations(header: str) -> str:
@@ -34,7 +34,7 @@ ffibuilder.set_source(
     "".join(f'#include "{name}"\n' for name in HEADERS),
     # Relative to the project's root, as setuptools wants its sources.
     sources=[f"csrc/{name}" for name in SOURCES],
-    depends=[f"csrc/{name}" for name in [*HEADERS, "internal.h", "words.h"]],
+    depends=[f"csrc/{name}" for name in [*HEADERS, "internal.h", "slots.h", "words.h"]],
     include_dirs=["csrc"],
     extra_compile_args=["-std=c11", "-O3", "-pthread", "-fvisibility=hidden"],
     extra_link_args=["-pthread"],

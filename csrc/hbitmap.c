@@ -327,7 +327,7 @@ int hbitmap_truncate(HBitmap *hb, uint64_t size)
 
         if (value) {
             atomic_store(&b->level[0][word], value);
-            hb_summarise(b, 0, word);
+            hb_name(b, word);
         }
     }
     b->older = old;
@@ -366,14 +366,6 @@ void hbitmap_unpin(HBitmap *hb)
 #else
 #define HB_MAYBE_BREAK(gained) ((void)0)
 #endif
-
-void hb_summarise_from(const struct hb_block *b, unsigned k, uint64_t bit)
-{
-    for (; k < b->nlevels; k++) {
-        hb_or_bit(b->level[k], bit);
-        bit /= HB_BITS;
-    }
-}
 
 /*
  * May word `word` of the leaf hold something?  Where the summary says no, a mark
@@ -427,61 +419,104 @@ static bool hb_mark_whole(const struct hb_block *b, unsigned k,
     return changed;
 }
 
-bool hb_mark(const struct hb_block *b, unsigned k, uint64_t first, uint64_t last)
+/* Sets the bits [first, last] of level k; false only if they were set already. */
+static bool hb_mark_level(const struct hb_block *b, unsigned k,
+                          uint64_t first, uint64_t last)
 {
-    const unsigned lowest = k;
-    bool gained = false;
+    uint64_t head = first / HB_BITS, tail = last / HB_BITS;
+    bool changed;
 
-    /* The levels on which this is more than a word; the top is one. */
-    for (; first / HB_BITS != last / HB_BITS; k++) {
-        uint64_t head = first / HB_BITS, tail = last / HB_BITS;
-        bool changed;
-
-        __builtin_prefetch(&b->level[k][head], 1);
-        __builtin_prefetch(&b->level[k][tail], 1);
-        changed = hb_mark_whole(b, k, head + 1, tail);
-        changed |= hb_mark_part(b, k, head, hb_mask_from(first));
-        changed |= hb_mark_part(b, k, tail, hb_mask_to(last));
-        if (k == lowest) {
-            gained = changed;
-        }
-        HB_MAYBE_BREAK(gained);
-        /*
-         * A mark's words come before the look at the level above, as in
-         * hb_summarise, which is sequentially consistent throughout.  Stored
-         * words need a full fence for that.  Where all was found set there are
-         * loads only; loads stay in order behind an acquire fence, which costs
-         * nothing on x86 where the full one takes as long as the rest of the
-         * mark.
-         */
-        if (changed) {
-            hb_fence();
-        } else {
-            hb_read_fence();
-        }
-        first = head;
-        last = tail;
+    if (head == tail) {
+        return hb_mark_part(b, k, head, hb_mask_from(first) & hb_mask_to(last));
     }
-    gained |= hb_mark_part(b, k, first / HB_BITS,
-                           hb_mask_from(first) & hb_mask_to(last)) && k == lowest;
+    __builtin_prefetch(&b->level[k][head], 1);
+    __builtin_prefetch(&b->level[k][tail], 1);
+    changed = hb_mark_whole(b, k, head + 1, tail);
+    changed |= hb_mark_part(b, k, head, hb_mask_from(first));
+    changed |= hb_mark_part(b, k, tail, hb_mask_to(last));
+    return changed;
+}
+
+void hb_name_some(const struct hb_block *b, uint64_t parent, uint64_t words)
+{
+    hb_word *named = &b->level[1][parent];
+
+    if (words & ~atomic_load(named)) {
+        struct hb_slot *slot = hb_summarising_begins();
+        uint64_t bit = parent;
+
+        for (unsigned k = 2; k < b->nlevels; k++) {
+            hb_or_bit(b->level[k], bit);
+            bit /= HB_BITS;
+        }
+        atomic_fetch_or(named, words);
+        hb_summarising_ends(slot);
+    }
+}
+
+void hb_name_range(const struct hb_block *b, uint64_t first, uint64_t last)
+{
+    uint64_t head = first / HB_BITS, tail = last / HB_BITS;
+    const hb_word *named = b->level[1];
+
+    if (head == tail) {
+        hb_name_some(b, head, hb_mask_from(first) & hb_mask_to(last));
+        return;
+    }
+    if ((~atomic_load(&named[head]) & hb_mask_from(first)) ||
+        (~atomic_load(&named[tail]) & hb_mask_to(last)) ||
+        !hb_all_ones(&named[head + 1], tail - head - 1)) {
+        struct hb_slot *slot = hb_summarising_begins();
+        uint64_t lo = head, hi = tail;
+
+        for (unsigned k = 2; k < b->nlevels; k++) {
+            (void)hb_mark_level(b, k, lo, hi);
+            lo /= HB_BITS;
+            hi /= HB_BITS;
+        }
+        /* Whoever sees a bit of level 1 relies on those above, some of which
+         * may have been stored: they come first. */
+        hb_fence();
+        (void)hb_mark_level(b, 1, first, last);
+        hb_summarising_ends(slot);
+    }
+}
+
+bool hb_mark(const struct hb_block *b, uint64_t first, uint64_t last)
+{
+    bool gained = hb_mark_level(b, 0, first, last);
+
     HB_MAYBE_BREAK(gained);
-    hb_summarise(b, k, first / HB_BITS);
+    /*
+     * A mark's words come before the look at level 1, as in hb_mark_group,
+     * which is sequentially consistent throughout.  Stored words need a full
+     * fence for that.  Where all was found set there are loads only; loads stay
+     * in order behind an acquire fence, which costs nothing on x86 where the
+     * full one takes as long as the rest of the mark.
+     */
+    if (gained) {
+        hb_fence();
+    } else {
+        hb_read_fence();
+    }
+    hb_name_range(b, first / HB_BITS, last / HB_BITS);
     return gained;
 }
 
 /* The same for one group, which is what most writes are. */
 static inline bool hb_mark_group(const struct hb_block *b, uint64_t group)
 {
+    uint64_t word = group / HB_BITS;
     bool gained = true;
 
-    __builtin_prefetch(&b->level[0][group / HB_BITS], 1);
-    if (hb_maybe_dirty(b, group / HB_BITS)) {
+    __builtin_prefetch(&b->level[0][word], 1);
+    if (hb_maybe_dirty(b, word)) {
         gained = hb_or_bit(b->level[0], group);
     } else {
-        atomic_fetch_or(&b->level[0][group / HB_BITS], hb_bit(group));
+        atomic_fetch_or(&b->level[0][word], hb_bit(group));
     }
     HB_MAYBE_BREAK(gained);
-    hb_summarise(b, 0, group / HB_BITS);
+    hb_name(b, word);
     return gained;
 }
 
@@ -491,22 +526,55 @@ static inline bool hb_mark_items(const HBitmap *hb, const struct hb_block *b,
     uint64_t first = start >> hb->granularity;
     uint64_t last = (start + count - 1) >> hb->granularity;
 
-    return first == last ? hb_mark_group(b, first) : hb_mark(b, 0, first, last);
+    return first == last ? hb_mark_group(b, first) : hb_mark(b, first, last);
+}
+
+/* hbitmap_set ends with a call of one of these, or with none, so it has nothing
+ * to keep meanwhile. */
+__attribute__((noinline))
+static int hb_set_groups(HBitmap *hb, const struct hb_block *b,
+                         uint64_t first, uint64_t last)
+{
+    if (hb_mark(b, first, last)) {
+        hb_count_changed(hb);
+    }
+    return 0;
+}
+
+/* The leaf bit was set already, or was not and is now. */
+__attribute__((noinline))
+static int hb_set_name(HBitmap *hb, const struct hb_block *b, uint64_t word)
+{
+    hb_name_some(b, word / HB_BITS, hb_bit(word));
+    hb_count_changed(hb);
+    return 0;
 }
 
 int hbitmap_set(HBitmap *hb, uint64_t start, uint64_t count)
 {
     const struct hb_block *b = hb_block_of(hb);
+    uint64_t last_item = start + count - 1, first, last, word;
 
-    if (count == 0) {
-        return 0;
+    /* Also where the sum is too large, or count is 0. */
+    if (last_item >= b->size || start > last_item) {
+        return count ? -ERANGE : 0;
     }
-    if (!hb_in_range(b, start, count)) {
-        return -ERANGE;
+    first = start >> hb->granularity;
+    last = last_item >> hb->granularity;
+    if (first != last) {
+        return hb_set_groups(hb, b, first, last);
     }
-    if (hb_mark_items(hb, b, start, count)) {
-        hb_count_changed(hb);
+    /* What most writes are: hb_mark_group, written out. */
+    word = first / HB_BITS;
+    if (hb_maybe_dirty(b, word) && hb_is_set(b->level[0], first)) {
+        HB_MAYBE_BREAK(false);
+        return hb_is_set(b->level[1], word) ? 0 : hb_set_name(hb, b, word);
     }
+    atomic_fetch_or(&b->level[0][word], hb_bit(first));
+    if (!hb_is_set(b->level[1], word)) {
+        return hb_set_name(hb, b, word);
+    }
+    hb_count_changed(hb);
     return 0;
 }
 
@@ -558,24 +626,17 @@ static inline bool hb_single_groups(const HBitmap *hb, const struct hb_block *b,
     return !(bad >> 63) && !more;
 }
 
-/*
- * Are these groups set, and all bits above them?  If so this was a mark of each
- * of them: leaf, then every level, all of it loads.
- */
-static inline bool hb_all_set(const struct hb_block *b, const uint64_t *groups,
-                              unsigned nlevels)
+/* Are these groups set, and their words named?  If so this was a mark of each of
+ * them, all of it loads. */
+static inline bool hb_all_set(const struct hb_block *b, const uint64_t *groups)
 {
-    uint64_t all = 1;
+    bool all = true;
 
     for (unsigned i = 0; i < HB_BATCH; i++) {
-        uint64_t bit = groups[i];
-
-        for (unsigned k = 0; k < nlevels; k++) {
-            all &= atomic_load(&b->level[k][bit / HB_BITS]) >> (bit % HB_BITS);
-            bit /= HB_BITS;
-        }
+        all &= hb_is_set(b->level[0], groups[i]);
+        all &= hb_is_set(b->level[1], groups[i] / HB_BITS);
     }
-    return all & 1;
+    return all;
 }
 
 /* Marks HB_BATCH groups; *dirty: those before were set already, as a rule these
@@ -585,10 +646,7 @@ static bool hb_mark_batch(const struct hb_block *b, const uint64_t *groups,
 {
     bool gained = false;
 
-    /* With the number known the compiler has one loop of it. */
-    if (*dirty && (b->nlevels == 4 ? hb_all_set(b, groups, 4)
-                 : b->nlevels == 5 ? hb_all_set(b, groups, 5)
-                                   : hb_all_set(b, groups, b->nlevels))) {
+    if (*dirty && hb_all_set(b, groups)) {
         return false;
     }
     for (unsigned i = 0; i < HB_BATCH; i++) {
@@ -652,32 +710,68 @@ int hbitmap_set_many(HBitmap *hb, const uint64_t *starts,
 
 /* ---- clears ------------------------------------------------------------- */
 
-void hb_unsummarise(const struct hb_block *b, unsigned k, uint64_t word,
-                    uint64_t bits)
+void hb_unname(const struct hb_block *b, uint64_t parent, uint64_t words,
+               struct hb_gone *gone)
 {
-    for (;;) {
-        uint64_t left = atomic_fetch_and(&b->level[k][word], ~bits) & ~bits;
-        bool restored = false;
+    uint64_t left = atomic_fetch_and(&b->level[1][parent], ~words) & ~words;
+    uint64_t again = 0;
 
-        /* The second look.  A mark of a word below that came after the first
-         * look and still found the summary bit set came before the fetch_and
-         * in the one order of all these accesses, so it is seen here. */
-        while (bits) {
-            uint64_t below = word * HB_BITS + hb_lowest(bits);
+    /* The second look.  A mark of such a word that came after the first look and
+     * still found it named came before the fetch_and in the one order of all
+     * these accesses, so it is seen here. */
+    for (; words; words &= words - 1) {
+        if (atomic_load(&b->level[0][parent * HB_BITS + hb_lowest(words)])) {
+            again |= words & (0 - words);
+        }
+    }
+    if (again) {
+        hb_name_some(b, parent, again);
+    } else if (!left && b->nlevels > 2) {
+        /* This word was emptied in its turn. */
+        if (gone->word != parent / HB_BITS) {
+            hb_unsummarise(b, gone);
+            gone->word = parent / HB_BITS;
+        }
+        gone->bits |= hb_bit(parent);
+    }
+}
 
-            bits &= bits - 1;
-            if (atomic_load(&b->level[k - 1][below])) {
-                hb_summarise(b, k - 1, below);
-                restored = true;
-            }
+void hb_unsummarise(const struct hb_block *b, struct hb_gone *gone)
+{
+    uint64_t taken[HB_MAX_LEVELS];
+    uint64_t word = gone->word, bits = gone->bits;
+    unsigned end = 2;
+
+    if (!bits) {
+        return;
+    }
+    gone->bits = 0;
+    while (end < b->nlevels) {
+        uint64_t left = atomic_fetch_and(&b->level[end][word], ~bits) & ~bits;
+
+        taken[end++] = bits;
+        if (left) {
+            break;
         }
-        if (left || restored || k + 1 == b->nlevels) {
-            return;
-        }
-        /* This word was empty in its turn. */
         bits = hb_bit(word);
         word /= HB_BITS;
-        k++;
+    }
+    /* Who found a bit set that is gone now has said before that it is naming
+     * words.  Behind this it has named them. */
+    hb_wait_for_summarising();
+    word = gone->word;
+    for (unsigned k = 2; k < end; k++) {
+        for (bits = taken[k]; bits; bits &= bits - 1) {
+            uint64_t below = word * HB_BITS + hb_lowest(bits);
+
+            if (atomic_load(&b->level[k - 1][below])) {
+                for (unsigned up = k; up < b->nlevels; up++) {
+                    hb_or_bit(b->level[up], below);
+                    below /= HB_BITS;
+                }
+            }
+        }
+        word /= HB_BITS;
     }
 }
 
@@ -692,20 +786,18 @@ void hb_unsummarise(const struct hb_block *b, unsigned k, uint64_t word,
  * alone has less between them, an acquire fence.  Should it find what another
  * mark stored after ours, and the summary as it was before, then it did not
  * begin after this clear, so it counts as taken; the other one sees to the
- * summary.  On the level above it is the usual order, with the second look, at
- * 64 times fewer words.
+ * summary.  Above it is the usual order, with the second look, at 64 times fewer
+ * words.
  */
 static void hb_empty_words(const struct hb_block *b, uint64_t word, uint64_t end)
 {
     uint64_t first = word / HB_BITS, last = (end - 1) / HB_BITS;
+    struct hb_gone gone = { first / HB_BITS, hb_mask_from(first) & hb_mask_to(last) };
 
     hb_fill_words(&b->level[1][first], 0, last - first + 1);
     hb_fence();
     hb_fill_words(&b->level[0][word], 0, end - word);
-    if (b->nlevels > 2) {
-        hb_unsummarise(b, 2, first / HB_BITS,
-                       hb_mask_from(first) & hb_mask_to(last));
-    }
+    hb_unsummarise(b, &gone);
 }
 
 /* Where such words end, if they begin at `word`; else `word`. */
@@ -732,6 +824,7 @@ bool hb_clear(const struct hb_block *b, uint64_t first, uint64_t last,
 {
     hb_word *leaf = b->level[0];
     uint64_t head = first / HB_BITS, tail = last / HB_BITS;
+    struct hb_gone gone = { 0, 0 };
     bool changed = false;
 
     /* One word of level 1, so up to 64 leaf words, at a time. */
@@ -789,14 +882,14 @@ bool hb_clear(const struct hb_block *b, uint64_t first, uint64_t last,
             }
         }
         if (into && moved) {
-            hb_or(&into->level[1][parent], moved);
-            hb_summarise(into, 1, parent);
+            hb_name_some(into, parent, moved);
         }
         if (empty) {
-            hb_unsummarise(b, 1, parent, empty);
+            hb_unname(b, parent, empty, &gone);
         }
         next = (parent + 1) * HB_BITS;
     }
+    hb_unsummarise(b, &gone);
     return changed;
 }
 
@@ -842,27 +935,31 @@ int hbitmap_reset(HBitmap *hb, uint64_t start, uint64_t count)
     return err;
 }
 
-/* The first part of what empties a whole leaf: nothing is named any more. */
+/*
+ * The first part of what empties leaf words by their pages: no word of level 1
+ * under word `word` of level 2 names any.  (Below two summaries, word 0.)
+ */
+static void hb_drop_summaries_under(const struct hb_block *b, uint64_t word)
+{
+    struct hb_gone gone = { word, b->nlevels > 2 ? atomic_load(&b->level[2][word]) : 1 };
+
+    for (uint64_t bits = gone.bits; bits; bits &= bits - 1) {
+        atomic_store_explicit(&b->level[1][word * HB_BITS + hb_lowest(bits)], 0,
+                              HB_BULK);
+    }
+    hb_fence();
+    hb_unsummarise(b, &gone);
+}
+
 static void hb_drop_summaries(const struct hb_block *b)
 {
     if (b->nlevels == HB_MIN_LEVELS) {
-        atomic_store(&b->level[1][0], 0);
+        hb_drop_summaries_under(b, 0);
         return;
     }
-    for (uint64_t word = hb_next_bit(b, 2, 0); word != HB_NONE;
-         word = hb_next_bit(b, 2, word)) {
-        uint64_t parent = word / HB_BITS, at = parent * HB_BITS;
-        uint64_t named = atomic_load(&b->level[2][parent]);
-
-        for (uint64_t bits = named; bits; bits &= bits - 1) {
-            atomic_store_explicit(&b->level[1][at + hb_lowest(bits)], 0, HB_BULK);
-        }
-        hb_fence();
-        /* With the second look, for marks that came in between. */
-        if (named) {
-            hb_unsummarise(b, 2, parent, named);
-        }
-        word = at + HB_BITS;
+    for (uint64_t at = hb_next_bit(b, 2, 0); at != HB_NONE;
+         at = hb_next_bit(b, 2, (at / HB_BITS + 1) * HB_BITS)) {
+        hb_drop_summaries_under(b, at / HB_BITS);
     }
 }
 
@@ -908,7 +1005,7 @@ hb_word *hb_move_leaf(const HBitmap *hb, const struct hb_block *b, size_t *nbyte
     }
     for (uint64_t word = 0; word < b->nwords[0]; word++) {
         if (atomic_load(&b->level[0][word])) {
-            hb_summarise(b, 0, word);
+            hb_name(b, word);
         }
     }
 #else
@@ -957,9 +1054,9 @@ static bool hb_give_back(const HBitmap *hb, const struct hb_block *b)
         uint64_t at = word / step * step * HB_BITS;
         uint64_t n = hb_min(b->nwords[0] - at, step * HB_BITS);
 
-        for (; word < at / HB_BITS + step; word = hb_next_bit(b, 2, word + 1)) {
-            atomic_store(&b->level[1][word], 0);
-            hb_unsummarise(b, 2, word / HB_BITS, hb_bit(word));
+        for (; word < at / HB_BITS + step;
+             word = hb_next_bit(b, 2, (word / HB_BITS + 1) * HB_BITS)) {
+            hb_drop_summaries_under(b, word / HB_BITS);
         }
         changed = true;
         hb_fence();

@@ -18,19 +18,27 @@
  *
  * PROTOCOL.  Every access is sequentially consistent unless the comment beside
  * it argues otherwise.
- *   A mark sets its leaf bits, then on every level up to the top the bits above
- *   them, whether or not its leaf bits were set already: the marker that set
- *   them may not have come to the summaries yet, and a drain that began now
- *   would pass the word over although this mark has returned.
+ *   A mark sets its leaf bits, then sees to it that level 1 names their words,
+ * whether or not its leaf bits were set already: the marker that set them may
+ * not have come there yet, and a drain that began now would pass the word over
+ * although this mark has returned.
+ *   With level 1 it ends, as a rule: what is above a bit of level 1 is set while
+ * that bit is.  So whoever has to set one sets first all bits above it, on every
+ * level, and then the bit; meanwhile its thread's slot says so (slots.h).
  *   A clear (one at a time: it holds the lock) empties leaf words, then takes
- *   the bits above those it saw empty, then looks at the words again.  A mark
- *   that came in between either found its summary bit taken and sets it again,
- *   or found it still set; then its leaf bit was there before the clear took
- *   the summary bit, so the second look finds it and restores every level.
+ * the bits of level 1 over those it saw empty, then looks at the words again.  A
+ * mark that came in between either found its bit of level 1 taken and sets it
+ * again, or found it still set; then its leaf bit was there before the clear
+ * took that, so the second look finds it.
+ *   If a word of level 1 has become zero, the clear takes the bit above it, and
+ * so on upwards.  Then it waits until those who were setting summary bits have
+ * finished, and looks at the words below all that it took again: one who found a
+ * bit above still set has put the bit of level 1 there by then, one who comes
+ * later finds what is missing.  Marks never wait.
  *   Where leaf words are emptied whatever they hold, the order is the other one:
- *   the bits above them go first, then the words.  A mark that the words' going
- *   leaves alone came after it, so it finds its summary bit gone and sets it
- *   again; no second look is needed.
+ * the bits above them go first, then the words.  A mark that the words' going
+ * leaves alone came after it, so it finds its bit of level 1 gone and sets it
+ * again; no second look at the leaf is needed.
  */
 #ifndef PYBITMAP_INTERNAL_H
 #define PYBITMAP_INTERNAL_H
@@ -40,6 +48,7 @@
 #include <stdatomic.h>
 
 #include "hbitmap.h"
+#include "slots.h"
 #include "words.h"
 
 enum {
@@ -47,14 +56,13 @@ enum {
     HB_SHIFT = 6,
     HB_MIN_LEVELS = 2,      /* there is always a summary over the leaf */
     HB_MAX_LEVELS = 7,      /* 2^41 groups: 2^35 2^29 2^23 2^17 2^11 2^5 1 words */
-    HB_CACHE_LINE = 64,
 };
 
 /* No such bit or word. */
 #define HB_NONE UINT64_MAX
 
 struct hb_block {
-    /* What a mark reads, in one cache line up to 2^36 groups. */
+    /* What a mark reads, in one cache line. */
     uint64_t size;                      /* items */
     unsigned nlevels;
     hb_word *level[HB_MAX_LEVELS];      /* [0] is the leaf */
@@ -178,7 +186,7 @@ int hb_whole_groups(const HBitmap *hb, const struct hb_block *b,
  * before the read-modify-write keeps the line shared where nothing is to be
  * done, which is the common case.  It takes nothing from the protocol: what it
  * saw set was set by somebody at that moment, a clear that takes it comes later,
- * and the caller goes on to the next level either way.
+ * and the caller goes on either way.
  */
 static inline bool hb_or(hb_word *word, uint64_t mask)
 {
@@ -203,32 +211,33 @@ static inline bool hb_or_bit(hb_word *words, uint64_t bit)
     return true;
 }
 
-/* Sets bit `bit` of level k, and the bits above it up to the top. */
+/* Is bit `bit` of these words set? */
+static inline bool hb_is_set(const hb_word *words, uint64_t bit)
+{
+    return atomic_load(&words[bit / HB_BITS]) >> (bit % HB_BITS) & 1;
+}
+
+/* Level 1 is to name these words under its word `parent`. */
 __attribute__((noinline))
-void hb_summarise_from(const struct hb_block *b, unsigned k, uint64_t bit);
+void hb_name_some(const struct hb_block *b, uint64_t parent, uint64_t words);
 
 /*
- * Sets the bit above `word` of level k, and so on up to the top.  As a rule all
- * are set, so here are the loads alone; what a read-modify-write needs stands
- * elsewhere, so that more marks fit into what the processor does at a time.
+ * The same for one leaf word.  As a rule it is named, so here is one load; what a
+ * read-modify-write needs stands elsewhere, so that more marks fit into what
+ * the processor does at a time.
  */
-static inline void hb_summarise(const struct hb_block *b, unsigned k,
-                                uint64_t word)
+static inline void hb_name(const struct hb_block *b, uint64_t word)
 {
-    while (++k < b->nlevels) {
-        uint64_t above = word / HB_BITS;
-
-        if (!(atomic_load(&b->level[k][above]) >> (word % HB_BITS) & 1)) {
-            hb_summarise_from(b, k, word);
-            return;
-        }
-        word = above;
+    if (!hb_is_set(b->level[1], word)) {
+        hb_name_some(b, word / HB_BITS, hb_bit(word));
     }
 }
 
-/* Marks the bits [first, last] of level k, groups if k is 0, and those above
- * them; false only if all of them were set already. */
-bool hb_mark(const struct hb_block *b, unsigned k, uint64_t first, uint64_t last);
+/* The same for the words [first, last]. */
+void hb_name_range(const struct hb_block *b, uint64_t first, uint64_t last);
+
+/* Marks the groups [first, last]; false only if all of them were set already. */
+bool hb_mark(const struct hb_block *b, uint64_t first, uint64_t last);
 
 /*
  * To be called after leaf bits have changed.
@@ -246,10 +255,23 @@ static inline void hb_count_changed(HBitmap *hb)
 
 /* ---- clearing upwards: the caller holds the lock ------------------------ */
 
-/* `bits` of word `word` of level k (1 or higher) stand over words that were
- * seen empty: takes them, looks again, goes on upwards. */
-void hb_unsummarise(const struct hb_block *b, unsigned k, uint64_t word,
-                    uint64_t bits);
+/* Bits of one word of level 2, over words of level 1 that have become empty. */
+struct hb_gone {
+    uint64_t word;
+    uint64_t bits;
+};
+
+/*
+ * `words` under word `parent` of level 1 were seen empty: takes their bits and
+ * looks again.  What that has emptied on level 1 is collected in *gone (which
+ * begins as zero) for hb_unsummarise, so that this waits once for many.
+ */
+void hb_unname(const struct hb_block *b, uint64_t parent, uint64_t words,
+               struct hb_gone *gone);
+
+/* Takes the bits that were collected and what is above, as far as that is empty,
+ * waits and looks again. */
+void hb_unsummarise(const struct hb_block *b, struct hb_gone *gone);
 
 /* Clears the groups [first, last], and marks in `into`, unless that is NULL,
  * those that were dirty.  Was there one?  fresh: nobody else sees `into`, and

@@ -28,7 +28,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "internal.h"
+#include "slots.h"
 #include "tracker.h"
 
 struct HBTrackerSet {
@@ -45,72 +45,13 @@ struct HBTracker {
 /* How many writes are marked before another set gets its chance. */
 enum { HB_STRIDE = 4096 };
 
-/* ---- slots -------------------------------------------------------------- */
-
-struct hb_slot {
-    alignas(HB_CACHE_LINE) _Atomic(const HBTrackerSet *) set;
-    atomic_bool taken;                  /* by a thread that is alive */
-    struct hb_slot *next;
-};
-
-/* They are never freed, but taken again: as many as threads ever marked at the
- * same time. */
-static _Atomic(struct hb_slot *) hb_slots;
-static _Thread_local struct hb_slot *hb_own_slot;
-static pthread_key_t hb_slot_key;
-static pthread_once_t hb_slot_once = PTHREAD_ONCE_INIT;
-static bool hb_slot_key_made;
-
-/* The thread ends.  If it still marks, in the destructor of another key, it
- * takes a slot again. */
-static void hb_slot_leave(void *slot)
-{
-    hb_own_slot = NULL;
-    atomic_store(&((struct hb_slot *)slot)->taken, false);
-}
-
-static void hb_slot_make_key(void)
-{
-    hb_slot_key_made = pthread_key_create(&hb_slot_key, hb_slot_leave) == 0;
-}
-
-/* A slot of this thread's own; NULL: there is no memory for one. */
-static struct hb_slot *hb_slot_take(void)
-{
-    struct hb_slot *slot, *first;
-
-    pthread_once(&hb_slot_once, hb_slot_make_key);
-    for (slot = atomic_load(&hb_slots); slot; slot = slot->next) {
-        if (!atomic_exchange(&slot->taken, true)) {
-            break;
-        }
-    }
-    if (!slot) {
-        void *memory;
-
-        if (posix_memalign(&memory, HB_CACHE_LINE, sizeof(*slot)) != 0) {
-            return NULL;
-        }
-        slot = memset(memory, 0, sizeof(*slot));
-        atomic_init(&slot->taken, true);
-        first = atomic_load(&hb_slots);
-        do {
-            slot->next = first;
-        } while (!atomic_compare_exchange_weak(&hb_slots, &first, slot));
-    }
-    if (hb_slot_key_made) {
-        /* Without it the slot stays taken when the thread ends, no more. */
-        (void)pthread_setspecific(hb_slot_key, slot);
-    }
-    hb_own_slot = slot;
-    return slot;
-}
+/* ---- entering and leaving ------------------------------------------------ */
 
 /* The set to mark in, which stays until hb_leave.  NULL: there is no memory for
  * a slot (*slot is NULL), or no set is published and `wait` is false. */
 static const HBTrackerSet *hb_enter(HBTracker *tracker, bool wait, struct hb_slot **slot)
 {
-    *slot = hb_own_slot ? hb_own_slot : hb_slot_take();
+    *slot = hb_slot();
     if (!*slot) {
         return NULL;
     }
@@ -192,7 +133,7 @@ void hbtracker_publish(HBTracker *tracker, HBTrackerSet *set)
     if (!old) {
         return;
     }
-    for (struct hb_slot *slot = atomic_load(&hb_slots); slot; slot = slot->next) {
+    for (struct hb_slot *slot = hb_slots_first(); slot; slot = slot->next) {
         while (atomic_load(&slot->set) == old) {
             sched_yield();
         }

@@ -3,11 +3,17 @@
 
 Markers take no lock.  Clearers (reset, drain) take one, so they exclude each other but run beside
 the markers.  Here both are written as generators that yield one atomic access at a time, next to
-the rule they model, over a bitmap of two leaf words and two summary levels:
+the rule they model, over a bitmap of three leaf words and three summary levels:
 
-    top      bit 0: is `mid` not zero?
-    mid      bit 0: is `leaf0` not zero?    bit 1: is `leaf1` not zero?
-    leaf0    two bits                       leaf1   two bits
+    top      bit 0: is `high` not zero?
+    high     bit 0: is `mid0` not zero?     bit 1: is `mid1` not zero?
+    mid0     bit 0: is `leaf0` not zero?    bit 1: is `leaf1` not zero?
+    mid1     bit 0: is `leaf2` not zero?
+    leaf0, leaf1, leaf2    two bits each
+
+A marker whose word `mid` already names is done: then `high` and `top` are set, too.  One that has to
+name it says so in its slot, sets what is above first, then the bit of `mid`.  Whoever takes bits of
+`high` and `top` waits until those who are at that have finished, and looks again.
 
 `explore` visits every state that any interleaving of the accesses can reach (all of them being
 sequentially consistent, as they are in C) and checks in each
@@ -23,14 +29,19 @@ schedule that shows what goes wrong.  `python tests/test_protocol.py` prints tho
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from typing import Any, Callable, NamedTuple
 
 import pytest
 
-LEAF0, LEAF1, MID, TOP, LOCK = range(5)
-WORD_NAMES = ("leaf0", "leaf1", "mid", "top", "lock")
-ALL = 0b11  # a leaf word has two bits, and so has `mid`
+LEAF0, LEAF1, LEAF2, MID0, MID1, HIGH, TOP, LOCK, SLOT_A, SLOT_B = range(10)
+WORD_NAMES = "leaf0 leaf1 leaf2 mid0 mid1 high top lock slot-a slot-b".split()
+LEAVES = (LEAF0, LEAF1, LEAF2)
+MIDS = (MID0, MID1)
+ABOVE = {LEAF0: (MID0, 1), LEAF1: (MID0, 2), LEAF2: (MID1, 1), MID0: (HIGH, 1), MID1: (HIGH, 2)}
+UNDER = {MID0: (LEAF0, LEAF1), MID1: (LEAF2,)}
+WIPED = (LEAF0, LEAF2)  # by what takes all words: leaf1 would be one more of the same
+ALL = 0b11  # a leaf word has two bits
 
 Access = tuple[str, int, int]  # what, which word, operand
 Call = Generator[Access, int, int]  # is sent what `observed` says; returns the bits it drained
@@ -73,6 +84,11 @@ def unlock() -> Access:
     return ("unlock", LOCK, 0)
 
 
+def changed(word: int, value: int) -> Access:
+    """A load that waits until the word is not `value` any more."""
+    return ("changed", word, value)
+
+
 def observed(what: str, operand: int, old: int) -> int:
     """What an access tells its call; the less, the fewer states there are to visit."""
     if what in ("has", "or"):
@@ -85,23 +101,30 @@ def observed(what: str, operand: int, old: int) -> int:
 # ---- the protocol --------------------------------------------------------------------------------
 
 
-def mark(word: int, bits: int, early_exit: bool = False, test_first: bool = True) -> Call:
-    """Leaf first; then *every* summary level, also when the bit was already set.
+def mark(
+    slot: int,
+    word: int,
+    bits: int,
+    early_exit: bool = False,
+    test_first: bool = True,
+    **broken: bool,
+) -> Call:
+    """Leaf first; then the word is named, also when the bit was already set.
 
     `test_first`: a load decides whether the read-modify-write is needed at all, as in C.
     """
     was_set = yield from set_bits(word, bits, test_first)
     if early_exit and was_set:
-        return 0  # BROKEN: whoever set it may not have summarised it yet
-    yield from summarise(word, test_first)
+        return 0  # BROKEN: whoever set it may not have named the word yet
+    yield from name(slot, word, **broken)
     return 0
 
 
-def fill(word: int) -> Call:
+def fill(slot: int, word: int) -> Call:
     """A mark over a whole word stores ones: there is nothing in it to keep."""
     if not (yield has(word, ALL)):
         yield store(word, ALL)
-    yield from summarise(word)
+    yield from name(slot, word)
     return 0
 
 
@@ -111,84 +134,129 @@ def set_bits(word: int, bits: int, test_first: bool = True) -> Call:
     return (yield fetch_or(word, bits))
 
 
-def summarise(word: int, test_first: bool = True) -> Call:
-    """Set what is missing in every level above a leaf word."""
-    yield from set_bits(MID, 1 << word, test_first)
-    yield from set_bits(TOP, 1, test_first)
+def name(slot: int, word: int, mid_first: bool = False, say: bool = True) -> Call:
+    """Set the bit of `mid` above a leaf word; but before, what is above that.
+
+    Whoever finds it set may go: so it is set last.
+    """
+    mid, bit = ABOVE[word]
+    if (yield has(mid, bit)):
+        return 0
+    if say:
+        yield store(slot, 1)
+    if mid_first:
+        yield fetch_or(mid, bit)  # BROKEN: others go before `high` and `top` are set
+    yield from set_bits(*ABOVE[mid])
+    yield from set_bits(TOP, 1)
+    if not mid_first:
+        yield fetch_or(mid, bit)
+    if say:
+        yield store(slot, 2)
+    return 0
+
+
+def name_locked(word: int) -> Call:
+    """The same for whoever holds the lock: nobody takes bits of `high` or `top` meanwhile."""
+    mid, bit = ABOVE[word]
+    if not (yield has(mid, bit)):
+        yield from set_bits(*ABOVE[mid])
+        yield from set_bits(TOP, 1)
+        yield fetch_or(mid, bit)
     return 0
 
 
 def clear(
     drain: bool,
-    bits: tuple[int, int] = (ALL, ALL),
+    bits: tuple[int, int, int] = (ALL, ALL, ALL),
     look_again: bool = True,
     take_by_store: bool = False,
     from_top: bool = True,
-    levels_restored: int = 2,
+    **broken: bool,
 ) -> Call:
-    """Reset and drain, as in C: all leaf words under one `mid` word, then that word, then the top.
+    """Reset and drain, as in C: the leaf words under one word of `mid` after the other.
 
     1. Clear the leaf words which `mid` names, one by one, and note those that are zero now.  A
        reset of a whole word stores zero, as nobody asks what it took.
     2. ONE fetch_and drops their bits from `mid`.
     3. Look again at each of them: whoever marked it after 1 may have found the bit of `mid` still
-       set, before 2.  If it is not zero, restore every level.
-    4. If 2 left `mid` zero and 3 restored nothing: the same one level up.
+       set, before 2.  If it is not zero, name it.
+    4. If 2 left `mid` zero and 3 named nothing, its bit of `high` goes, at the end, with all such.
     """
     yield lock()
     taken = 0
-    named = 0
+    empty = 0
     if not from_top or (yield nonzero(TOP)):
-        named = yield load(MID)
-    zero = []
-    for word in (LEAF0, LEAF1):
-        if not named >> word & 1 or not bits[word]:
-            continue
-        old = yield load(word)
-        if old & bits[word]:
-            if take_by_store or (bits[word] == ALL and not drain):
-                yield store(word, old & ~bits[word])  # BROKEN in a drain: `old` may be out of date
-            else:
-                old = yield fetch_and(word, ~bits[word])
-            taken |= (old & bits[word]) << 2 * word
-        if old & ~bits[word] == 0:
-            zero.append(word)
-    if zero:
-        drop = sum(1 << word for word in zero)
-        left = (yield fetch_and(MID, ~drop)) & ~drop
-        restored = False
-        for word in zero:
-            if look_again and (yield nonzero(word)):
-                yield from set_bits(MID, 1 << word)
-                if levels_restored > 1:
-                    yield from set_bits(TOP, 1)
-                restored = True
-        if not left and not restored:
-            yield fetch_and(TOP, ~1)
-            if look_again and (yield nonzero(MID)):
-                yield from set_bits(TOP, 1)
+        above = ALL if not from_top else (yield load(HIGH))
+        for mid in MIDS:
+            if not above & ABOVE[mid][1] or not any(bits[word] for word in UNDER[mid]):
+                continue
+            named = yield load(mid)
+            zero = []
+            for word in UNDER[mid]:
+                if not named & ABOVE[word][1] or not bits[word]:
+                    continue
+                old = yield load(word)
+                if old & bits[word]:
+                    if take_by_store or (bits[word] == ALL and not drain):
+                        # BROKEN in a drain: `old` may be out of date
+                        yield store(word, old & ~bits[word])
+                    else:
+                        old = yield fetch_and(word, ~bits[word])
+                    taken |= (old & bits[word]) << 2 * word
+                if old & ~bits[word] == 0:
+                    zero.append(word)
+            if zero and (yield from unname(mid, zero, look_again)):
+                empty |= ABOVE[mid][1]
+    if empty:
+        yield from drop_high(empty, **broken)
     yield unlock()
     return taken
 
 
-def clear_column(look_at_mid: bool = True, levels_restored: int = 2) -> Call:
-    """Another order, for leaf0 only: clear the column from leaf to top, then look at it again.
+def unname(mid: int, zero: list[int], look_again: bool = True) -> Call:
+    """The bits of `mid` over leaf words that were seen zero; is it zero itself then?"""
+    drop = sum(ABOVE[word][1] for word in zero)
+    left = (yield fetch_and(mid, ~drop)) & ~drop
+    named = False
+    for word in zero:
+        if look_again and (yield nonzero(word)):
+            yield from name_locked(word)
+            named = True
+    return int(not left and not named)
 
-    Here the top is gone already when the leaf is looked at again, so restoring has to go all the
-    way up; and looking at the leaf alone misses a summary that came by way of the other leaf word.
+
+def drop_high(
+    bits: int,
+    wait: bool = True,
+    look_again: bool = True,
+    look_at_high: bool = True,
+    wait_first: bool = False,
+) -> Call:
+    """Bits of `high` over words of `mid` that were seen zero, and what is above, if need be.
+
+    All of them go, then those who are naming words are waited for, then all is looked at again.
     """
-    yield lock()
-    taken = yield fetch_and(LEAF0, ~ALL)
-    if (yield fetch_and(MID, ~1)) & ~1 == 0:
+    if wait_first:
+        yield from wait_for_markers()  # BROKEN: others come after that
+    left = (yield fetch_and(HIGH, ~bits)) & ~bits
+    if not left:
         yield fetch_and(TOP, ~1)
-    if look_at_mid and (yield nonzero(MID)):
-        yield from set_bits(TOP, 1)
-    if (yield nonzero(LEAF0)):
-        yield from set_bits(MID, 1)
-        if levels_restored > 1:
+    if wait and not wait_first:
+        yield from wait_for_markers()
+    for mid in MIDS:
+        if look_again and bits & ABOVE[mid][1] and (yield nonzero(mid)):
+            yield from set_bits(*ABOVE[mid])
             yield from set_bits(TOP, 1)
-    yield unlock()
-    return taken
+    if not left and look_again and look_at_high and (yield nonzero(HIGH)):
+        yield from set_bits(TOP, 1)
+    return 0
+
+
+def wait_for_markers() -> Call:
+    for slot in (SLOT_A, SLOT_B):
+        if (yield load(slot)) == 1:
+            yield changed(slot, 1)
+    return 0
 
 
 def wipe(summary_first: bool = True, top_before_leaf: bool = False) -> Call:
@@ -199,16 +267,22 @@ def wipe(summary_first: bool = True, top_before_leaf: bool = False) -> Call:
     """
     yield lock()
     if summary_first:
-        yield store(MID, 0)
-    if top_before_leaf:
-        yield from drop_top()
-    yield store(LEAF0, 0)
-    yield store(LEAF1, 0)
+        yield from wipe_mids(top_before_leaf)
+    for word in WIPED:
+        yield store(word, 0)
     if not summary_first:
-        yield store(MID, 0)  # BROKEN: without a second look at the leaf
-    if not top_before_leaf:
-        yield from drop_top()
+        yield from wipe_mids()  # BROKEN: without a second look at the leaf
+    elif not top_before_leaf:
+        yield from drop_high(ALL)
     yield unlock()
+    return 0
+
+
+def wipe_mids(and_above: bool = True) -> Call:
+    for mid in MIDS:
+        yield store(mid, 0)
+    if and_above:
+        yield from drop_high(ALL)
     return 0
 
 
@@ -218,47 +292,34 @@ def move(trust_summary: bool = False, summary_first: bool = True) -> Call:
     What is in the words is taken whether `mid` named it or not: a marker may not have come there.
     """
     yield lock()
-    named = ALL
-    if trust_summary:
-        named = yield load(MID)  # BROKEN: what is not named is dropped with its page
+    named = 0b111
+    if trust_summary:  # BROKEN: what is not named is dropped with its page
+        named = (yield load(MID0)) | (yield load(MID1)) << 2
     if summary_first:
-        yield store(MID, 0)
-        yield from drop_top()
-    leaf0 = yield fetch_and(LEAF0, ~ALL)
-    leaf1 = yield fetch_and(LEAF1, ~ALL)
+        yield from wipe_mids()
+    taken = 0
+    for word in WIPED:
+        value = yield fetch_and(word, ~ALL)
+        if named >> word & 1:
+            taken |= value << 2 * word
     if not summary_first:
-        yield store(MID, 0)  # BROKEN: without a second look at the leaf
-        yield from drop_top()
+        yield from wipe_mids()  # BROKEN: without a second look at the leaf
     yield unlock()
-    return (leaf0 if named & 1 else 0) | (leaf1 if named & 2 else 0) << 2
-
-
-def drop_top() -> Call:
-    yield fetch_and(TOP, ~1)
-    if (yield nonzero(MID)):
-        yield from set_bits(TOP, 1)
-    return 0
+    return taken
 
 
 def overwrite(leaf0: int, leaf1: int, look_again: bool = True) -> Call:
-    """Merge into a third bitmap, and deserialize: whole words are stored, then `mid` follows."""
+    """Merge into a third bitmap, and deserialize: whole words are stored, then `mid0` follows."""
     yield lock()
     yield store(LEAF0, leaf0)
     yield store(LEAF1, leaf1)
-    named = (leaf0 != 0) | (leaf1 != 0) << 1
-    if named:
-        yield from set_bits(MID, named)
-        yield from set_bits(TOP, 1)
-    stale = (yield load(MID)) & ~named
-    if stale:
-        left = (yield fetch_and(MID, ~stale)) & ~stale
-        restored = False
-        for word in (LEAF0, LEAF1):
-            if stale >> word & 1 and look_again and (yield nonzero(word)):
-                yield from summarise(word)
-                restored = True
-        if not left and not restored:
-            yield from drop_top()
+    for word, value in ((LEAF0, leaf0), (LEAF1, leaf1)):
+        if value:
+            yield from name_locked(word)
+    stale = (yield load(MID0)) & ~((leaf0 != 0) | (leaf1 != 0) << 1)
+    zero = [word for word in (LEAF0, LEAF1) if stale & ABOVE[word][1]]
+    if zero and (yield from unname(MID0, zero, look_again)):
+        yield from drop_high(1)
     yield unlock()
     return 0
 
@@ -331,7 +392,7 @@ def explore(threads: list[Thread], memory: Memory) -> int:
         return cache[key]
 
     before = frozenset(
-        (-1, word, bit) for word in (LEAF0, LEAF1) for bit in (1, 2) if memory[word] & bit
+        (-1, word, bit) for word in LEAVES for bit in (1, 2) if memory[word] & bit
     )
     first = State(memory, ((),) * len(threads), before, frozenset(), 0)
     came_from: dict[State, tuple[State, Line] | None] = {first: None}
@@ -346,6 +407,8 @@ def explore(threads: list[Thread], memory: Memory) -> int:
             running = True
             what, word, operand = access
             if what == "lock" and state.memory[LOCK]:
+                continue
+            if what == "changed" and state.memory[word] == operand:
                 continue
             after, line = step(state, i, thread, what, word, operand)
             done = upcoming(i, after.sent[i])
@@ -365,7 +428,7 @@ def explore(threads: list[Thread], memory: Memory) -> int:
                 if left:
                     wrong = f"(b) the drain passed over {show_marks(left, threads)}"
                 elif done.drained != after.removed:
-                    wrong = f"lost: drained {done.drained:04b}, but {after.removed:04b} is gone"
+                    wrong = f"lost: drained {done.drained:06b}, but {after.removed:06b} is gone"
                 after = after._replace(due=frozenset(), removed=0)
             if after not in came_from or wrong:
                 came_from.setdefault(after, (state, line))
@@ -384,7 +447,7 @@ def step(
 ) -> tuple[State, Line]:
     """One access of thread i: the state after it, and the line for the schedule."""
     old = state.memory[word]
-    new = old if what in ("load", "has", "any") else operand
+    new = old if what in ("load", "has", "any", "changed") else operand
     new = {"or": old | operand, "and": old & operand}.get(what, new)
     memory = (*state.memory[:word], new, *state.memory[word + 1 :])
     sent = (*state.sent[:i], state.sent[i] + (observed(what, operand, old),), *state.sent[i + 1 :])
@@ -393,7 +456,7 @@ def step(
         marked, bits = thread.marks
         owed |= {(i, marked, bit) for bit in (1, 2) if bits & bit}
     gone = old & ~new
-    if word in (LEAF0, LEAF1) and gone:
+    if word in LEAVES and gone:
         owed = frozenset(m for m in owed if not (m[1] == word and m[2] & gone))
         if thread.drains:
             removed |= gone << 2 * word
@@ -402,15 +465,16 @@ def step(
 
 def wrong_at_end(state: State, threads: list[Thread]) -> str | None:
     """All calls have returned: what is wrong with what they left?"""
-    leaf = state.memory[:2]
-    lost = [m for m in state.owed if not leaf[m[1]] & m[2]]
+    memory = state.memory
+    lost = [m for m in state.owed if not memory[m[1]] & m[2]]
     if lost:
         return f"lost: nobody took {show_marks(frozenset(lost), threads)}, and it is not there"
-    for word in (LEAF0, LEAF1):
-        if leaf[word] and not state.memory[MID] >> word & 1:
-            return f"(a) {WORD_NAMES[word]} is {leaf[word]:02b}, its bit in mid is clear"
-    if state.memory[MID] and not state.memory[TOP]:
-        return f"(a) mid is {state.memory[MID]:02b}, the top is clear"
+    for word, (above, bit) in [*ABOVE.items(), (HIGH, (TOP, 1))]:
+        if memory[word] and not memory[above] & bit:
+            return (
+                f"(a) {WORD_NAMES[word]} is {memory[word]:02b}, "
+                f"its bit in {WORD_NAMES[above]} is clear"
+            )
     return None
 
 
@@ -436,7 +500,7 @@ def schedule(
         lines.append(at[1])
         at = came_from[at[0]]
     shown = [
-        f"  {name:8} {what:6} {WORD_NAMES[word]:6} {old:02b} -> {new:02b}"
+        f"  {name:8} {what:7} {WORD_NAMES[word]:6} {old:02b} -> {new:02b}"
         for name, what, word, old, new in reversed(lines)
     ]
     start = " ".join(f"{name} {word:02b}" for name, word in zip(WORD_NAMES, memory))
@@ -447,12 +511,16 @@ def schedule(
 # ---- scenarios -----------------------------------------------------------------------------------
 
 
+def slot_of(name: str) -> int:
+    return SLOT_A if name.endswith("A") else SLOT_B
+
+
 def marker(name: str, word: int, bits: int, **options: Any) -> Thread:
-    return Thread(name, lambda: mark(word, bits, **options), (word, bits))
+    return Thread(name, lambda: mark(slot_of(name), word, bits, **options), (word, bits))
 
 
 def filler(name: str, word: int) -> Thread:
-    return Thread(name, lambda: fill(word), (word, ALL))
+    return Thread(name, lambda: fill(slot_of(name), word), (word, ALL))
 
 
 def resetter(**options: Any) -> Thread:
@@ -463,15 +531,23 @@ def drainer(**options: Any) -> Thread:
     return Thread("drain", lambda: clear(True, **options), drains=True)
 
 
-EMPTY: Memory = (0, 0, 0, 0, 0)
-STALE: Memory = (0, 0, ALL, 1, 0)  # summary bits over zero words are allowed
+def memory(
+    leaves: tuple[int, int, int], mids: tuple[int, int], high: int = 0, top: int = 0
+) -> Memory:
+    return (*leaves, *mids, high, top, 0, 0, 0)
+
+
+EMPTY = memory((0, 0, 0), (0, 0))
 STARTS: dict[str, Memory] = {
     "empty": EMPTY,
-    "stale": STALE,
-    "stale top": (0, 0, 0, 1, 0),
-    "one dirty": (1, 0, 0b01, 1, 0),
-    "other word": (0, 1, 0b10, 1, 0),
-    "both": (1, 1, ALL, 1, 0),
+    # Summary bits over zero words are allowed.
+    "stale": memory((0, 0, 0), (ALL, 1), ALL, 1),
+    "stale above": memory((0, 0, 0), (0, 0), ALL, 1),
+    "one dirty": memory((1, 0, 0), (1, 0), 1, 1),
+    "other word": memory((0, 1, 0), (2, 0), 1, 1),
+    "all": memory((1, 1, 1), (ALL, 1), ALL, 1),
+    "far apart": memory((1, 0, 1), (1, 1), ALL, 1),
+    "stale far": memory((0, 0, 0), (1, 1), ALL, 1),
 }
 
 # Where the two markers go: the bit they mark in the leaf word.
@@ -479,11 +555,17 @@ PAIRS = {
     "same bit": ((LEAF0, 1), (LEAF0, 1)),
     "same word": ((LEAF0, 1), (LEAF0, 2)),
     "neighbours": ((LEAF0, 1), (LEAF1, 1)),
+    "far": ((LEAF0, 1), (LEAF2, 1)),
 }
+# Beside two clears of much there are too many states to visit for all of them.
+TWO = ("same bit", "far")
 
 
 def all_pairs(
-    *others: Thread, starts: tuple[str, ...] = ("empty", "one dirty"), **options: Any
+    *others: Thread,
+    starts: tuple[str, ...] = ("empty", "one dirty"),
+    pairs: Iterable[str] = PAIRS,
+    **options: Any,
 ) -> int:
     """Every pair of markers beside the others; returns the number of states."""
     return sum(
@@ -491,12 +573,12 @@ def all_pairs(
             [marker("mark A", *a, **options), marker("mark B", *b, **options), *others],
             STARTS[start],
         )
-        for a, b in PAIRS.values()
+        for a, b in (PAIRS[pair] for pair in pairs)
         for start in starts
     )
 
 
-@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("start", list(STARTS)[:6])
 @pytest.mark.parametrize("pair", PAIRS)
 def test_two_markers_reset_and_drain(pair: str, start: str) -> None:
     a, b = PAIRS[pair]
@@ -509,11 +591,13 @@ def test_markers_that_do_not_test_first() -> None:
 
 
 def test_two_drains() -> None:
-    assert all_pairs(drainer(), drainer()) > 1000
+    assert all_pairs(drainer(), drainer(), pairs=TWO) > 1000
 
 
-@pytest.mark.parametrize("bits", [(1, 0), (2, 0), (ALL, 0), (0, ALL), (1, 1), (2, ALL)])
-def test_reset_of_a_part(bits: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    "bits", [(1, 0, 0), (2, 0, 0), (ALL, 0, 0), (0, ALL, 0), (1, 1, 0), (2, ALL, 0), (ALL, 0, ALL)]
+)
+def test_reset_of_a_part(bits: tuple[int, int, int]) -> None:
     assert all_pairs(resetter(bits=bits)) > 1000
 
 
@@ -526,12 +610,6 @@ def test_marks_over_a_whole_word(start: str) -> None:
     threads = [filler("fill A", LEAF0), marker("mark B", LEAF0, 1), drainer()]
     explore(threads, STARTS[start])
     explore([filler("fill A", LEAF0), filler("fill B", LEAF1), drainer()], STARTS[start])
-
-
-def test_clearing_the_column_first() -> None:
-    column = Thread("reset", clear_column)
-    assert all_pairs(column, starts=("empty", "one dirty", "both")) > 1000
-    assert explore([marker("mark A", LEAF0, 1), column, drainer()], STARTS["one dirty"]) > 1000
 
 
 def wiper(**options: Any) -> Thread:
@@ -548,20 +626,21 @@ def merger(leaf0: int, leaf1: int, **options: Any) -> Thread:
 
 @pytest.mark.parametrize("top_before_leaf", [False, True])
 def test_emptying_whole_words(top_before_leaf: bool) -> None:
-    starts = ("stale", "both")
-    assert all_pairs(wiper(top_before_leaf=top_before_leaf), drainer(), starts=starts) > 1000
+    wipe_all = wiper(top_before_leaf=top_before_leaf)
+    assert all_pairs(wipe_all, drainer(), starts=("far apart",), pairs=TWO) > 1000
     explore([filler("fill A", LEAF0), marker("mark B", LEAF0, 1), wiper(), drainer()], EMPTY)
 
 
 @pytest.mark.parametrize("other", [drainer(), mover(), resetter()], ids=lambda t: t.name)
 def test_draining_by_pages(other: Thread) -> None:
-    assert all_pairs(mover(), other, starts=("empty", "stale", "both")) > 1000
+    assert all_pairs(mover(), other, starts=("stale far", "far apart"), pairs=TWO) > 1000
     explore([filler("fill A", LEAF0), marker("mark B", LEAF0, 1), mover(), other], EMPTY)
 
 
 @pytest.mark.parametrize("leaves", [(0, 0), (1, 0), (2, ALL)])
 def test_overwriting_whole_words(leaves: tuple[int, int]) -> None:
-    assert all_pairs(merger(*leaves), drainer(), starts=("stale", "both")) > 1000
+    pairs = ("same bit", "neighbours")
+    assert all_pairs(merger(*leaves), drainer(), starts=("stale", "all"), pairs=pairs) > 1000
 
 
 # ---- broken on purpose ---------------------------------------------------------------------------
@@ -587,12 +666,24 @@ def broken_drain_loads_then_stores() -> int:
     return all_pairs(drainer(take_by_store=True))
 
 
-def broken_column_restores_one_level() -> int:
-    return all_pairs(Thread("reset", lambda: clear_column(levels_restored=1)))
+def broken_no_wait_for_markers() -> int:
+    return all_pairs(resetter(wait=False), drainer())
 
 
-def broken_column_looks_at_the_leaf_only() -> int:
-    return all_pairs(Thread("reset", lambda: clear_column(look_at_mid=False)))
+def broken_wait_before_the_bits_are_taken() -> int:
+    return all_pairs(resetter(wait_first=True), drainer())
+
+
+def broken_markers_that_are_not_waited_for() -> int:
+    return all_pairs(resetter(), drainer(), say=False)
+
+
+def broken_mid_before_what_is_above() -> int:
+    return all_pairs(drainer(), mid_first=True)
+
+
+def broken_no_second_look_at_high() -> int:
+    return all_pairs(resetter(look_at_high=False))
 
 
 def broken_wipe_of_the_leaf_first() -> int:
@@ -617,8 +708,11 @@ BROKEN = {
     broken_no_second_look: "(a) ",
     broken_no_second_look_of_the_drain: "(b) ",
     broken_drain_loads_then_stores: "lost: ",
-    broken_column_restores_one_level: "(a) mid is ",
-    broken_column_looks_at_the_leaf_only: "(a) mid is ",
+    broken_no_wait_for_markers: "(b) the drain passed over leaf",
+    broken_wait_before_the_bits_are_taken: "(b) the drain passed over leaf",
+    broken_markers_that_are_not_waited_for: "(b) the drain passed over leaf",
+    broken_mid_before_what_is_above: "(b) the drain passed over leaf0 bit",
+    broken_no_second_look_at_high: "(a) high",
     broken_wipe_of_the_leaf_first: "(a) leaf",
     broken_overwrite_without_a_second_look: "(a) leaf",
     broken_move_of_what_is_named: "lost: drained",
@@ -635,11 +729,6 @@ def test_a_broken_protocol_is_caught(broken: Callable[[], int]) -> None:
     assert "=> " + BROKEN[broken] in text
     assert "mark A" in text
     assert len(text.splitlines()) > 4
-
-
-def test_nothing_above_is_gone_yet_when_the_batched_clear_looks_again() -> None:
-    """Hence one level would do there; C restores all of them all the same, as the rule says."""
-    assert all_pairs(resetter(levels_restored=1), drainer()) > 1000
 
 
 if __name__ == "__main__":

@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Slots of threads.  They stand in a list, are never freed, but taken again when
+ * their thread has ended: as many as threads ever used one at the same time.
+ *
+ * Where there is no memory for a slot, a thread that sets summary bits counts
+ * itself in a number that all such threads share.
+ */
+#if defined(__linux__) && !defined(_GNU_SOURCE)
+#define _GNU_SOURCE         /* posix_memalign */
+#endif
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "slots.h"
+
+static _Atomic(struct hb_slot *) hb_slots;
+static pthread_key_t hb_slot_key;
+static pthread_once_t hb_slot_once = PTHREAD_ONCE_INIT;
+static bool hb_slot_key_made;
+
+atomic_uint hb_without_slot;
+
+_Thread_local struct hb_slot *hb_own_slot;
+
+/* The thread ends.  If it still marks, in the destructor of another key, it
+ * takes a slot again. */
+static void hb_slot_leave(void *slot)
+{
+    hb_own_slot = NULL;
+    atomic_store(&((struct hb_slot *)slot)->taken, false);
+}
+
+static void hb_slot_make_key(void)
+{
+    hb_slot_key_made = pthread_key_create(&hb_slot_key, hb_slot_leave) == 0;
+}
+
+struct hb_slot *hb_slot_take(void)
+{
+    struct hb_slot *slot, *first;
+
+    pthread_once(&hb_slot_once, hb_slot_make_key);
+    for (slot = atomic_load(&hb_slots); slot; slot = slot->next) {
+        if (!atomic_exchange(&slot->taken, true)) {
+            break;
+        }
+    }
+    if (!slot) {
+        void *memory;
+
+        if (posix_memalign(&memory, HB_CACHE_LINE, sizeof(*slot)) != 0) {
+            return NULL;
+        }
+        slot = memset(memory, 0, sizeof(*slot));
+        atomic_init(&slot->taken, true);
+        first = atomic_load(&hb_slots);
+        do {
+            slot->next = first;
+        } while (!atomic_compare_exchange_weak(&hb_slots, &first, slot));
+    }
+    if (hb_slot_key_made) {
+        /* Without it the slot stays taken when the thread ends, no more. */
+        (void)pthread_setspecific(hb_slot_key, slot);
+    }
+    hb_own_slot = slot;
+    return slot;
+}
+
+struct hb_slot *hb_slots_first(void)
+{
+    return atomic_load(&hb_slots);
+}
+
+void hb_wait_for_summarising(void)
+{
+    /* A slot that is not in the list yet is one of a thread that begins later. */
+    for (struct hb_slot *slot = hb_slots_first(); slot; slot = slot->next) {
+        uint64_t seen = atomic_load(&slot->summarising);
+
+        while (seen % 2 && atomic_load(&slot->summarising) == seen) {
+            sched_yield();
+        }
+    }
+    while (atomic_load(&hb_without_slot)) {
+        sched_yield();
+    }
+}

@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Who is in the middle of what: each thread has a slot, in which it says what
+ * others may have to wait for.
+ *
+ * Workload: threads say so up to a million times a second, on a cache line of
+ * their own; somebody looks at all slots now and then.
+ *
+ * Two things are said, each apart from the other:
+ *   set         the tracker's set that the thread is marking in (tracker.c)
+ *   summarising odd: it is setting summary bits (internal.h)
+ */
+#ifndef PYBITMAP_SLOTS_H
+#define PYBITMAP_SLOTS_H
+
+#include <stdalign.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+enum { HB_CACHE_LINE = 64 };
+
+struct hb_slot {
+    alignas(HB_CACHE_LINE) _Atomic(const void *) set;
+    _Atomic uint64_t summarising;       /* grows by one at begin and end */
+    atomic_bool taken;                  /* by a thread that is alive */
+    struct hb_slot *next;
+};
+
+/*
+ * The thread's own; NULL before it has one.  In a C library that gives a module
+ * which is loaded later no other kind, thread-local storage is reached by a call;
+ * glibc has room for a pointer.
+ */
+#ifdef __GLIBC__
+extern __attribute__((tls_model("initial-exec"), visibility("hidden")))
+#else
+extern __attribute__((visibility("hidden")))
+#endif
+_Thread_local struct hb_slot *hb_own_slot;
+
+/* A slot for this thread, which has none; NULL: there is no memory for one. */
+struct hb_slot *hb_slot_take(void);
+
+static inline struct hb_slot *hb_slot(void)
+{
+    struct hb_slot *slot = hb_own_slot;
+
+    return slot ? slot : hb_slot_take();
+}
+
+/* The first of all slots; slots are added in front, and never freed. */
+struct hb_slot *hb_slots_first(void);
+
+/* Threads without a slot that are setting summary bits. */
+extern __attribute__((visibility("hidden"))) atomic_uint hb_without_slot;
+
+/*
+ * Between these two a thread sets summary bits; neither waits or fails.  What is
+ * loaded in between comes after hb_summarising_begins in the order of all
+ * sequentially consistent accesses.
+ */
+static inline struct hb_slot *hb_summarising_begins(void)
+{
+    struct hb_slot *slot = hb_slot();
+
+    if (slot) {
+        /* Nobody else writes it. */
+        atomic_store(&slot->summarising,
+                     atomic_load_explicit(&slot->summarising, memory_order_relaxed) + 1);
+    } else {
+        atomic_fetch_add(&hb_without_slot, 1);
+    }
+    return slot;
+}
+
+static inline void hb_summarising_ends(struct hb_slot *slot)
+{
+    if (slot) {
+        /* Release: the bits come before it, for whoever waits for that. */
+        atomic_store_explicit(&slot->summarising,
+                              atomic_load_explicit(&slot->summarising,
+                                                   memory_order_relaxed) + 1,
+                              memory_order_release);
+    } else {
+        atomic_fetch_sub(&hb_without_slot, 1);
+    }
+}
+
+/* Returns when all that had begun before the call has ended. */
+void hb_wait_for_summarising(void);
+
+#endif
