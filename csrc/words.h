@@ -113,40 +113,6 @@ static inline bool hb_has_more(const hb_word *from, const hb_word *to, uint64_t 
     return more != 0;
 }
 
-/* Bit i: word i of n, 1 to 64, is not zero.  Any alignment (not under TSan). */
-static inline uint64_t hb_nonzero(const void *words, uint64_t n)
-{
-    const hb_loose *w = words;
-    uint64_t all = UINT64_MAX, mask = 0;
-
-    /* As a rule none is zero; the highest bit tells. */
-    for (uint64_t i = 0; i < n; i++) {
-        uint64_t word = w[i];
-
-        all &= word | (0 - word);
-    }
-    if (all >> 63) {
-        return UINT64_MAX >> (64 - n);
-    }
-    /* Or else most are. */
-    for (uint64_t i = n; i % 8;) {
-        i--;
-        mask = 2 * mask + (w[i] != 0);
-    }
-    for (uint64_t i = n / 8 * 8; i > 0; i -= 8) {
-        uint64_t any = 0;
-
-        for (unsigned k = 1; k <= 8; k++) {
-            any |= w[i - k];
-        }
-        mask <<= 8;
-        for (unsigned k = 1; any && k <= 8; k++) {
-            mask |= (uint64_t)(w[i - k] != 0) << (8 - k);
-        }
-    }
-    return mask;
-}
-
 /* Bits set in a word. */
 static inline unsigned hb_popcount(uint64_t word)
 {
@@ -164,6 +130,15 @@ static inline unsigned hb_popcount(uint64_t word)
 
 /* Bits set in n words. */
 uint64_t hb_popcount_words(const hb_word *words, uint64_t n);
+
+/* Bit i: word i of n, 1 to 64, is not zero.  Any alignment (not under TSan). */
+uint64_t hb_nonzero(const void *words, uint64_t n);
+
+/*
+ * Copies them, and answers the same of what was stored, to the bit (or of marks
+ * that came since), also where what is at `from` changes meanwhile.
+ */
+uint64_t hb_copy_nonzero(hb_word *to, const void *from, uint64_t n);
 
 /*
  * For tests: takes another clone of the loops in words.c; false if there is no

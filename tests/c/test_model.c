@@ -1901,10 +1901,66 @@ static void test_failing_operations(void)
 
 /* ---- clones of loops ---------------------------------------------------- */
 
+/* nbytes behind which nothing may be read. */
+static uint8_t *before_a_hole(size_t nbytes)
+{
+#if defined(__linux__)
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    const size_t whole = (nbytes + page - 1) / page * page;
+    uint8_t *memory = mmap(NULL, whole + page, PROT_READ | PROT_WRITE,
+                           MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    CHECK(memory != MAP_FAILED, "mmap: %d", errno);
+    CHECK_EQ(mprotect(memory + whole, page, PROT_NONE), 0);
+    return memory + (whole - nbytes);
+#else
+    return grab(nbytes);
+#endif
+}
+
+/* Contents of n words: none, all, only the last is set, or one bit in each of
+ * some, more and more of them. */
+enum { CONTENTS = 12 };
+
+static void fill_content(uint8_t *bytes, uint64_t n, unsigned content)
+{
+    memset(bytes, content == 1 ? 0xff : 0, (size_t)n * 8);
+    for (uint64_t i = content == 2 ? n - 1 : 0; i < n && content > 1; i++) {
+        if (content == 2 || rng_below(&rng, CONTENTS) < content) {
+            bytes[8 * i + rng_below(&rng, 8)] = (uint8_t)(1 << rng_below(&rng, 8));
+        }
+    }
+}
+
+/* n words at `from`, and copied to 64 words and some around them. */
+static void check_nonzero(const uint8_t *from, uint64_t n)
+{
+    enum { AROUND = 8, ALL = 64 + 2 * AROUND };
+    _Alignas(64) hb_word room[ALL];
+    const uint8_t *bytes = (const uint8_t *)room;
+    const uint64_t at = rng_below(&rng, 2 * AROUND);
+    uint64_t want = 0;
+
+    for (uint64_t i = 0; i < 8 * n; i++) {
+        want |= (uint64_t)(from[i] != 0) << (i / 8);
+    }
+    memset((void *)room, 0xa5, sizeof(room));
+    CHECK_EQ(hb_nonzero(from, n), want);
+    CHECK_EQ(hb_copy_nonzero(&room[at], from, n), want);
+    CHECK(memcmp(&bytes[8 * at], from, (size_t)n * 8) == 0, "not copied");
+    for (uint64_t i = 0; i < sizeof(room); i++) {
+        if (i < 8 * at || i >= 8 * (at + n)) {
+            CHECK(bytes[i] == 0xa5, "%" PRIu64 " words also changed byte %" PRId64,
+                  n, (int64_t)i - (int64_t)(8 * at));
+        }
+    }
+}
+
 static void test_clones(void)
 {
-    enum { MOST = 200 };
+    enum { MOST = 200, EDGE = 8 };
     uint64_t words[MOST];
+    uint8_t *hole = before_a_hole(64 * 8 + EDGE) + 64 * 8 + EDGE;
 
     CHECK(!hb_use_clone("no such clone"), "taken");
     for (int i = 0; i < MOST; i++) {
@@ -1917,12 +1973,23 @@ static void test_clones(void)
             printf("   clone %s: not on this processor\n", hb_clone_name(i));
             continue;
         }
+        trace("clone %s", hb_clone_name(i));
         for (uint64_t n = 0; n < MOST; n++) {
             CHECK_EQ(hb_popcount_words((const hb_word *)words, n), bits);
             CHECK_EQ(hb_popcount(words[n]), __builtin_popcountll(words[n]));
             bits += (unsigned)__builtin_popcountll(words[n]);
         }
+        for (uint64_t n = 1; n <= 64; n++) {
+            for (unsigned gap = 0; gap < EDGE; gap++) {
+                for (unsigned content = 0; content < CONTENTS; content++) {
+                    memset(hole - (64 * 8 + EDGE), 0xff, 64 * 8 + EDGE);
+                    fill_content(hole - gap - 8 * n, n, content);
+                    check_nonzero(hole - gap - 8 * n, n);
+                }
+            }
+        }
     }
+    trace_clear();
     ok("clones of loops");
 }
 
