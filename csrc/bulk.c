@@ -794,7 +794,7 @@ static uint64_t hb_load_few(const struct hb_block *b, const uint8_t *buf,
                             uint64_t fill, uint64_t first, uint64_t n)
 {
     hb_word *words = &b->level[0][first];
-    uint64_t own[HB_BITS], set, named;
+    uint64_t own[HB_BITS];
     const void *from = buf;
 
     /* By way of our own words where they have to be changed. */
@@ -809,26 +809,14 @@ static uint64_t hb_load_few(const struct hb_block *b, const uint8_t *buf,
         own[n - 1] &= hb_used(b, first + n - 1);
         from = own;
     }
-    set = hb_nonzero(from, n) << (first % HB_BITS);
-    if (hb_many(set)) {
-        hb_copy_words(words, from, n);
-        /* What is at `buf` may be changing.  The answer has to be about what
-         * was stored: a bit too few would hide a word from every search. */
-        return hb_nonzero(words, n) << (first % HB_BITS);
+    /* Words that no summary names are zero.  Where the new ones are too they stay
+     * untouched, so that zeros take no memory. */
+    if (!atomic_load(&b->level[1][first / HB_BITS]) && !hb_nonzero(from, n)) {
+        return 0;
     }
-    /* Words that no summary names are zero, and stay untouched.  One that is not
-     * zero any more when it is read again has its bit above already, and the
-     * caller, who takes that, looks at the word first. */
-    named = atomic_load(&b->level[1][first / HB_BITS]) &
-            hb_mask_from(first) & hb_mask_to(first + n - 1);
-    for (uint64_t bits = set | named; bits; bits &= bits - 1) {
-        unsigned i = (hb_lowest(bits) - (unsigned)first) % HB_BITS;
-        uint64_t word;
-
-        memcpy(&word, (const uint8_t *)from + i * sizeof(word), sizeof(word));
-        atomic_store_explicit(&words[i], word, HB_BULK);
-    }
-    return set;
+    /* What is at `buf` may be changing.  The answer has to be about what was
+     * stored: a bit too few would hide a word from every search. */
+    return hb_copy_nonzero(words, from, n) << (first % HB_BITS);
 }
 
 /*

@@ -1993,6 +1993,39 @@ static void test_clones(void)
     ok("clones of loops");
 }
 
+/* Zeros that are deserialized take no memory where there was nothing. */
+static void test_zeros_untouched(void)
+{
+#if defined(__linux__) && !defined(HB_TSAN)
+    const uint64_t groups = UINT64_C(1) << 26;
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE), nbytes = (size_t)groups / 8;
+    HBitmap *hb = HUGE_BITMAPS ? hbitmap_alloc(groups, 0) : NULL;
+    size_t nwords, resident = 0;
+    unsigned char *pages;
+    uint64_t *buf;
+
+    if (!hb) {
+        printf("# no memory that is not touched\n");
+        return;
+    }
+    buf = grab(nbytes);
+    pages = grab(nbytes / page);
+    buf[1000] = 1;
+    CHECK_EQ(hbitmap_deserialize_part(hb, (uint8_t *)buf, 0, groups, true), 0);
+    CHECK_EQ(hbitmap_deserialize_zeroes(hb, groups / 2, groups / 2, true), 0);
+    CHECK_EQ(mincore((void *)(uintptr_t)hbitmap_words(hb, &nwords), nbytes, pages), 0);
+    for (size_t i = 0; i < nbytes / page; i++) {
+        resident += pages[i] & 1;
+    }
+    CHECK_EQ(resident, 1);
+    CHECK_EQ(hbitmap_count(hb), 1);
+    free(pages);
+    free(buf);
+    hbitmap_free(hb);
+    ok("zeros take no memory");
+#endif
+}
+
 int main(int argc, char **argv)
 {
     unsigned long rounds = read_arguments(argc, argv, 2);
@@ -2009,6 +2042,7 @@ int main(int argc, char **argv)
     test_failing_operations();
     test_huge();
     test_locked();
+    test_zeros_untouched();
     test_clones();
     for (unsigned i = 0; hb_clone_name(i); i++) {
         if (hb_use_clone(hb_clone_name(i))) {
