@@ -287,59 +287,73 @@ static bool hb_combine(enum hb_op op, const struct hb_block *a,
     return changed;
 }
 
+/* One word of hb_or_named; has it gained something? */
+static inline bool hb_or_word(hb_word *target, uint64_t more, bool alone)
+{
+    if (!more) {
+        return false;
+    }
+    if (alone) {
+        /* Relaxed: nobody else is there. */
+        more |= atomic_load_explicit(target, memory_order_relaxed);
+        atomic_store_explicit(target, more, memory_order_relaxed);
+    } else {
+        atomic_fetch_or(target, more);
+    }
+    return true;
+}
+
 /*
  * Marks in the words under word `parent` of level 1 what the named ones of those
  * at `source` have.  A word that gains nothing costs a load, one that does an
- * atomic or.  As with any mark, the bits above are seen to also where nothing
- * changed.
+ * atomic or, as long as there are other threads.  As with any mark, level 1 is
+ * seen to also where nothing changed.
  */
 static bool hb_or_named(const struct hb_block *to, uint64_t parent,
                         const hb_word *source, uint64_t named)
 {
-    uint64_t at = parent * HB_BITS, set = 0, missing;
+    const bool alone = hb_alone();
+    uint64_t at = parent * HB_BITS, set = 0;
     uint64_t n = hb_min(HB_BITS, to->nwords[0] - at);
     hb_word *target = &to->level[0][at];
     /* What says it is empty is not looked at: on fresh memory the look would
      * cost a page fault of its own.  Only a hint, so a relaxed load. */
     uint64_t empty = named & ~atomic_load_explicit(&to->level[1][parent],
                                                    memory_order_relaxed);
+    bool gained = false;
 
-    for (uint64_t bits = empty; bits; bits &= bits - 1) {
-        unsigned i = hb_lowest(bits);
-        uint64_t value = atomic_load(&source[i]);
+    if (alone && hb_many(named)) {
+        gained = hb_gain_words(target, source, n);
+    } else {
+        for (uint64_t bits = empty; bits; bits &= bits - 1) {
+            unsigned i = hb_lowest(bits);
 
-        if (value) {
-            atomic_fetch_or(&target[i], value);
-            set |= hb_bit(i);
+            gained |= hb_or_word(&target[i], atomic_load(&source[i]), alone);
         }
-    }
-    for (uint64_t bits = named & ~empty; bits;) {
-        unsigned i = hb_lowest(bits);
-        uint64_t more;
+        for (uint64_t bits = named & ~empty; bits;) {
+            unsigned i = hb_lowest(bits);
 
-        /* A cache line at a time, where there is a lot. */
-        if (i % 8 == 0 && i + 8 <= n && (bits >> i & 0xff) == 0xff &&
-            !hb_has_more(&source[i], &target[i], 8)) {
-            bits &= ~(UINT64_C(0xff) << i);
-            continue;
-        }
-        bits &= bits - 1;
-        more = atomic_load(&source[i]) & ~atomic_load(&target[i]);
-        if (more) {
-            atomic_fetch_or(&target[i], more);
-            set |= hb_bit(i);
+            /* A cache line at a time, where there is a lot. */
+            if (i % 8 == 0 && i + 8 <= n && (bits >> i & 0xff) == 0xff &&
+                !hb_has_more(&source[i], &target[i], 8)) {
+                bits &= ~(UINT64_C(0xff) << i);
+                continue;
+            }
+            bits &= bits - 1;
+            gained |= hb_or_word(&target[i], atomic_load(&source[i]) &
+                                             ~atomic_load(&target[i]), alone);
         }
     }
     /* Loads only, if nothing was gained, some of them plain. */
     hb_read_fence();
-    missing = named & ~atomic_load(&to->level[1][parent]);
-    for (uint64_t bits = missing & ~set; bits; bits &= bits - 1) {
+    for (uint64_t bits = named & ~atomic_load(&to->level[1][parent]); bits;
+         bits &= bits - 1) {
         if (atomic_load(&target[hb_lowest(bits)])) {
             set |= bits & (0 - bits);
         }
     }
-    hb_name_some(to, parent, set & missing);
-    return set != 0;
+    hb_name_some(to, parent, set);
+    return gained;
 }
 
 /* Marks in `to` what is dirty in `from`, of one shape; the caller holds the lock

@@ -47,6 +47,20 @@ typedef uint64_t hb_plain;
 typedef uint64_t hb_loose __attribute__((aligned(1), may_alias));
 #endif
 
+/*
+ * Is this the only thread of the process?  It stays so at least until the caller
+ * makes another.  glibc says so from 2.32 on; elsewhere nobody is ever alone.
+ */
+#if defined(__has_include) && !defined(HB_TSAN)
+#if __has_include(<sys/single_threaded.h>)
+#include <sys/single_threaded.h>
+#define hb_alone() (__libc_single_threaded != 0)
+#endif
+#endif
+#ifndef hb_alone
+#define hb_alone() false
+#endif
+
 /* All bytes of n words become `byte`. */
 static inline void hb_fill_words(hb_word *words, int byte, uint64_t n)
 {
@@ -99,6 +113,21 @@ static inline void hb_or_words(hb_word *to, const hb_word *a, const hb_word *b,
     for (uint64_t i = 0; i < n; i++) {
         t[i] = x[i] | y[i];
     }
+}
+
+/* to |= from; has `to` gained a bit?  This reads, changes and stores, which a mark
+ * beside it would not survive: the caller is alone. */
+static inline bool hb_gain_words(hb_word *to, const hb_word *from, uint64_t n)
+{
+    hb_plain *restrict t = (hb_plain *)to;
+    const hb_plain *restrict f = (const hb_plain *)from;
+    uint64_t more = 0;
+
+    for (uint64_t i = 0; i < n; i++) {
+        more |= f[i] & ~t[i];
+        t[i] |= f[i];
+    }
+    return more != 0;
 }
 
 /* Has `from` a bit that `to` has not? */
