@@ -11,9 +11,9 @@ the rule they model, over a bitmap of three leaf words and three summary levels:
     mid1     bit 0: is `leaf2` not zero?
     leaf0, leaf1, leaf2    two bits each
 
-A marker whose word `mid` already names is done: then `high` and `top` are set, too.  One that has to
-name it says so in its slot, sets what is above first, then the bit of `mid`.  Whoever takes bits of
-`high` and `top` waits until those who are at that have finished, and looks again.
+A marker whose word `mid` already names is done: then `high` and `top` are set, too.  One that has
+to name it says so in its slot, sets what is above first, then the bit of `mid`.  Whoever takes bits
+of `high` and `top` waits until those who are at that have finished, and looks again.
 
 `explore` visits every state that any interleaving of the accesses can reach (all of them being
 sequentially consistent, as they are in C) and checks in each
@@ -35,7 +35,7 @@ from typing import Any, Callable, NamedTuple
 import pytest
 
 LEAF0, LEAF1, LEAF2, MID0, MID1, HIGH, TOP, LOCK, SLOT_A, SLOT_B = range(10)
-WORD_NAMES = "leaf0 leaf1 leaf2 mid0 mid1 high top lock slot-a slot-b".split()
+WORD_NAMES = ["leaf0", "leaf1", "leaf2", "mid0", "mid1", "high", "top", "lock", "slot-a", "slot-b"]
 LEAVES = (LEAF0, LEAF1, LEAF2)
 MIDS = (MID0, MID1)
 ABOVE = {LEAF0: (MID0, 1), LEAF1: (MID0, 2), LEAF2: (MID1, 1), MID0: (HIGH, 1), MID1: (HIGH, 2)}
@@ -254,8 +254,7 @@ def drop_high(
 
 def wait_for_markers() -> Call:
     for slot in (SLOT_A, SLOT_B):
-        if (yield load(slot)) == 1:
-            yield changed(slot, 1)
+        yield changed(slot, 1)
     return 0
 
 
@@ -342,8 +341,8 @@ class Thread(NamedTuple):
 class State(NamedTuple):
     """What the threads can do next depends on this and on nothing else.
 
-    A generator cannot be copied or hashed; but what it does next follows from the values that it
-    has been sent, so those stand for it.
+    A generator cannot be copied; but what it does next follows from the values that it has been
+    sent, so those stand for it: the first that were found to bring it where it is.
 
     owed: marks begun and not taken since, as (thread, word, bit); thread -1 for those there were.
     due: the part of them that the drain which is running has to take before it ends.
@@ -371,29 +370,40 @@ class Finished(NamedTuple):
 RETURNED = (-1,)  # in place of the values sent to a call that has returned
 
 
+def where(call: Any) -> Any:
+    """All that the rest of a generator depends on: its place, those it is in, and their names."""
+    at = []
+    while call is not None:
+        frame = call.gi_frame
+        names = tuple((name, str(value)) for name, value in sorted(frame.f_locals.items()))
+        at.append((frame.f_code, frame.f_lasti, names))
+        call = call.gi_yieldfrom
+    return tuple(at)
+
+
 def explore(threads: list[Thread], memory: Memory) -> int:
     """Visit every reachable state; returns how many.  Raises Counterexample."""
     cache: dict[tuple[int, tuple[int, ...]], Any] = {}
+    first_sent: dict[Any, tuple[int, ...]] = {}
 
-    def upcoming(i: int, sent: tuple[int, ...]) -> Any:
-        """The next access of thread i after it was sent these values, or Finished."""
+    def look(i: int, sent: tuple[int, ...]) -> Any:
         key = (i, sent)
-        if sent == RETURNED:
-            return Finished(0)
         if key not in cache:
             call = threads[i].call()
             try:
                 access = next(call)
                 for value in sent:
                     access = call.send(value)
-                cache[key] = access
+                cache[key] = access, first_sent.setdefault((i, where(call)), sent)
             except StopIteration as end:
-                cache[key] = Finished(end.value)
+                cache[key] = Finished(end.value), sent
         return cache[key]
 
-    before = frozenset(
-        (-1, word, bit) for word in LEAVES for bit in (1, 2) if memory[word] & bit
-    )
+    def upcoming(i: int, sent: tuple[int, ...]) -> Any:
+        """The next access of thread i after it was sent these values, or Finished."""
+        return Finished(0) if sent == RETURNED else look(i, sent)[0]
+
+    before = frozenset((-1, word, bit) for word in LEAVES for bit in (1, 2) if memory[word] & bit)
     first = State(memory, ((),) * len(threads), before, frozenset(), 0)
     came_from: dict[State, tuple[State, Line] | None] = {first: None}
     queue = deque([first])
@@ -412,8 +422,9 @@ def explore(threads: list[Thread], memory: Memory) -> int:
                 continue
             after, line = step(state, i, thread, what, word, operand)
             done = upcoming(i, after.sent[i])
-            if isinstance(done, Finished):  # how it got there no longer matters
-                after = after._replace(sent=(*after.sent[:i], RETURNED, *after.sent[i + 1 :]))
+            # How it got there does not matter.
+            sent = RETURNED if isinstance(done, Finished) else look(i, after.sent[i])[1]
+            after = after._replace(sent=(*after.sent[:i], sent, *after.sent[i + 1 :]))
             wrong = None
             if thread.drains and what == "lock":
                 returned = {
@@ -709,8 +720,8 @@ BROKEN = {
     broken_no_second_look_of_the_drain: "(b) ",
     broken_drain_loads_then_stores: "lost: ",
     broken_no_wait_for_markers: "(b) the drain passed over leaf",
-    broken_wait_before_the_bits_are_taken: "(b) the drain passed over leaf",
-    broken_markers_that_are_not_waited_for: "(b) the drain passed over leaf",
+    broken_wait_before_the_bits_are_taken: "(a) mid",
+    broken_markers_that_are_not_waited_for: "(a) mid",
     broken_mid_before_what_is_above: "(b) the drain passed over leaf0 bit",
     broken_no_second_look_at_high: "(a) high",
     broken_wipe_of_the_leaf_first: "(a) leaf",
