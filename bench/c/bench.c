@@ -191,11 +191,13 @@ static uint64_t bare_mark_random(unsigned self)
 
 /*
  * A mark with all that the protocol asks for, on bare arrays and inlined: the
- * hint, the leaf, every summary level.  What ours takes beyond this is the call,
- * the check of the range and the way from the HBitmap to the words.
+ * hint, the leaf, level 1 and, where that lacks the bit, the levels above with
+ * the slot of the thread.  What ours takes beyond this is the call, the check of
+ * the range and the way from the HBitmap to the words.
  */
 static atomic_word *ws[8];              /* summary levels, [0] the lowest */
 static unsigned nws;
+static atomic_word bare_slot;
 
 static void setup_levels(void)
 {
@@ -214,17 +216,24 @@ static inline void mark_levels(uint64_t group)
 {
     atomic_word *leaf = (atomic_word *)&wa[group / 64];
     uint64_t word = group / 64;
+    uint64_t named = atomic_load_explicit(&ws[0][word / 64], memory_order_relaxed);
 
-    if (!(atomic_load_explicit(&ws[0][word / 64], memory_order_relaxed) >> word % 64 & 1) ||
-        !(atomic_load(leaf) >> group % 64 & 1)) {
+    if (!(named >> word % 64 & 1) || !(atomic_load(leaf) >> group % 64 & 1)) {
         atomic_fetch_or(leaf, UINT64_C(1) << group % 64);
     }
-    for (unsigned k = 0; k < nws; k++) {
-        if (!(atomic_load(&ws[k][word / 64]) >> word % 64 & 1)) {
-            atomic_fetch_or(&ws[k][word / 64], UINT64_C(1) << word % 64);
-        }
-        word /= 64;
+    if (atomic_load(&ws[0][word / 64]) >> word % 64 & 1) {
+        return;
     }
+    atomic_exchange(&bare_slot, 1);
+    for (unsigned k = 1; k < nws; k++) {
+        uint64_t bit = word >> 6 * k;
+
+        if (!(atomic_load(&ws[k][bit / 64]) >> bit % 64 & 1)) {
+            atomic_fetch_or(&ws[k][bit / 64], UINT64_C(1) << bit % 64);
+        }
+    }
+    atomic_fetch_or(&ws[0][word / 64], UINT64_C(1) << word % 64);
+    atomic_store_explicit(&bare_slot, 0, memory_order_release);
 }
 
 static uint64_t mark_levels_random(unsigned self)
@@ -631,12 +640,46 @@ static void setup_little_gained(void)
     load_words(b, wb);
 }
 
-/* Dirty words of b. */
+static uint64_t bare_plain_merge_in_place(unsigned self)
+{
+    (void)self;
+    for (uint64_t i = 0; i < nwords; i++) {
+        wr[i] |= wb[i];
+    }
+    return nwords;
+}
+
+/* The words of wb that are not zero, as if somebody had said beforehand which. */
+static uint64_t *dirty_words;
+static uint64_t ndirty;
+
+static void setup_sparse_words(void)
+{
+    setup_sparse();
+    free(dirty_words);
+    dirty_words = malloc(nwords * sizeof(dirty_words[0]));
+    ndirty = 0;
+    for (uint64_t i = 0; dirty_words && i < nwords; i++) {
+        if (wb[i]) {
+            dirty_words[ndirty++] = i;
+        }
+    }
+}
+
+static uint64_t bare_merge_sparse(unsigned self)
+{
+    (void)self;
+    for (uint64_t i = 0; i < ndirty; i++) {
+        atomic_fetch_or((atomic_word *)&wr[dirty_words[i]], wb[dirty_words[i]]);
+    }
+    return ndirty;
+}
+
 static uint64_t merge_sparse(unsigned self)
 {
     (void)self;
     (void)hbitmap_merge(r, b, r);
-    return hbitmap_nonzero_words(b);
+    return ndirty;
 }
 
 static uint64_t count(unsigned self)
@@ -1009,6 +1052,16 @@ static void memory(void)
 
 /* ---- rows --------------------------------------------------------------- */
 
+/* While the process has one thread. */
+static const struct row alone_rows[] = {
+    { "merge in place dense, alone", "word", GOAL_RATIO, 1.3, setup_dense,
+      r_is_a, merge_in_place, wr_is_wa, bare_plain_merge_in_place, 0 },
+    { "merge in place, little gained, alone", "word", GOAL_RATIO, 1.3, setup_little_gained,
+      r_is_a, merge_in_place, wr_is_wa, bare_plain_merge_in_place, 0 },
+    { "merge in place sparse, alone", "dirty word", GOAL_NONE, 0, setup_sparse_words,
+      r_is_a, merge_sparse, wr_is_wa, bare_merge_sparse, 0 },
+};
+
 static const struct row rows[] = {
     { "set random clean", "mark", GOAL_RATIO, 1.5, setup_clean,
       clean_a, mark_random, clean_wa, bare_mark_random, 0 },
@@ -1020,11 +1073,11 @@ static const struct row rows[] = {
       clean_a, mark_many, clean_wa, bare_mark_random, 0 },
     { "set_many random dirty", "mark", GOAL_NS, 4, setup_clean,
       dirty_a, mark_many, dirty_wa, bare_test_random, 0 },
-    { "set random clean, same loads", "mark", GOAL_NONE, 0, setup_levels,
+    { "set random clean, same accesses", "mark", GOAL_NONE, 0, setup_levels,
       clean_a, mark_random, clean_levels, mark_levels_random, 0 },
-    { "set random dirty, same loads", "mark", GOAL_NONE, 0, setup_levels,
+    { "set random dirty, same accesses", "mark", GOAL_NONE, 0, setup_levels,
       dirty_a, mark_random, dirty_levels, mark_levels_random, 0 },
-    { "set sequential clean, same loads", "mark", GOAL_NONE, 0, setup_levels,
+    { "set sequential clean, same accesses", "mark", GOAL_NONE, 0, setup_levels,
       clean_a, mark_sequential, clean_levels, mark_levels_sequential, 0 },
     { "set 1024 groups clean", "mark", GOAL_NS, 100, setup_clean,
       clean_a, mark_ranges, clean_wa, bare_mark_ranges, 0 },
@@ -1070,8 +1123,8 @@ static const struct row rows[] = {
       r_is_a, merge_in_place, wr_is_wa, bare_merge_in_place, 0 },
     { "merge in place, little gained", "word", GOAL_NS, 1, setup_little_gained,
       r_is_a, merge_in_place, wr_is_wa, bare_merge_in_place, 0 },
-    { "merge in place sparse", "dirty word", GOAL_NONE, 0, setup_sparse,
-      r_is_a, merge_sparse, 0, 0, 0 },
+    { "merge in place sparse", "dirty word", GOAL_NONE, 0, setup_sparse_words,
+      r_is_a, merge_sparse, wr_is_wa, bare_merge_sparse, 0 },
 
     { "serialize dense", "word", GOAL_RATIO, 1.3, setup_dense,
       0, serialize, 0, bare_copy, 0 },
@@ -1122,7 +1175,29 @@ static const struct row rows[] = {
       clean_tracked, mark_tracked, clean_wide, mark_wide, 0 },
 };
 
-enum { ROWS = sizeof(rows) / sizeof(rows[0]) };
+enum {
+    ALONE_ROWS = sizeof(alone_rows) / sizeof(alone_rows[0]),
+    ROWS = sizeof(rows) / sizeof(rows[0]),
+};
+
+static void *wait_for_ever(void *unused)
+{
+    for (;;) {
+        pause();
+    }
+    return unused;
+}
+
+/* From here on the process has more than one. */
+static void add_thread(void)
+{
+    pthread_t thread;
+
+    if (pthread_create(&thread, NULL, wait_for_ever, NULL)) {
+        fprintf(stderr, "cannot start a thread\n");
+        exit(1);
+    }
+}
 
 /* ---- sweeps ------------------------------------------------------------- */
 
@@ -1351,6 +1426,10 @@ int main(int argc, char **argv)
     print_head();
     memory();
     begin(options.groups, true);
+    for (unsigned i = 0; i < ALONE_ROWS; i++) {
+        measure(&alone_rows[i]);
+    }
+    add_thread();
     for (unsigned i = 0; i < ROWS; i++) {
         measure(&rows[i]);
     }

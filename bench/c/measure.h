@@ -136,7 +136,7 @@ static inline double median(double *values, unsigned n)
 static inline void print_head(void)
 {
     if (!options.json) {
-        printf("%-34s %-11s %12s %12s %8s  %s\n", "", "ns per", "ours", "bare",
+        printf("%-36s %-11s %12s %12s %8s  %s\n", "", "ns per", "ours", "bare",
                "ratio", "goal: at most");
     }
 }
@@ -173,7 +173,7 @@ static inline void print_row(const struct row *row, double ours, double bare,
         print_number("goal", row->kind ? row->goal : -1);
         printf(", \"met\": %s}\n", !row->kind ? "null" : met ? "true" : "false");
     } else {
-        printf("%-34s %-11s %12.3f ", row->name, row->unit, ours);
+        printf("%-36s %-11s %12.3f ", row->name, row->unit, ours);
         if (bare < 0) {
             printf("%12s %8s  ", "", "");
         } else {
