@@ -351,6 +351,11 @@ def byte_array(name: str, data: ReadableBuffer) -> tuple[CData, int]:
     return ffi.from_buffer("uint8_t[]", view), view.nbytes
 
 
+def bytes_of(data: bytes) -> CData:
+    """The ``uint8_t[]`` in ``data``, a context manager; to be changed by who made ``data`` only."""
+    return ffi.from_buffer("uint8_t[]", data)
+
+
 def filled_bytes(nbytes: int, fill: Callable[[CData], int]) -> tuple[int, bytes]:
     """What ``fill`` returned, and the ``uint8_t[nbytes]`` that it was given."""
     if sys.implementation.name == "cpython":

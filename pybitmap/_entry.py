@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator
 from importlib import import_module
 from operator import index
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Callable, cast
 
 from . import _core
 from ._core import (
@@ -160,6 +160,16 @@ def _load() -> Any:
 
 
 _fast = _load()
+
+
+def filled_bytes(nbytes: int, fill: Callable[[CData], int]) -> tuple[int, bytes]:
+    """What ``fill`` returned, and the ``uint8_t[nbytes]`` that it was given."""
+    if _fast is None:
+        return _core.filled_bytes(nbytes, fill)
+    data: bytes = _fast.unset_bytes(nbytes)  # not set to zero first, as bytes(nbytes) is
+    with _core.bytes_of(data) as c_data:
+        return fill(c_data), data
+
 
 if TYPE_CHECKING or _fast is None:
     Base = CffiBase

@@ -10,6 +10,8 @@
  *     Base       set, get, in; iteration, for the same reason
  *     NodeBase   mark_dirty
  *
+ * and a function that Python lacks: bytes for somebody to fill.
+ *
  * They do nothing but the plain case: exact ints that fit, by position, a
  * range that takes about a microsecond at most, a call that succeeds.
  * Everything else goes to the method of the same name with _cffi_ before it,
@@ -432,10 +434,27 @@ static PyObject *fast_bind(PyObject *module, PyObject *addresses)
     return NULL;
 }
 
+static PyObject *fast_unset_bytes(PyObject *module, PyObject *size)
+{
+    Py_ssize_t nbytes = PyLong_AsSsize_t(size);
+
+    (void)module;
+    if (nbytes < 0) {
+        if (!PyErr_Occurred()) {
+            PyErr_SetString(PyExc_ValueError, "a negative number of bytes");
+        }
+        return NULL;
+    }
+    return PyBytes_FromStringAndSize(NULL, nbytes);
+}
+
 static PyMethodDef module_methods[] = {
     { "bind", fast_bind, METH_O, PyDoc_STR(
         "bind(addresses, /)\n--\n\n"
         "A dict of C functions' names and addresses; before the first object is made.") },
+    { "unset_bytes", fast_unset_bytes, METH_O, PyDoc_STR(
+        "unset_bytes(nbytes, /)\n--\n\n"
+        "New bytes, for the caller to set before anybody else gets them.") },
     { 0 },
 };
 

@@ -33,7 +33,7 @@ from ._core import (
     hbitmap_get,
     hbitmap_reset,
 )
-from ._entry import FIRST_BATCH, LAST_BATCH, Base
+from ._entry import FIRST_BATCH, LAST_BATCH, Base, filled_bytes
 from .errors import InvalidError, RangeError
 
 if TYPE_CHECKING:
@@ -752,7 +752,7 @@ class HBitmap(Base, MutableSet[int]):
         # From the arguments alone: if another thread truncates now, C may accept a chunk that does
         # not fit the size of before, and every chunk of this count has as many words.
         nbytes = 8 * -(-count // _core.hbitmap_serialization_align(self._hb))
-        code, data = _core.filled_bytes(
+        code, data = filled_bytes(
             nbytes, lambda data: _core.hbitmap_serialize_part(self._hb, data, start, count)
         )
         if code:
