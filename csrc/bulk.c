@@ -477,24 +477,26 @@ static void hb_overwrite(const struct hb_block *a, const struct hb_block *b,
     hb_unsummarise(result, &gone);
 }
 
+/* How many pages their union has something in, at least. */
+static uint64_t hb_pages_of_union(const struct hb_block *a, const struct hb_block *b)
+{
+    uint64_t pages = hb_pages_named(a);
+    uint64_t more = b != a ? hb_pages_named(b) : 0;
+
+    return more > pages ? more : pages;
+}
+
 /* result = a or b, all of one shape; the caller holds the locks. */
 static bool hb_merge_words(const struct hb_block *a, const struct hb_block *b,
                            const HBitmap *result)
 {
     const struct hb_block *r = hb_block_of(result);
-    uint64_t pages;
     bool filling;
 
     if (r == a || r == b) {
         return a != b && hb_or_into(r == a ? b : a, r);
     }
-    pages = hb_pages_named(a);
-    if (b != a) {
-        uint64_t more = hb_pages_named(b);
-
-        pages = more > pages ? more : pages;
-    }
-    filling = hb_will_fill(result, r, pages);
+    filling = hb_will_fill(result, r, hb_pages_of_union(a, b));
     hb_overwrite(a, b, r);
     if (filling) {
         hb_filled(r);
@@ -536,28 +538,51 @@ static bool hb_merge_areas(const HBitmap *a, const HBitmap *b,
     return changed;
 }
 
+/* result = a or b, of one size; the caller holds the locks.  Has it changed? */
+static bool hb_merge(const HBitmap *a, const HBitmap *b, const HBitmap *result)
+{
+    return hb_same_shape(a, result) && hb_same_shape(b, result)
+               ? hb_merge_words(hb_block_of(a), hb_block_of(b), result)
+               : hb_merge_areas(a, b, result);
+}
+
 int hbitmap_merge(const HBitmap *a, const HBitmap *b, HBitmap *result)
 {
-    const struct hb_block *x, *y, *z;
-    bool changed = false;
+    uint64_t size;
     int err = 0;
 
     hb_lock_all(a, b, result);
-    x = hb_block_of(a);
-    y = hb_block_of(b);
-    z = hb_block_of(result);
-    if (x->size != z->size || y->size != z->size) {
+    size = hbitmap_size(result);
+    if (hbitmap_size(a) != size || hbitmap_size(b) != size) {
         err = -EINVAL;
-    } else if (hb_same_shape(a, result) && hb_same_shape(b, result)) {
-        changed = hb_merge_words(x, y, result);
-    } else {
-        changed = hb_merge_areas(a, b, result);
-    }
-    if (changed) {
+    } else if (hb_merge(a, b, result)) {
         hb_count_changed(result);
     }
     hb_unlock_all(a, b, result);
     return err;
+}
+
+HBitmap *hbitmap_union(const HBitmap *a, const HBitmap *b)
+{
+    HBitmap *result = NULL;
+    int err = EINVAL;
+
+    hb_lock_all(a, b, NULL);
+    if (hbitmap_size(a) == hbitmap_size(b)) {
+        const struct hb_block *x = hb_block_of(a), *y = hb_block_of(b);
+        bool full = hb_same_shape(a, b) && hb_nearly_all(x, hb_pages_of_union(x, y));
+
+        result = hb_new_like(a, full);
+        err = errno;
+        if (result) {
+            (void)hb_merge(a, b, result);
+        }
+    }
+    hb_unlock_all(a, b, NULL);
+    if (!result) {
+        errno = err;
+    }
+    return result;
 }
 
 static int hb_operate(enum hb_op op, const HBitmap *a, const HBitmap *b,

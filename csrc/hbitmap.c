@@ -29,6 +29,9 @@
 #define HB_GIVE_BACK_MIN ((size_t)16 << 20)
 #endif
 
+/* Up to here a block that was full is kept when its bitmap goes. */
+#define HB_SPARE_MAX ((size_t)8 << 20)
+
 #ifndef MAP_NORESERVE
 #define MAP_NORESERVE 0
 #endif
@@ -88,7 +91,7 @@ bool hb_will_fill(const HBitmap *hb, const struct hb_block *b, uint64_t pages)
     size_t nbytes = (size_t)b->nwords[0] * sizeof(hb_word);
 
     if (hb->foreign_leaf || !b->mapped || b->leaf_mapped ||
-        pages < hb_pages(b) - hb_pages(b) / 8 ||
+        !hb_nearly_all(b, pages) ||
         atomic_load(&b->level[b->nlevels - 1][0])) {
         return false;
     }
@@ -211,10 +214,9 @@ static void hb_block_free(struct hb_block *b)
 
 /* ---- life --------------------------------------------------------------- */
 
-static HBitmap *hb_new(uint64_t size, int granularity,
-                       uint64_t *leaf, size_t nleaf)
+/* Over a block, unless that is NULL; it goes if there is no memory. */
+static HBitmap *hb_new_over(struct hb_block *b, int granularity, bool foreign_leaf)
 {
-    struct hb_block *b = hb_block_new(size, granularity, leaf, nleaf);
     HBitmap *hb;
 
     if (!b) {
@@ -229,10 +231,37 @@ static HBitmap *hb_new(uint64_t size, int granularity,
     }
     atomic_init(&hb->block, b);
     hb->granularity = granularity;
-    hb->foreign_leaf = leaf != NULL;
+    hb->foreign_leaf = foreign_leaf;
     atomic_init(&hb->count_state, HB_COUNT_STALE);
     atomic_init(&hb->count, 0);
     return hb;
+}
+
+static HBitmap *hb_new(uint64_t size, int granularity,
+                       uint64_t *leaf, size_t nleaf)
+{
+    return hb_new_over(hb_block_new(size, granularity, leaf, nleaf), granularity,
+                       leaf != NULL);
+}
+
+/*
+ * The block of a bitmap that was freed, with all that it held, or NULL.  Fresh
+ * pages for a union take longer than the union; what malloc hands out again has
+ * its pages.  Only for what is going to be full, since what is sparse is not to
+ * have them.
+ */
+static _Atomic(struct hb_block *) hb_spare;
+
+HBitmap *hb_new_like(const HBitmap *like, bool full)
+{
+    const struct hb_block *shape = hb_block_of(like);
+    struct hb_block *spare = full ? atomic_exchange(&hb_spare, NULL) : NULL;
+
+    if (spare && spare->size == shape->size && spare->ngroups == shape->ngroups) {
+        return hb_new_over(spare, like->granularity, false);
+    }
+    hb_block_free(spare);
+    return hb_new(shape->size, like->granularity, NULL, 0);
 }
 
 void hb_summarise_leaf(const struct hb_block *b)
@@ -281,7 +310,13 @@ HBitmap *hbitmap_alloc_on(uint64_t size, int granularity,
 
 static void hb_delete(HBitmap *hb)
 {
-    hb_block_free(hb_block_of(hb));
+    struct hb_block *b = hb_block_of(hb);
+
+    if (b->mapped && b->mapped <= HB_SPARE_MAX && !b->leaf_mapped && !b->older &&
+        !hb->foreign_leaf && hb_nearly_all(b, hb_pages_named(b))) {
+        b = atomic_exchange(&hb_spare, b);
+    }
+    hb_block_free(b);
     pthread_mutex_destroy(&hb->lock);
     free(hb);
 }

@@ -214,6 +214,10 @@ size_t hbitmap_areas(const HBitmap *hb, uint64_t start, uint64_t end,
  */
 int hbitmap_merge(const HBitmap *a, const HBitmap *b, HBitmap *result);
 
+/* A new bitmap of a's granularity: a or b.  NULL with errno EINVAL (the sizes
+ * differ) or ENOMEM.  What was freed last may give it its memory. */
+HBitmap *hbitmap_union(const HBitmap *a, const HBitmap *b);
+
 /* result = a and b, a and not b, a xor b; any of the three may be the same.
  * Sizes and granularities must be equal (-EINVAL). */
 int hbitmap_and(const HBitmap *a, const HBitmap *b, HBitmap *result);

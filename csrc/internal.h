@@ -306,6 +306,17 @@ static inline uint64_t hb_pages(const struct hb_block *b)
 bool hb_will_fill(const HBitmap *hb, const struct hb_block *b, uint64_t pages);
 void hb_filled(const struct hb_block *b);
 
+/* A new bitmap of the shape of `like`, whose lock the caller holds.  `full`: it
+ * will be overwritten at once, nearly all of it, so it may hold anything.  NULL
+ * with errno. */
+HBitmap *hb_new_like(const HBitmap *like, bool full);
+
+/* Are that many of those pieces nearly all? */
+static inline bool hb_nearly_all(const struct hb_block *b, uint64_t pages)
+{
+    return pages >= hb_pages(b) - hb_pages(b) / 8;
+}
+
 /* Sets the summaries over a leaf that is not empty; nobody else sees the bitmap
  * yet, so they need no protocol. */
 void hb_summarise_leaf(const struct hb_block *b);

@@ -171,6 +171,23 @@ def hbitmap_alloc(size: int, granularity: int) -> tuple[CData, Owner]:
     hb = lib.hbitmap_alloc(size, granularity)
     if not hb:
         raise no_memory(size, granularity)
+    return _own(hb, size, granularity)
+
+
+def hbitmap_union(a: CData, b: CData) -> tuple[CData, Owner]:
+    """The same of the granularity of ``a``, with what is dirty in ``a`` or ``b``.
+
+    :raises MismatchError: if their sizes differ
+    """
+    hb = lib.hbitmap_union(a, b)
+    code = ffi.errno
+    size, granularity = hbitmap_size(a), lib.hbitmap_granularity(a)
+    if hb:
+        return _own(hb, size, granularity)
+    raise mismatch(a, b) if code == errno.EINVAL else no_memory(size, granularity)
+
+
+def _own(hb: CData, size: int, granularity: int) -> tuple[CData, Owner]:
     # As if it were marked all over, within reason.
     add_memory_pressure(min((size >> granularity) // 8, 1 << 26))
     return hb, Owner(hb, lib.hbitmap_free)

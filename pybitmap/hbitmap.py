@@ -391,7 +391,7 @@ class HBitmap(Base, MutableSet[int]):
 
     def copy(self) -> HBitmap:
         """A bitmap of the same size, granularity and bits."""
-        return self._operation(_core.hbitmap_merge, self)
+        return self._union(self)
 
     def __copy__(self) -> HBitmap:
         return self.copy()
@@ -413,6 +413,12 @@ class HBitmap(Base, MutableSet[int]):
         if operation(self._hb, other._hb, self._hb):
             raise _core.mismatch(self._hb, other._hb)
         self._clears += 1
+
+    def _union(self, other: HBitmap) -> HBitmap:
+        """A new bitmap of the shape of self: self or other."""
+        result = HBitmap.__new__(HBitmap)
+        result._adopt(_core.hbitmap_union(self._hb, other._hb), self._granularity, None)
+        return result
 
     def _operation(self, operation: Operation, other: HBitmap) -> HBitmap:
         """A new bitmap of the shape of self: self op other, in C."""
@@ -529,7 +535,7 @@ class HBitmap(Base, MutableSet[int]):
     def __or__(self, other: Iterable[int]) -> HBitmap:  # type: ignore[override]
         if not isinstance(other, Iterable):
             return NotImplemented
-        return self._operation(_core.hbitmap_merge, self._coerce(other, strict=True))
+        return self._union(self._coerce(other, strict=True))
 
     def __and__(self, other: Iterable[object]) -> HBitmap:
         if not isinstance(other, Iterable):

@@ -106,6 +106,13 @@ class FailingLib:
             return ffi.NULL
         return self._lib.hbitmap_alloc(size, granularity)
 
+    def hbitmap_union(self, a: Any, b: Any) -> Any:
+        self._left -= 1
+        if self._left < 0:
+            ffi.errno = errno.ENOMEM
+            return ffi.NULL
+        return self._lib.hbitmap_union(a, b)
+
 
 def bitmap_and_model() -> tuple[HBitmap, Model]:
     hb, model = HBitmap(1000, 2), Model(1000, 2)
@@ -161,6 +168,21 @@ def test_a_failed_allocation_changes_nothing(
             else:
                 return  # it has all that it needs, and has done what it does
     assert_same(hb, model)
+
+
+def test_a_union_may_get_the_memory_of_one_that_was_freed() -> None:
+    """Which holds whatever that one had: none of it shows."""
+    groups = 1 << 22
+    a, b = HBitmap(groups), HBitmap(groups)
+    for item in range(0, groups, 1 << 14):  # something on each page, but no word is full
+        a.add(item)
+        b.add(item + 5)
+    for _ in range(3):
+        full = a | b
+        assert list(full) == sorted([*a, *b])
+        full.set(0, groups)
+        del full
+        assert list(a.copy()) == list(a)
 
 
 def test_a_truncate_without_memory_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

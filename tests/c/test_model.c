@@ -893,6 +893,29 @@ static void op_merge(void)
     }
 }
 
+/* What is left of it may become the memory of the next. */
+static void op_union(void)
+{
+    struct member *a = any(), *b = any();
+    bool fits = a->m.size == b->m.size;
+    struct member made = { .name = 'U', .hb = hbitmap_union(a->hb, b->hb) };
+
+    trace("union %c %c", a->name, b->name);
+    CHECK_EQ(made.hb != NULL, fits);
+    if (!fits) {
+        CHECK_EQ(errno, EINVAL);
+        return;
+    }
+    m_init(&made.m, a->m.size, a->m.granularity);
+    m_mark_all(&made.m, &a->m);
+    m_mark_all(&made.m, &b->m);
+    compare(&made);
+    m_put(&made.m, 0, made.m.size, 1);
+    CHECK_EQ(hbitmap_set(made.hb, 0, made.m.size), 0);
+    compare(&made);
+    member_close(&made);
+}
+
 static void op_algebra(void)
 {
     static const char *const names[] = { "and", "andnot", "xor" };
@@ -1181,6 +1204,7 @@ static const struct {
     { "areas", op_areas, 4 },
     { "compare", op_compare, 3 },
     { "merge", op_merge, 5 },
+    { "union", op_union, 3 },
     { "algebra", op_algebra, 8 },
     { "drain", op_drain, 8 },
     { "serialize", op_serialize, 4 },
@@ -1804,6 +1828,15 @@ static int run_merge_finer(struct member *a, struct member *b)
     return hbitmap_merge(b->hb, a->hb, b->hb);
 }
 
+static int run_union(struct member *a, struct member *b)
+{
+    HBitmap *hb = hbitmap_union(a->hb, b->hb);
+    int err = hb ? 0 : -errno;
+
+    hbitmap_free(hb);
+    return err;
+}
+
 static int run_drain(struct member *a, struct member *b)
 {
     return hbitmap_drain(a->hb, 0, a->m.size, b->hb);
@@ -1885,7 +1918,7 @@ static void fail_operation(void)
 static void test_failing_operations(void)
 {
     static int (*const runs[])(struct member *, struct member *) = {
-        run_truncate_up, run_truncate_down, run_merge, run_merge_finer,
+        run_truncate_up, run_truncate_down, run_union, run_merge, run_merge_finer,
         run_drain, run_drain_fresh, run_xor, run_deserialize, run_set, run_reset,
     };
 
@@ -1894,7 +1927,7 @@ static void test_failing_operations(void)
 
         failing = runs[i];
         allocations = fail_each(fail_operation);
-        CHECK(allocations || i > 1, "truncate allocates nothing");
+        CHECK(allocations || i > 2, "truncate or union allocates nothing");
     }
     ok("operations without memory: -ENOMEM, nothing changed");
 }
