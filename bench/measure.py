@@ -5,13 +5,18 @@ A benchmark is a function with a question as its docstring; it makes what is to 
 returns a :class:`Work`: several ways to do the same. All ways of a question run in turn, round by
 round, so what slows the machine down slows all of them; a ratio is the median of the ratios of the
 rounds. Time is the thread's own, so what else runs here costs nothing but caches.
+
+In a process with one thread some calls cost less; so NumPy is kept from making more of them, and
+:func:`add_thread` makes one for those who want to know what the others pay.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
 from time import thread_time_ns
@@ -71,6 +76,14 @@ def benchmark(
     return add
 
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+def add_thread() -> None:
+    """Another thread, which waits until the program ends."""
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+
+
 # ---- peers ----------------------------------------------------------------------------------
 
 missing: dict[str, str] = {}
@@ -113,11 +126,12 @@ def _rounds(work: Work, rounds: int) -> dict[str, list[float]]:
 
 
 def measure(
-    groups: int, rounds: int, only: str = "", any_size_only: bool = False
+    groups: int, rounds: int, only: Iterable[str] = ("",), any_size_only: bool = False
 ) -> Iterator[dict[str, Any]]:
     """Each way of each benchmark, as what JSON takes."""
+    beside = ", beside a thread" if threading.active_count() > 1 else ""
     for name, shape, make in BENCHMARKS:
-        if only not in name or (any_size_only and shape.groups != ANY_SIZE):
+        if not any(text in name for text in only) or (any_size_only and shape.groups != ANY_SIZE):
             continue
         shape = Shape(shape.groups or groups, shape.density)
         work = make(shape)
@@ -141,7 +155,7 @@ def measure(
                     }
                 )
             yield {
-                "name": name,
+                "name": name + beside,
                 "question": make.__doc__,
                 "way": way,
                 "unit": work.unit,

@@ -46,6 +46,7 @@ def measure_all(args: argparse.Namespace) -> None:
     rounds = ["--json", "--rounds", str(args.rounds)]
     python = [sys.executable, str(HERE / "run.py"), *rounds]
     run("python", python)
+    run("python-thread", [*python, "--thread", "--only", "a |= b", "--only", "drain"])
     if args.large:
         run("python-large", [*python, "--groups", "2^30"])
     if args.c_program:
@@ -152,7 +153,10 @@ def c_table(rows: list[Row]) -> list[str]:
 
 def write_page(plots: list[tuple[str, str]]) -> None:
     facts = json.loads((RAW / "machine.json").read_text())
-    python, c = read("python") + read("python-large"), read("c") + read("c-large")
+    python, c = (
+        read("python") + read("python-thread") + read("python-large"),
+        read("c") + read("c-large"),
+    )
     goals = [goal["met"] for row in python for goal in row["goals"]]
     goals += [row["met"] for row in c if row["met"] is not None]
     lines = [

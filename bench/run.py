@@ -10,7 +10,7 @@ import argparse
 
 import bench_bulk  # noqa: F401
 import bench_calls  # noqa: F401
-from measure import measure, print_rows
+from measure import add_thread, measure, print_rows
 
 
 def read_groups(text: str) -> int:
@@ -26,10 +26,18 @@ def main() -> None:
         help="of whole bitmaps; with this, only those are measured",
     )
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--only", default="", metavar="TEXT", help="names that contain this")
+    parser.add_argument(
+        "--only", action="append", metavar="TEXT", help="names that contain this; may be repeated"
+    )
+    parser.add_argument(
+        "--thread", action="store_true", help="in a process with another thread, as many have one"
+    )
     parser.add_argument("--json", action="store_true", help="one line for each way")
     args = parser.parse_args()
-    rows = measure(args.groups or 1 << 24, args.rounds, args.only, args.groups is not None)
+    if args.thread:
+        add_thread()
+    only = args.only or [""]
+    rows = measure(args.groups or 1 << 24, args.rounds, only, args.groups is not None)
     print_rows(rows, args.json)
 
 

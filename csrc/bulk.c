@@ -668,6 +668,22 @@ static bool hb_drain_pages(const HBitmap *hb, const struct hb_block *b,
     return true;
 }
 
+/*
+ * All of hb, into a fresh bitmap, by exchanging their blocks.  For one thread
+ * alone: a marker in another might have asked for the block already.
+ */
+static bool hb_drain_block(HBitmap *hb, HBitmap *fresh)
+{
+    struct hb_block *b = hb_block_of(hb);
+
+    if (!hb_alone() || hb->foreign_leaf || hb->pins) {
+        return false;
+    }
+    atomic_store(&hb->block, hb_block_of(fresh));
+    atomic_store(&fresh->block, b);
+    return true;
+}
+
 static int hb_drain(HBitmap *hb, uint64_t start, uint64_t count, HBitmap *into,
                     bool fresh)
 {
@@ -691,11 +707,15 @@ static int hb_drain(HBitmap *hb, uint64_t start, uint64_t count, HBitmap *into,
         /* Adopting a leaf, or storing, would undo what is there. */
         fresh = fresh && !into->foreign_leaf && !into->pins &&
                 !atomic_load(&target->level[target->nlevels - 1][0]);
-        if (!err && ((first == 0 && last == b->ngroups - 1 &&
-                      hb_drain_pages(hb, b, target, fresh)) ||
-                     hb_clear(b, first, last, target, fresh))) {
-            hb_count_changed(hb);
-            hb_count_changed(into);
+        if (!err) {
+            bool all = first == 0 && last == b->ngroups - 1;
+
+            if ((all && fresh && hb_drain_block(hb, into)) ||
+                (all && hb_drain_pages(hb, b, target, fresh)) ||
+                hb_clear(b, first, last, target, fresh)) {
+                hb_count_changed(hb);
+                hb_count_changed(into);
+            }
         }
     }
     hb_unlock(hb);

@@ -45,6 +45,8 @@
  * it copied by another thread which clears the mark first and reads the data
  * then, puts atomic_thread_fence(memory_order_seq_cst) between writing and
  * marking (Python code under the GIL has that already).
+ * A signal handler must not mark a bitmap whose thread it may have interrupted
+ * in one of these functions.
  * A bitmap must not be used on both sides of a fork().
  */
 #ifndef PYBITMAP_HBITMAP_H
@@ -154,7 +156,7 @@ uint64_t hbitmap_nonzero_words(const HBitmap *hb);
 
 /* The leaf words and, in *nwords, how many: max(1, ceil(groups / 64)); live,
  * in the machine's byte order, bit N % 64 of word N / 64 is group N.  Valid
- * until truncate or free (see hbitmap_pin). */
+ * until truncate, drain_fresh or free (see hbitmap_pin). */
 const uint64_t *hbitmap_words(const HBitmap *hb, size_t *nwords);
 
 /*
@@ -233,7 +235,8 @@ int hbitmap_xor(const HBitmap *a, const HBitmap *b, HBitmap *result);
 int hbitmap_drain(HBitmap *hb, uint64_t start, uint64_t count, HBitmap *into);
 
 /* The same into a bitmap that was just made: it is clean, and until this returns
- * no other thread uses it.  So it costs less. */
+ * no other thread uses it.  So it costs less; all of hb costs next to nothing in
+ * a process with one thread, since then the two exchange their memory. */
 int hbitmap_drain_fresh(HBitmap *hb, uint64_t start, uint64_t count,
                         HBitmap *fresh);
 

@@ -1060,6 +1060,8 @@ static const struct row alone_rows[] = {
       r_is_a, merge_in_place, wr_is_wa, bare_plain_merge_in_place, 0 },
     { "merge in place sparse, alone", "dirty word", GOAL_NONE, 0, setup_sparse_words,
       r_is_a, merge_sparse, wr_is_wa, bare_merge_sparse, 0 },
+    { "drain dense into a fresh one, alone", "word", GOAL_NONE, 0, setup_dense,
+      before_drain_fresh, drain_fresh, before_bare_fresh, bare_copy_and_wipe, 0 },
 };
 
 static const struct row rows[] = {

@@ -15,12 +15,14 @@
 #define _DEFAULT_SOURCE     /* mincore */
 #endif
 
+#include <pthread.h>
+#include <unistd.h>
+
 #include "support.h"
 #include "words.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
-#include <unistd.h>
 #endif
 #if defined(__GLIBC__) && !defined(SANITIZED)
 #include <fcntl.h>
@@ -28,6 +30,13 @@
 #if __GLIBC__ > 2 || __GLIBC_MINOR__ >= 33
 #define HAVE_MALLINFO2 1
 #endif
+#endif
+
+#if defined(__GLIBC__) && !defined(HB_TSAN) && \
+    (__GLIBC__ > 2 || __GLIBC_MINOR__ >= 32)
+enum { ALONE_IS_KNOWN = 1 };
+#else
+enum { ALONE_IS_KNOWN = 0 };
 #endif
 
 static uint64_t rng;
@@ -2059,6 +2068,24 @@ static void test_zeros_untouched(void)
 #endif
 }
 
+static void *wait_for_ever(void *unused)
+{
+    for (;;) {
+        pause();
+    }
+    return unused;
+}
+
+/* From here on the process has more than one thread. */
+static void keep_company(void)
+{
+    pthread_t thread;
+
+    CHECK_EQ(hb_alone(), ALONE_IS_KNOWN);
+    CHECK_EQ(pthread_create(&thread, NULL, wait_for_ever, NULL), 0);
+    CHECK(!hb_alone(), "alone with another thread");
+}
+
 int main(int argc, char **argv)
 {
     unsigned long rounds = read_arguments(argc, argv, 2);
@@ -2077,6 +2104,10 @@ int main(int argc, char **argv)
     test_locked();
     test_zeros_untouched();
     test_clones();
+    test_random(rounds);
+    /* Some things are done another way while this is the only thread. */
+    keep_company();
+    test_failing_operations();
     for (unsigned i = 0; hb_clone_name(i); i++) {
         if (hb_use_clone(hb_clone_name(i))) {
             test_random(rounds);
