@@ -738,6 +738,23 @@ def test_a_search_with_an_end_beyond_the_size_stops_at_the_size(count: int) -> N
     assert list(hb.areas(0, 50 + count)) == [(50, 50)]
 
 
+@pytest.mark.parametrize("granularity", [0, 3])
+@pytest.mark.parametrize(("length", "gap"), [(1, 1), (1, 63), (5, 400), (64, 64), (63, 2), (4096, 1)])
+def test_what_is_searched_in_batches_is_the_same(length: int, gap: int, granularity: int) -> None:
+    # Batches of 8 and 64 end inside of words, at their borders, and between far ones.
+    groups = 20_000
+    hb = HBitmap((groups << granularity) - granularity, granularity)
+    model = Model(hb.size, granularity)
+    for group in range(0, groups, length + gap):
+        start = group << granularity
+        count = min(length << granularity, hb.size - start)
+        hb.set(start, count)
+        model.set(start, count)
+    assert list(hb) == sorted(model)
+    assert list(hb.areas()) == model.areas()
+    assert [tuple(area) for area in hb.areas_array().tolist()] == model.areas()
+
+
 def test_a_search_of_nothing_finds_nothing() -> None:
     hb = HBitmap(100)
     hb.set(0, 100)

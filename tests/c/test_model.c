@@ -1608,6 +1608,217 @@ static void test_header_examples(void)
     ok("the header's examples");
 }
 
+/* ---- searches through buffers of every size ----------------------------- */
+
+/* A buffer of n words with canaries behind it. */
+static uint64_t *guarded(size_t n)
+{
+    uint64_t *words = grab((n + CANARY_WORDS) * sizeof(*words));
+
+    for (size_t i = 0; i < CANARY_WORDS; i++) {
+        words[n + i] = canary;
+    }
+    return words;
+}
+
+static void check_guard(const uint64_t *words, size_t n)
+{
+    for (size_t i = 0; i < CANARY_WORDS; i++) {
+        CHECK_EQ(words[n + i], canary);
+    }
+}
+
+/* iter_fill from `first` on, n at a time, gives what the model has. */
+static void check_fill(const struct member *x, uint64_t first, size_t n)
+{
+    uint64_t *items = guarded(n), group = first_group(&x->m, first);
+    HBitmapIter hbi;
+    size_t filled;
+
+    trace("iter_fill from %" PRIu64 ", %zu at a time", first, n);
+    hbitmap_iter_init(&hbi, x->hb, first);
+    do {
+        filled = hbitmap_iter_fill(&hbi, items, n);
+        CHECK(filled <= n, "%zu of %zu", filled, n);
+        check_guard(items, n);
+        for (size_t i = 0; i < filled; i++) {
+            CHECK_EQ(items[i], m_iter(&x->m, &group));
+        }
+    } while (filled == n);
+    CHECK_EQ(m_iter(&x->m, &group), -1);
+    free(items);
+}
+
+/* areas of [start, end), `most` at a time, and next_dirty_area one by one. */
+static void check_areas(const struct member *x, uint64_t start, uint64_t end,
+                        size_t most)
+{
+    uint64_t *areas = guarded(2 * most), stop = m_clamp(&x->m, 0, end);
+    uint64_t at = start, next = start;
+    int64_t one = (int64_t)start, length = 0;
+    size_t n;
+
+    trace("areas of %" PRIu64 " to %" PRIu64 ", %zu at a time", start, end, most);
+    do {
+        n = hbitmap_areas(x->hb, next, end, areas, most, &next);
+        CHECK(n <= most, "%zu of %zu", n, most);
+        check_guard(areas, 2 * most);
+        for (size_t i = 0; i < n; i++) {
+            CHECK_EQ(areas[2 * i], m_next(&x->m, (int64_t)at, (int64_t)(stop - at), 1));
+            at = m_run_end(&x->m, areas[2 * i], stop);
+            CHECK_EQ(areas[2 * i] + areas[2 * i + 1], at);
+            CHECK_EQ(hbitmap_next_dirty_area(x->hb, one + length, (int64_t)end,
+                                             INT64_MAX, &one, &length), 1);
+            CHECK_EQ(one, areas[2 * i]);
+            CHECK_EQ(length, areas[2 * i + 1]);
+        }
+        if (n == most) {
+            CHECK_EQ(next, at);
+        }
+    } while (n == most);
+    CHECK_EQ(next, stop);
+    CHECK_EQ(m_next(&x->m, (int64_t)at, stop > at ? (int64_t)(stop - at) : 0, 1), -1);
+    CHECK_EQ(hbitmap_next_dirty_area(x->hb, one + length, (int64_t)end, INT64_MAX,
+                                     &one, &length), 0);
+    free(areas);
+}
+
+static void mark(struct member *x, uint64_t group, uint64_t ngroups)
+{
+    uint64_t start = group << x->m.granularity;
+    uint64_t count = m_clamp(&x->m, start, ngroups << x->m.granularity) - start;
+
+    CHECK_EQ(hbitmap_set(x->hb, start, count), 0);
+    m_put(&x->m, start, count, 1);
+}
+
+/* The borders of words, of summary words, of the bitmap. */
+static uint64_t near_border(const struct model *m)
+{
+    static const uint64_t borders[] = { 0, 64, 128, 4096, 4160, 8192, UINT64_MAX };
+    uint64_t border = borders[rng_below(&rng, 7)];
+
+    border = (border < m->ngroups ? border : m->ngroups) + rng_below(&rng, 5);
+    border = border < 2 ? 0 : border - 2;
+    return border < m->ngroups ? border : m->ngroups - 1;
+}
+
+enum pattern {
+    NOTHING, EVERYTHING, LAST_GROUP, LAST_WORD, WORDS, SUMMARY_WORD, EVERY_OTHER,
+    NEAR_BORDERS, FEW, SOME_IN_A_WORD, SPARSER, SPARSE, DENSE, PATTERNS,
+};
+
+static void mark_pattern(struct member *x, enum pattern pattern)
+{
+    uint64_t n = x->m.ngroups, at = 0;
+
+    switch (pattern) {
+    case EVERYTHING:
+        mark(x, 0, n);
+        break;
+    case LAST_GROUP:
+        mark(x, n - 1, 1);
+        break;
+    case LAST_WORD:
+        mark(x, (n - 1) / 64 * 64, 64);
+        break;
+    case WORDS:             /* full ones, some of them side by side */
+        for (at = 0; at < n; at += 64 * (1 + rng_below(&rng, 3))) {
+            mark(x, at, 64);
+        }
+        break;
+    case SUMMARY_WORD:      /* a full one, and somewhat more or less */
+        mark(x, rng_below(&rng, 3), 4096 + rng_below(&rng, 5) - 2);
+        break;
+    case EVERY_OTHER:
+        for (at = rng_below(&rng, 2); at < n; at += 2) {
+            mark(x, at, 1);
+        }
+        break;
+    case NEAR_BORDERS:
+        for (int i = 0; i < 6; i++) {
+            mark(x, near_border(&x->m), 1 + rng_below(&rng, 4));
+        }
+        break;
+    case FEW:
+        for (int i = 0; i < 6; i++) {
+            mark(x, rng_below(&rng, n), 1 + rng_below(&rng, 200));
+        }
+        break;
+    case SOME_IN_A_WORD:    /* 0, 1, 2, .. runs in a word, in 3, 12, .. words in a row */
+        for (at = 0; at < n; at += 64) {
+            for (uint64_t i = 0; at % 4096 / 64 < at / 4096 * 9 + 3 && i < at / 64 % 9; i++) {
+                mark(x, at + 7 * i, at + 7 * i < n ? 1 + rng_below(&rng, 7) % 6 : 0);
+            }
+        }
+        break;
+    case SPARSER:
+    case SPARSE:
+    case DENSE:
+        for (at = 0; at < n;) {
+            mark(x, at, 1 + rng_below(&rng, pattern == DENSE ? 3 : 2));
+            at += 1 + rng_below(&rng, pattern == DENSE ? 4 : pattern == SPARSE ? 500 : 2000);
+        }
+        break;
+    case NOTHING:
+    case PATTERNS:
+        break;
+    }
+}
+
+/* Empties some words behind the bitmap's back: the bits above them are stale. */
+static void make_stale(struct member *x)
+{
+    for (size_t word = 0; x->memory && word < x->nwords; word++) {
+        if (rng_one_in(&rng, 5)) {
+            x->memory[CANARY_WORDS + word] = 0;
+            for (uint64_t i = 0; i < 64 && word * 64 + i < x->m.ngroups; i++) {
+                x->m.dirty[word * 64 + i] = 0;
+            }
+        }
+    }
+}
+
+static void test_buffers(void)
+{
+    static const uint64_t groups[] = { 1, 63, 64, 65, 128, 4095, 4096, 4097, 8192, 40000 };
+    enum { SIZES = sizeof(groups) / sizeof(groups[0]) };
+
+    for (unsigned k = 0; k < SIZES * PATTERNS; k++) {
+        int granularity = rng_one_in(&rng, 2) ? 0 : 1 + (int)rng_below(&rng, 20);
+        uint64_t cut = rng_below(&rng, UINT64_C(1) << granularity);
+        uint64_t size = (groups[k / PATTERNS] << granularity) - cut;
+        struct member x;
+
+        member_open(&x, 'b', size, granularity, rng_one_in(&rng, 2));
+        mark_pattern(&x, (enum pattern)(k % PATTERNS));
+        if (rng_one_in(&rng, 3)) {
+            make_stale(&x);
+        }
+        trace("%" PRIu64 " groups, granularity %d, %" PRIu64 " items cut, pattern %u",
+              groups[k / PATTERNS], granularity, cut, k % PATTERNS);
+        for (size_t n = 1; n <= 70; n++) {
+            check_fill(&x, n % 2 ? 0 : near_border(&x.m) << granularity, n);
+        }
+        check_fill(&x, 0, 5000);
+        for (size_t most = 1; most <= 5; most++) {
+            check_areas(&x, 0, INT64_MAX, most);
+        }
+        for (int i = 0; i < 20; i++) {
+            uint64_t start = near_border(&x.m) << granularity;
+            uint64_t end = near_border(&x.m) << granularity;
+
+            start += rng_below(&rng, UINT64_C(1) << granularity);
+            end += rng_below(&rng, UINT64_C(1) << granularity);
+            check_areas(&x, start, end, 1 + rng_below(&rng, 70));
+        }
+        check_areas(&x, 0, size, 3000);
+        trace_clear();
+        member_close(&x);
+    }
+    ok("searches through buffers of every size");
+}
+
 /* A partly covered group never becomes clean. */
 static void test_reset_ends(void)
 {
@@ -2094,6 +2305,7 @@ int main(int argc, char **argv)
     test_header_examples();
     test_alloc_refuses();
     test_alloc_on_refuses();
+    test_buffers();
     test_reset_ends();
     test_two_groups_of_2_to_62();
     test_old_words_stay();

@@ -950,21 +950,36 @@ static struct {
 static void mixed_search(struct worker *self, HBitmap *hb)
 {
     int64_t start = (int64_t)rng_below(&self->rng, item_of(mixed.most)), count;
-    uint64_t items[70], next;
+    uint64_t items[70], next, end, above = 0;
     HBitmapIter hbi;
+    size_t n;
 
     hbitmap_iter_init(&hbi, hb, (uint64_t)start);
     for (int i = 0; i < 20 && hbitmap_iter_next(&hbi) >= 0; i++) {
         continue;
     }
-    (void)hbitmap_iter_fill(&hbi, items, 70);
+    n = hbitmap_iter_fill(&hbi, items, 70);
+    for (size_t i = 1; i < n; i++) {
+        CHECK(items[i] > items[i - 1], "%" PRIu64 " is behind %" PRIu64, items[i],
+              items[i - 1]);
+    }
     (void)hbitmap_next_dirty(hb, start, INT64_MAX);
     (void)hbitmap_next_zero(hb, start, INT64_MAX);
     (void)hbitmap_status(hb, start, INT64_MAX, &count);
     if (hbitmap_next_dirty_area(hb, start, INT64_MAX, INT64_MAX, &start, &count)) {
         CHECK(start >= 0 && count > 0, "%" PRId64 " %" PRId64, start, count);
     }
-    (void)hbitmap_areas(hb, 0, UINT64_MAX, items, 35, &next);
+    /* Whatever changes meanwhile: in order, not empty, inside the range. */
+    end = rng_below(&self->rng, item_of(mixed.most)) + 1;
+    n = hbitmap_areas(hb, 0, end, items, 35, &next);
+    for (size_t i = 0; i < n; i++) {
+        CHECK((i == 0 || items[2 * i] > above) && items[2 * i + 1] > 0 &&
+              items[2 * i] < end && items[2 * i + 1] <= end - items[2 * i],
+              "area %zu of %zu is %" PRIu64 " + %" PRIu64 ", %" PRIu64
+              " is where the one before it ended", i, n, items[2 * i],
+              items[2 * i + 1], above);
+        above = items[2 * i] + items[2 * i + 1];
+    }
     (void)hbitmap_get(hb, (uint64_t)start);
     (void)hbitmap_empty(hb);
 }
