@@ -8,32 +8,73 @@
  */
 #include "internal.h"
 
-uint64_t hb_next_bit(const struct hb_block *b, unsigned k, uint64_t bit)
-{
-    const unsigned lowest = k;
-    uint64_t word = bit / HB_BITS, value;
+/* A word that is not zero: which, or HB_NONE, and the bits that count. */
+struct hb_found {
+    uint64_t word, bits;
+};
 
-    if (word >= b->nwords[k]) {
-        return HB_NONE;
-    }
-    value = atomic_load(&b->level[k][word]) & hb_mask_from(bit);
-    while (!value) {
+/* The first such word of level k behind `word`. */
+__attribute__((noinline))
+static struct hb_found hb_find_behind(const struct hb_block *b, unsigned k,
+                                      uint64_t word)
+{
+    const struct hb_found none = { .word = HB_NONE };
+    const unsigned lowest = k;
+    uint64_t value;
+
+    do {
         /* Up, until a level has something further on ... */
         do {
-            bit = word + 1;
+            uint64_t bit = word + 1;
+
             word = bit / HB_BITS;
             if (++k == b->nlevels || word >= b->nwords[k]) {
-                return HB_NONE;
+                return none;
             }
             value = atomic_load(&b->level[k][word]) & hb_mask_from(bit);
         } while (!value);
         /* ... and down to it, or to the zero word under a stale bit. */
         do {
-            word = word * HB_BITS + hb_lowest(value);
+            uint64_t more = value & (value - 1), below = word * HB_BITS;
+
+            word = below + hb_lowest(value);
             value = atomic_load(&b->level[--k][word]);
+            /* The next search will want the next one. */
+            more = more ? below + hb_lowest(more) : word;
+            __builtin_prefetch((const void *)&b->level[k][more]);
         } while (value && k > lowest);
+    } while (!value);
+    return (struct hb_found){ .word = word, .bits = value };
+}
+
+/* The first word of level k with a bit set at or after `bit`, and such bits. */
+static inline struct hb_found hb_find(const struct hb_block *b, unsigned k,
+                                      uint64_t bit)
+{
+    struct hb_found found = { .word = bit / HB_BITS };
+
+    if (found.word >= b->nwords[k]) {
+        found.word = HB_NONE;
+        return found;
     }
-    return word * HB_BITS + hb_lowest(value);
+    found.bits = atomic_load(&b->level[k][found.word]) & hb_mask_from(bit);
+    return found.bits ? found : hb_find_behind(b, k, found.word);
+}
+
+uint64_t hb_next_bit(const struct hb_block *b, unsigned k, uint64_t bit)
+{
+    struct hb_found found = hb_find(b, k, bit);
+
+    return found.word == HB_NONE ? HB_NONE
+                                 : found.word * HB_BITS + hb_lowest(found.bits);
+}
+
+/* The run that begins with the lowest of `bits` (not 0) ends where the result
+ * has its lowest bit: the addition carries through it.  0: it may go on in the
+ * next word. */
+static inline uint64_t hb_behind_run(uint64_t bits)
+{
+    return bits + (bits & (0 - bits));
 }
 
 /*
@@ -245,6 +286,45 @@ static uint64_t hb_run_end(const HBitmap *hb, const struct hb_block *b,
     return hb_min(group << hb->granularity, end);
 }
 
+/*
+ * The first run of [*from, *to), at most `most` items of it: false, or the run
+ * in *from and *to.  It is followed for no more groups than were asked for.
+ */
+static inline bool hb_first_run(const struct hb_block *b, int granularity,
+                                uint64_t most, uint64_t *from, uint64_t *to)
+{
+    struct hb_found found = hb_find(b, 0, *from >> granularity);
+    uint64_t first, behind, end = *to;
+
+    if (found.word == HB_NONE) {
+        return false;
+    }
+    first = (found.word * HB_BITS + hb_lowest(found.bits)) << granularity;
+    first = first > *from ? first : *from;
+    if (first >= end) {
+        return false;
+    }
+    *from = first;
+    behind = hb_behind_run(found.bits);
+    if (behind) {
+        behind = (found.word * HB_BITS + hb_lowest(behind)) << granularity;
+        /* As a rule nothing cuts it.  (A branch, so that who goes on from its
+         * end waits for nothing else.) */
+        if (behind <= end && behind - first <= most) {
+            *to = behind;
+            return true;
+        }
+    }
+    end = first + hb_min(most, end - first);
+    if (!behind) {
+        uint64_t limit = ((end - 1) >> granularity) + 1;
+
+        behind = hb_next_clean(b, (found.word + 1) * HB_BITS, limit) << granularity;
+    }
+    *to = hb_min(behind, end);
+    return true;
+}
+
 size_t hbitmap_areas(const HBitmap *hb, uint64_t start, uint64_t end,
                      uint64_t *areas, size_t max_areas, uint64_t *next)
 {
@@ -280,37 +360,16 @@ bool hbitmap_next_dirty_area(const HBitmap *hb, int64_t start, int64_t end,
                              int64_t *dirty_start, int64_t *dirty_count)
 {
     const struct hb_block *b = hb_block_of(hb);
-    uint64_t from, to, first, behind, limit;
-    struct hb_walk walk;
+    uint64_t from, to;
 
     if (start < 0 || end <= start || max_dirty_count <= 0) {
         return false;
     }
     from = (uint64_t)start;
     to = hb_min((uint64_t)end, b->size);
-    if (from >= to) {
+    if (from >= to || !hb_first_run(b, hb->granularity, (uint64_t)max_dirty_count,
+                                    &from, &to)) {
         return false;
-    }
-    limit = ((to - 1) >> hb->granularity) + 1;
-    walk = hb_walk_from(b, from >> hb->granularity);
-    if (!hb_walk_on(&walk)) {
-        return false;
-    }
-    /* How far the run is followed: for no more groups than were asked for. */
-    first = walk.word * HB_BITS + hb_lowest(walk.value);
-    if (first >= limit) {
-        return false;
-    }
-    if (first << hb->granularity > from) {
-        from = first << hb->granularity;
-    }
-    if ((uint64_t)max_dirty_count < to - from) {
-        to = from + (uint64_t)max_dirty_count;
-        limit = ((to - 1) >> hb->granularity) + 1;
-    }
-    (void)hb_walk_run(&walk, limit, &behind);
-    if (behind < limit) {
-        to = behind << hb->granularity;
     }
     *dirty_start = (int64_t)from;
     *dirty_count = (int64_t)(to - from);
