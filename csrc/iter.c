@@ -189,6 +189,104 @@ static uint64_t hb_next_clean(const struct hb_block *b, uint64_t group,
     return limit;
 }
 
+/* ---- many words at once ------------------------------------------------- */
+
+/*
+ * Who wants many groups makes a list of leaf words first, from the bits of
+ * summary words, and goes through the list then.  So one look at memory does not
+ * wait for another; and bits become numbers some at a time, without a branch for
+ * each, since where words have few bits no processor foresees which is the last.
+ *
+ * A list holds what was named when it was made.  What is marked meanwhile may be
+ * passed over, as by a search that began earlier; a word that was emptied is
+ * seen empty.  Words are listed in order and looked at once, so what is found is
+ * in order whatever changes.
+ */
+enum {
+    HB_AT_ONCE = 4,         /* the summary's bits that are listed without a branch */
+    HB_ENOUGH = 8,          /* words that have a list, where one summary word names so many */
+    HB_LIST = 16,           /* or else so many */
+    HB_GROUPS_AT_ONCE = 2,
+};
+
+/* Those leaf words up to `last` that were not listed yet. */
+struct hb_names {
+    const struct hb_block *b;
+    uint64_t last;
+    uint64_t parent;        /* a summary word */
+    uint64_t named;         /* its bits that were not listed yet */
+};
+
+/* Takes bits from *word, the lowest first, `most` if there are so many, and
+ * writes their numbers, counted from `base`.  Returns how many, but writes
+ * `most` in all. */
+static inline size_t hb_unpack(uint64_t *to, size_t most, uint64_t base,
+                               uint64_t *word)
+{
+    uint64_t rest = *word;
+    size_t n = 0;
+
+    for (size_t i = 0; i < most; i++) {
+        /* If none is left, the highest bit is as good as any. */
+        to[i] = base + hb_lowest(rest | hb_bit(HB_BITS - 1));
+        n += rest != 0;
+        rest &= rest - 1;
+    }
+    *word = rest;
+    return n;
+}
+
+/* To the summary word `parent`, of which `named` was seen. */
+static inline void hb_names_in(struct hb_names *names, uint64_t parent,
+                               uint64_t named)
+{
+    names->parent = parent;
+    names->named = named;
+    if (parent == names->last / HB_BITS) {
+        names->named &= hb_mask_to(names->last);
+    }
+}
+
+/* Those behind `word`. */
+static inline struct hb_names hb_names_behind(const struct hb_block *b,
+                                              uint64_t word, uint64_t last)
+{
+    struct hb_names names = { .b = b, .last = last };
+    uint64_t parent = word / HB_BITS;
+
+    hb_names_in(&names, parent, atomic_load(&b->level[1][parent]) &
+                                hb_mask_from(word) & ~hb_bit(word));
+    return names;
+}
+
+/* The next words, hardly more than `wanted`, and HB_LIST + HB_AT_ONCE at most;
+ * returns how many, 0: there are no more. */
+static inline size_t hb_list(struct hb_names *names, uint64_t *list, size_t wanted)
+{
+    const struct hb_block *b = names->b;
+    size_t n = 0;
+
+    do {
+        if (!names->named) {
+            struct hb_found found;
+
+            if (names->parent >= names->last / HB_BITS) {
+                break;
+            }
+            found = hb_find(b, 1, (names->parent + 1) * HB_BITS);
+            if (found.word > names->last / HB_BITS) {
+                break;
+            }
+            hb_names_in(names, found.word, found.bits);
+        }
+        n += hb_unpack(list + n, HB_AT_ONCE, names->parent * HB_BITS, &names->named);
+    } while (n < wanted && n < (names->named ? HB_ENOUGH : HB_LIST));
+    for (size_t i = 0; i < n; i++) {
+        __builtin_prefetch((const void *)&b->level[0][list[i]]);
+    }
+    return n;
+}
+
 /* ---- iterators ---------------------------------------------------------- */
 
 void hbitmap_iter_init(HBitmapIter *hbi, const HBitmap *hb, uint64_t first)
@@ -211,27 +309,61 @@ int64_t hbitmap_iter_next(HBitmapIter *hbi)
     return (int64_t)(group << hbi->hb->granularity);
 }
 
+/* Up to n dirty groups from `group` on. */
+static size_t hb_groups(const struct hb_block *b, uint64_t group, uint64_t *groups,
+                        size_t n)
+{
+    uint64_t list[HB_LIST + HB_AT_ONCE], mask = hb_mask_from(group);
+    struct hb_names names = hb_names_behind(b, group / HB_BITS, b->nwords[0] - 1);
+    size_t found = 0, listed = 1;
+
+    list[0] = group / HB_BITS;
+    do {
+        for (size_t i = 0; i < listed; i++) {
+            uint64_t base = list[i] * HB_BITS;
+            uint64_t value = atomic_load(&b->level[0][list[i]]) & mask;
+
+            mask = UINT64_MAX;
+            if (n - found >= HB_GROUPS_AT_ONCE) {
+                found += hb_unpack(groups + found, HB_GROUPS_AT_ONCE, base, &value);
+            }
+            while (value) {
+                if (found == n) {
+                    return n;
+                }
+                groups[found++] = base + hb_lowest(value);
+                value &= value - 1;
+            }
+        }
+        listed = found < n ? hb_list(&names, list, n - found) : 0;
+    } while (listed);
+    return found;
+}
+
 size_t hbitmap_iter_fill(HBitmapIter *hbi, uint64_t *items, size_t n)
 {
     const struct hb_block *b = hb_block_of(hbi->hb);
-    int granularity = hbi->hb->granularity;
-    struct hb_walk walk = hb_walk_from(b, hbi->group);
+    const int granularity = hbi->hb->granularity;
     size_t filled = 0;
 
-    while (filled < n && hb_walk_on(&walk)) {
-        uint64_t first = walk.word * HB_BITS, value = walk.value;
-        size_t groups = hb_popcount(value);
+    if (n == 1) {
+        /* For one, no list is worth it. */
+        int64_t item = hbitmap_iter_next(hbi);
 
-        if (groups > n - filled) {
-            groups = n - filled;
+        if (item < 0) {
+            return 0;
         }
-        for (size_t i = 0; i < groups; i++) {
-            items[filled + i] = (first + hb_lowest(value)) << granularity;
-            value &= value - 1;
-        }
-        filled += groups;
-        walk.value = value;
-        hbi->group = value ? first + hb_lowest(value) : first + HB_BITS;
+        items[0] = (uint64_t)item;
+        return 1;
+    }
+    if (n > 0 && hbi->group < b->ngroups) {
+        filled = hb_groups(b, hbi->group, items, n);
+    }
+    if (filled) {
+        hbi->group = items[filled - 1] + 1;
+    }
+    for (size_t i = 0; granularity && i < filled; i++) {
+        items[i] <<= granularity;
     }
     return filled;
 }
