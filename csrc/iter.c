@@ -77,94 +77,6 @@ static inline uint64_t hb_behind_run(uint64_t bits)
     return bits + (bits & (0 - bits));
 }
 
-/*
- * From one leaf word that is not zero to the next.  It remembers a word of the
- * summary, so what is marked meanwhile under this one may be passed over; as
- * for a search that began earlier.
- */
-struct hb_walk {
-    const struct hb_block *b;
-    uint64_t word;          /* where it is; HB_NONE: behind the last */
-    uint64_t value;         /* the bits of that word which are still to be seen */
-    uint64_t named;         /* those of its summary word that come after it */
-};
-
-static inline struct hb_walk hb_walk_from(const struct hb_block *b, uint64_t group)
-{
-    struct hb_walk walk = { .b = b, .word = HB_NONE };
-    uint64_t word = group / HB_BITS;
-
-    if (word < b->nwords[0]) {
-        walk.word = word;
-        walk.value = atomic_load(&b->level[0][word]) & hb_mask_from(group);
-        walk.named = atomic_load(&b->level[1][word / HB_BITS]) &
-                     hb_mask_from(word) & ~hb_bit(word);
-    }
-    return walk;
-}
-
-/* To the next word, unless something is left in this one.  False: the end. */
-static inline bool hb_walk_on(struct hb_walk *walk)
-{
-    const struct hb_block *b = walk->b;
-
-    while (!walk->value) {
-        if (!walk->named) {
-            uint64_t parent, next;
-
-            if (walk->word == HB_NONE) {
-                return false;
-            }
-            parent = walk->word / HB_BITS;
-            next = hb_next_bit(b, 1, (parent + 1) * HB_BITS);
-            if (next == HB_NONE) {
-                walk->word = HB_NONE;
-                return false;
-            }
-            parent = next / HB_BITS;
-            walk->word = parent * HB_BITS;
-            walk->named = atomic_load(&b->level[1][parent]) & hb_mask_from(next);
-            if (!walk->named) {
-                continue;               /* cleared in between */
-            }
-        }
-        walk->word = walk->word / HB_BITS * HB_BITS + hb_lowest(walk->named);
-        walk->named &= walk->named - 1;
-        walk->value = atomic_load(&b->level[0][walk->word]);
-    }
-    return true;
-}
-
-/* The run that begins with the lowest bit which is left: its first group; in
- * *end, the first clean one behind it, or some other at or beyond `limit`. */
-static inline uint64_t hb_walk_run(struct hb_walk *walk, uint64_t limit,
-                                   uint64_t *end)
-{
-    const struct hb_block *b = walk->b;
-    uint64_t first = walk->word * HB_BITS + hb_lowest(walk->value);
-    /* Adding the lowest bit carries through the run, to the bit behind it. */
-    uint64_t behind = walk->value + (walk->value & (0 - walk->value));
-
-    while (!behind) {
-        /* The run goes up to the end of the word. */
-        uint64_t next = walk->word + 1;
-
-        *end = next * HB_BITS;
-        if (*end >= limit) {
-            walk->value = 0;
-            return first;
-        }
-        *walk = hb_walk_from(b, *end);
-        if (!(walk->value & 1)) {
-            return first;
-        }
-        behind = walk->value + 1;
-    }
-    *end = walk->word * HB_BITS + hb_lowest(behind);
-    walk->value &= behind;
-    return first;
-}
-
 /* The first dirty, or clean, group at or after `group` and below `limit`;
  * `limit` if there is none. */
 static uint64_t hb_next_dirty(const struct hb_block *b, uint64_t group,
@@ -457,30 +369,107 @@ static inline bool hb_first_run(const struct hb_block *b, int granularity,
     return true;
 }
 
+/*
+ * The groups where the runs of [group, limit) begin and where they end, in turn,
+ * `room` in all (an even number).  An end that is found in the word of `limit`
+ * may lie beyond it.
+ */
+static inline size_t hb_run_ends(const struct hb_block *b, uint64_t group,
+                                 uint64_t limit, uint64_t *ends, size_t room)
+{
+    uint64_t list[HB_LIST + HB_AT_ONCE], mask = hb_mask_from(group);
+    struct hb_names names = hb_names_behind(b, group / HB_BITS, (limit - 1) / HB_BITS);
+    uint64_t open = 0, next = 0;    /* 1: a run may go on in word `next` */
+    size_t found = 0, listed = 1;
+
+    list[0] = group / HB_BITS;
+    do {
+        for (size_t i = 0; i < listed; i++) {
+            uint64_t base = list[i] * HB_BITS, edges;
+            uint64_t value = atomic_load(&b->level[0][list[i]]) & mask;
+
+            mask = UINT64_MAX;
+            if (!(open | value >> (HB_BITS - 1))) {
+                /* All runs are inside the word. */
+                while (value) {
+                    uint64_t behind = hb_behind_run(value);
+
+                    if (found == room) {
+                        goto full;
+                    }
+                    ends[found++] = base + hb_lowest(value);
+                    ends[found++] = base + hb_lowest(behind);
+                    value &= behind;
+                }
+                continue;
+            }
+            if (open && list[i] != next) {
+                ends[found++] = next * HB_BITS;
+                open = 0;
+            }
+            /* Where a bit is not what the one before is, a run begins or ends. */
+            edges = value ^ (value << 1 | open);
+            open = value >> (HB_BITS - 1);
+            next = list[i] + 1;
+            while (edges) {
+                if (found == room) {
+                    goto full;
+                }
+                ends[found++] = base + hb_lowest(edges);
+                edges &= edges - 1;
+            }
+        }
+        listed = found < room ? hb_list(&names, list, (room - found + 1) / 2) : 0;
+    } while (listed);
+full:
+    if (found % 2) {
+        ends[found++] = next * HB_BITS;
+    }
+    /* The last word was taken whole. */
+    while (found && ends[found - 2] >= limit) {
+        found -= 2;
+    }
+    return found;
+}
+
 size_t hbitmap_areas(const HBitmap *hb, uint64_t start, uint64_t end,
                      uint64_t *areas, size_t max_areas, uint64_t *next)
 {
     const struct hb_block *b = hb_block_of(hb);
+    const int granularity = hb->granularity;
     size_t found = 0;
 
     end = hb_min(end, b->size);
-    if (start < end) {
-        uint64_t limit = ((end - 1) >> hb->granularity) + 1;
-        struct hb_walk walk = hb_walk_from(b, start >> hb->granularity);
+    if (start < end && max_areas == 1) {
+        /* For one, no list is worth it. */
+        uint64_t from = start, to = end;
 
-        while (found < max_areas && hb_walk_on(&walk)) {
-            uint64_t behind, first = hb_walk_run(&walk, limit, &behind);
-            uint64_t from = first << hb->granularity;
+        if (hb_first_run(b, granularity, UINT64_MAX, &from, &to)) {
+            areas[0] = from;
+            areas[1] = to - from;
+            start = to;
+            found = 1;
+        }
+    } else if (start < end && max_areas > 1) {
+        const uint64_t limit = ((end - 1) >> granularity) + 1;
+        uint64_t stop = 0;
 
-            if (first >= limit) {
-                break;
-            }
-            /* Only the first and the last can be cut. */
-            from = from > start ? from : start;
-            start = behind < limit ? behind << hb->granularity : end;
-            areas[2 * found] = from;
-            areas[2 * found + 1] = start - from;
-            found++;
+        found = hb_run_ends(b, start >> granularity, limit, areas, 2 * max_areas) / 2;
+        for (size_t i = 0; i < found; i++) {
+            uint64_t first = areas[2 * i];
+
+            stop = areas[2 * i + 1];
+            areas[2 * i] = first << granularity;
+            areas[2 * i + 1] = (stop - first) << granularity;
+        }
+        /* Only the first and the last can be cut. */
+        if (found && areas[0] < start) {
+            areas[1] -= start - areas[0];
+            areas[0] = start;
+        }
+        if (found) {
+            start = stop < limit ? stop << granularity : end;
+            areas[2 * found - 1] = start - areas[2 * found - 2];
         }
     }
     *next = found < max_areas ? end : hb_min(start, end);
