@@ -50,13 +50,20 @@ def bits_of(shape: Shape, seed: int = 1) -> Any:
     return bits
 
 
+@lru_cache(maxsize=2)
 def roaring_of(shape: Shape, seed: int = 1) -> Any:
     roaring, data = pyroaring.BitMap(), leaf(shape, seed)
     for start in range(0, shape.groups, PIECE):
-        part = HBitmap.from_bytes(data[start // 8 : (start + PIECE) // 8], min(PIECE, shape.groups))
-        items = array("I", (item + start for item in part))
-        roaring |= pyroaring.BitMap(items)
+        roaring |= pyroaring.BitMap(items_of(data[start // 8 : (start + PIECE) // 8], start))
     return roaring
+
+
+def items_of(data: bytes, start: int) -> Any:
+    """The dirty items, counted from ``start``, as uint32."""
+    if not numpy:
+        return array("I", (item + start for item in HBitmap.from_bytes(data, 8 * len(data))))
+    flags = numpy.unpackbits(numpy.frombuffer(data, "u1"), bitorder="little")
+    return (numpy.flatnonzero(flags) + start).astype("<u4")
 
 
 def words_of(shape: Shape, seed: int = 1) -> Any:
