@@ -13,7 +13,7 @@ BUILD_FILES = pyproject.toml setup.py csrc/ffi_build.py pybitmap/_fast.c $(SOURC
 
 # Of the loops in csrc/words.c; one that the processor lacks is the best it has. test_model goes
 # through them by itself.
-CLONES = plain popcnt avx512
+CLONES = plain popcnt bmi avx512
 
 # The programs in C choose a seed by the clock and print it; SEED=N repeats a run.
 SEED ?=

@@ -58,7 +58,7 @@ static uint64_t hb_copy_plain(hb_word *to, const void *from, uint64_t n)
     return mask;
 }
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#ifdef HB_HAS_BMI
 #define HB_CLONES 1
 #include <immintrin.h>
 
@@ -157,11 +157,13 @@ static const struct hb_clone {
     const char *name;
     uint64_t (*popcount)(const hb_word *words, uint64_t n);
     uint64_t (*copy)(hb_word *to, const void *from, uint64_t n);
+    bool bmi;                           /* and so have the searches of iter.c */
 } hb_clones[] = {
-    { "plain", hb_popcount_plain, hb_copy_plain },
+    { "plain", hb_popcount_plain, hb_copy_plain, false },
 #ifdef HB_CLONES
-    { "popcnt", hb_popcount_popcnt, hb_copy_sse2 },
-    { "avx512", hb_popcount_avx512, hb_copy_avx512 },
+    { "popcnt", hb_popcount_popcnt, hb_copy_sse2, false },
+    { "bmi", hb_popcount_popcnt, hb_copy_sse2, true },
+    { "avx512", hb_popcount_avx512, hb_copy_avx512, true },
 #endif
 };
 
@@ -169,6 +171,10 @@ enum { HB_NCLONES = sizeof(hb_clones) / sizeof(hb_clones[0]) };
 
 /* Written before the first call, or by a test between two. */
 static const struct hb_clone *hb_clone = &hb_clones[0];
+
+#ifdef HB_HAS_BMI
+bool hb_bmi;
+#endif
 
 static bool hb_has_clone(unsigned i)
 {
@@ -178,7 +184,9 @@ static bool hb_has_clone(unsigned i)
     case 1:
         return __builtin_cpu_supports("popcnt");
     case 2:
-        return __builtin_cpu_supports("avx512f") &&
+        return __builtin_cpu_supports("popcnt") && __builtin_cpu_supports("bmi");
+    case 3:
+        return __builtin_cpu_supports("bmi") && __builtin_cpu_supports("avx512f") &&
                __builtin_cpu_supports("avx512vl") &&
                __builtin_cpu_supports("avx512vpopcntdq");
     }
@@ -186,12 +194,23 @@ static bool hb_has_clone(unsigned i)
     return i == 0;
 }
 
+static bool hb_take_clone(unsigned i)
+{
+    if (!hb_has_clone(i)) {
+        return false;
+    }
+    hb_clone = &hb_clones[i];
+#ifdef HB_HAS_BMI
+    hb_bmi = hb_clone->bmi;
+#endif
+    return true;
+}
+
 bool hb_use_clone(const char *name)
 {
     for (unsigned i = 0; i < HB_NCLONES; i++) {
-        if (strcmp(name, hb_clones[i].name) == 0 && hb_has_clone(i)) {
-            hb_clone = &hb_clones[i];
-            return true;
+        if (strcmp(name, hb_clones[i].name) == 0) {
+            return hb_take_clone(i);
         }
     }
     return false;
@@ -211,11 +230,7 @@ static void hb_choose_clone(void)
     if (wanted && hb_use_clone(wanted)) {
         return;
     }
-    for (unsigned i = HB_NCLONES; i-- > 0;) {
-        if (hb_has_clone(i)) {
-            hb_clone = &hb_clones[i];
-            return;
-        }
+    for (unsigned i = HB_NCLONES; i-- > 0 && !hb_take_clone(i);) {
     }
 }
 

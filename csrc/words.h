@@ -169,6 +169,12 @@ uint64_t hb_nonzero(const void *words, uint64_t n);
  */
 uint64_t hb_copy_nonzero(hb_word *to, const void *from, uint64_t n);
 
+/* Has the processor BMI (see iter.c), and may it be used? */
+#if defined(__x86_64__) && defined(__GNUC__)
+#define HB_HAS_BMI 1
+extern __attribute__((visibility("hidden"))) bool hb_bmi;
+#endif
+
 /*
  * For tests: takes another clone of the loops in words.c; false if there is no
  * such clone for this processor.  The names, NULL behind the last.  (From
