@@ -23,7 +23,7 @@ static uint64_t hb_count_words(const struct hb_block *b, uint64_t word,
     uint64_t groups = 0;
 
     while ((word = hb_next_bit(b, 1, word)) < end) {
-        uint64_t stop = hb_dense_end(b, word, end);
+        uint64_t stop = hb_some_end(b, word, end);
 
         if (stop > word) {
             groups += hb_popcount_words(&b->level[0][word], stop - word);
@@ -322,7 +322,7 @@ static bool hb_or_named(const struct hb_block *to, uint64_t parent,
                                                    memory_order_relaxed);
     bool gained = false;
 
-    if (alone && hb_many(named)) {
+    if (alone && hb_many(named, HB_MANY)) {
         gained = hb_gain_words(target, source, n);
     } else {
         for (uint64_t bits = empty; bits; bits &= bits - 1) {
@@ -398,7 +398,7 @@ static uint64_t hb_overwrite_few(const struct hb_block *a, const struct hb_block
     const hb_word *x = &a->level[0][at], *y = &b->level[0][at];
     hb_word *words = &result->level[0][at];
 
-    if (hb_many(named)) {
+    if (hb_many(named, HB_MANY)) {
         uint64_t n = hb_min(HB_BITS, result->nwords[0] - at);
 
         hb_or_words(words, x, y, n);

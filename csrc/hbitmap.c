@@ -792,18 +792,21 @@ void hb_unsummarise(const struct hb_block *b, struct hb_gone *gone)
         word /= HB_BITS;
     }
     /* Who found a bit set that is gone now has said before that it is naming
-     * words.  Behind this it has named them. */
+     * words.  Behind this it has named them, and the plain loads below come
+     * after the loads that have seen so. */
     hb_wait_for_summarising();
     word = gone->word;
     for (unsigned k = 2; k < end; k++) {
-        for (bits = taken[k]; bits; bits &= bits - 1) {
-            uint64_t below = word * HB_BITS + hb_lowest(bits);
+        uint64_t at = word * HB_BITS;
 
-            if (atomic_load(&b->level[k - 1][below])) {
-                for (unsigned up = k; up < b->nlevels; up++) {
-                    hb_or_bit(b->level[up], below);
-                    below /= HB_BITS;
-                }
+        bits = taken[k] & hb_nonzero(&b->level[k - 1][at],
+                                     hb_min(HB_BITS, b->nwords[k - 1] - at));
+        for (; bits; bits &= bits - 1) {
+            uint64_t below = at + hb_lowest(bits);
+
+            for (unsigned up = k; up < b->nlevels; up++) {
+                hb_or_bit(b->level[up], below);
+                below /= HB_BITS;
             }
         }
         word /= HB_BITS;
@@ -851,7 +854,24 @@ static uint64_t hb_whole_end(const struct hb_block *b, uint64_t word,
         end = end / HB_BITS * HB_BITS;
     }
     end = hb_min(end, (word / under + 1) * under);
-    return word < end ? hb_dense_end(b, word, end) : word;
+    return word < end ? hb_some_end(b, word, end) : word;
+}
+
+/* Clears `mask` in a word; had it such a bit? */
+static bool hb_clear_word(const struct hb_block *b, uint64_t word, uint64_t mask)
+{
+    struct hb_gone gone = { 0, 0 };
+    uint64_t old = atomic_load(&b->level[0][word]);
+
+    if (!(old & mask)) {
+        return false;
+    }
+    old = atomic_fetch_and(&b->level[0][word], ~mask);
+    if (!(old & ~mask)) {
+        hb_unname(b, word / HB_BITS, hb_bit(word), &gone);
+        hb_unsummarise(b, &gone);
+    }
+    return (old & mask) != 0;
 }
 
 bool hb_clear(const struct hb_block *b, uint64_t first, uint64_t last,
@@ -862,6 +882,9 @@ bool hb_clear(const struct hb_block *b, uint64_t first, uint64_t last,
     struct hb_gone gone = { 0, 0 };
     bool changed = false;
 
+    if (head == tail && !into) {
+        return hb_clear_word(b, head, hb_mask_from(first) & hb_mask_to(last));
+    }
     /* One word of level 1, so up to 64 leaf words, at a time. */
     for (uint64_t next = hb_next_bit(b, 1, head); next <= tail;
          next = hb_next_bit(b, 1, next)) {

@@ -332,23 +332,35 @@ uint64_t hb_next_bit(const struct hb_block *b, unsigned k, uint64_t bit);
 /*
  * Where the summary names many of the words under each of its own, a loop over
  * all of them is faster than going from one named word to the next, and touches
- * hardly any other cache line.  The end of such words from `word` on, at most
- * `end`; `word` itself: there are few.
+ * no page that is not touched anyway.  How many that takes depends on the work:
+ * HB_SOME for counting and emptying, which are nothing but such loops, HB_MANY
+ * for what two words are read for.
  */
-enum { HB_MANY = 12 };
+enum { HB_SOME = 3, HB_MANY = 12 };
 
-static inline bool hb_many(uint64_t named)
+static inline bool hb_many(uint64_t named, unsigned least)
 {
-    return named == UINT64_MAX || hb_popcount(named) >= HB_MANY;
+    return named == UINT64_MAX || hb_popcount(named) >= least;
 }
 
-static inline uint64_t hb_dense_end(const struct hb_block *b, uint64_t word,
-                                    uint64_t end)
+/* The end of such words from `word` on, at most `end`; `word` itself: there are
+ * few. */
+static inline uint64_t hb_some_end(const struct hb_block *b, uint64_t word,
+                                   uint64_t end)
 {
+    const uint64_t step = HB_BITS * HB_BITS;
+    const hb_word *named = b->level[1];
     uint64_t stop = word;
 
-    while (stop < end && hb_many(atomic_load(&b->level[1][stop / HB_BITS]))) {
-        stop = (stop / HB_BITS + 1) * HB_BITS;
+    while (stop < end) {
+        if (stop % step == 0 && stop + step <= end &&
+            hb_all_ones(&named[stop / HB_BITS], HB_BITS)) {
+            stop += step;
+        } else if (hb_many(atomic_load(&named[stop / HB_BITS]), HB_SOME)) {
+            stop = (stop / HB_BITS + 1) * HB_BITS;
+        } else {
+            break;
+        }
     }
     return hb_min(stop, end);
 }

@@ -199,6 +199,19 @@ HB_INLINE size_t hb_list(struct hb_names *names, uint64_t *list, size_t wanted,
 
 /* ---- groups ---------------------------------------------------------- */
 
+HB_INLINE int64_t hb_iter_next(HBitmapIter *hbi, hb_finder *behind)
+{
+    struct hb_found found = hb_find(hb_block_of(hbi->hb), 0, hbi->group, behind);
+    uint64_t group;
+
+    if (found.word == HB_NONE) {
+        return -1;
+    }
+    group = found.word * HB_BITS + hb_lowest(found.bits);
+    hbi->group = group + 1;
+    return (int64_t)(group << hbi->hb->granularity);
+}
+
 /* Up to n dirty groups from `group` on. */
 HB_INLINE size_t hb_groups(const struct hb_block *b, uint64_t group, uint64_t *groups,
                            size_t n, hb_finder *behind)
@@ -239,7 +252,7 @@ HB_INLINE size_t hb_iter_fill(HBitmapIter *hbi, uint64_t *items, size_t n,
 
     if (n == 1) {
         /* For one, no list is worth it. */
-        int64_t item = hbitmap_iter_next(hbi);
+        int64_t item = hb_iter_next(hbi, behind);
 
         if (item < 0) {
             return 0;
@@ -440,6 +453,11 @@ HB_INLINE bool hb_next_dirty_area(const HBitmap *hb, int64_t start, int64_t end,
         return hb_find_behind(b, k, word);                                    \
     }                                                                         \
     target                                                                    \
+    static int64_t hb_iter_next_##set(HBitmapIter *hbi)                       \
+    {                                                                         \
+        return hb_iter_next(hbi, hb_find_behind_##set);                       \
+    }                                                                         \
+    target                                                                    \
     static size_t hb_iter_fill_##set(HBitmapIter *hbi, uint64_t *items, size_t n) \
     {                                                                         \
         return hb_iter_fill(hbi, items, n, hb_find_behind_##set);             \
@@ -467,6 +485,11 @@ HB_SEARCHES(bmi, __attribute__((target("bmi"))))
 #else
 #define HB_BEST(search) search##_plain
 #endif
+
+int64_t hbitmap_iter_next(HBitmapIter *hbi)
+{
+    return HB_BEST(hb_iter_next)(hbi);
+}
 
 size_t hbitmap_iter_fill(HBitmapIter *hbi, uint64_t *items, size_t n)
 {
@@ -506,16 +529,6 @@ void hbitmap_iter_init(HBitmapIter *hbi, const HBitmap *hb, uint64_t first)
                                                : HB_NONE;
 }
 
-int64_t hbitmap_iter_next(HBitmapIter *hbi)
-{
-    uint64_t group = hb_next_bit(hb_block_of(hbi->hb), 0, hbi->group);
-
-    if (group == HB_NONE) {
-        return -1;
-    }
-    hbi->group = group + 1;
-    return (int64_t)(group << hbi->hb->granularity);
-}
 
 typedef uint64_t hb_search(const struct hb_block *b, uint64_t group, uint64_t limit);
 

@@ -775,6 +775,29 @@ static uint64_t reset_all(unsigned self)
     return nwords;
 }
 
+static void b_into_a(void)
+{
+    (void)hbitmap_merge(a, b, a);
+}
+
+static uint64_t unmark_random(unsigned self)
+{
+    (void)self;
+    for (uint64_t i = 0; i < npicks; i++) {
+        (void)hbitmap_reset(a, pick[i], 1);
+    }
+    return npicks;
+}
+
+static uint64_t bare_unmark_random(unsigned self)
+{
+    (void)self;
+    for (uint64_t i = 0; i < npicks; i++) {
+        atomic_fetch_and((atomic_word *)&wa[pick[i] / 64], ~(UINT64_C(1) << pick[i] % 64));
+    }
+    return npicks;
+}
+
 static uint64_t reset_range(unsigned self)
 {
     (void)self;
@@ -1144,7 +1167,13 @@ static const struct row rows[] = {
       fill_a, reset_all, fill_wa, bare_reset_all, 0 },
     { "reset of the range, full", "word", GOAL_RATIO, 1.3, setup_clean,
       fill_a, reset_range, fill_wa, bare_reset_all, 0 },
+    { "reset all, sparse", "word", GOAL_NONE, 0, setup_sparse,
+      b_into_a, reset_all, fill_wa, bare_reset_all, 0 },
+    { "reset random dirty", "mark", GOAL_NONE, 0, setup_clean,
+      dirty_a, unmark_random, dirty_wa, bare_unmark_random, 0 },
     { "count of a range dense", "word", GOAL_RATIO, 1.3, setup_dense,
+      0, count, 0, bare_count, 0 },
+    { "count of a range sparse", "word", GOAL_NONE, 0, setup_sparse,
       0, count, 0, bare_count, 0 },
     { "drain dense", "word", GOAL_NONE, 0, setup_dense,
       before_drain, drain, before_bare_drain, bare_drain, 0 },
