@@ -34,12 +34,23 @@ from typing import Any, Callable, NamedTuple
 
 import pytest
 
-LEAF0, LEAF1, LEAF2, MID0, MID1, HIGH, TOP, LOCK, SLOT_A, SLOT_B = range(10)
+LEAF0, LEAF1, LEAF2, MID0, MID1, HIGH, TOP, LOCK, SLOT_A, SLOT_B, HIGH1, UPPER = range(12)
 WORD_NAMES = ["leaf0", "leaf1", "leaf2", "mid0", "mid1", "high", "top", "lock", "slot-a", "slot-b"]
+WORD_NAMES += ["high1", "upper"]
 LEAVES = (LEAF0, LEAF1, LEAF2)
 MIDS = (MID0, MID1)
 ABOVE = {LEAF0: (MID0, 1), LEAF1: (MID0, 2), LEAF2: (MID1, 1), MID0: (HIGH, 1), MID1: (HIGH, 2)}
 UNDER = {MID0: (LEAF0, LEAF1), MID1: (LEAF2,)}
+# The tall shape, see below.
+ABOVE_TALL = {
+    LEAF0: (MID0, 1),
+    LEAF2: (MID1, 1),
+    MID0: (HIGH, 1),
+    MID1: (HIGH1, 1),
+    HIGH: (UPPER, 1),
+    HIGH1: (UPPER, 2),
+    UPPER: (TOP, 1),
+}
 WIPED = (LEAF0, LEAF2)  # by what takes all words: leaf1 would be one more of the same
 ALL = 0b11  # a leaf word has two bits
 
@@ -134,7 +145,9 @@ def set_bits(word: int, bits: int, test_first: bool = True) -> Call:
     return (yield fetch_or(word, bits))
 
 
-def name(slot: int, word: int, mid_first: bool = False, say: bool = True) -> Call:
+def name(
+    slot: int, word: int, mid_first: bool = False, say: bool = True, say_late: bool = False
+) -> Call:
     """Set the bit of `mid` above a leaf word; but before, what is above that.
 
     Whoever finds it set may go: so it is set last.
@@ -142,11 +155,16 @@ def name(slot: int, word: int, mid_first: bool = False, say: bool = True) -> Cal
     mid, bit = ABOVE[word]
     if (yield has(mid, bit)):
         return 0
+    # BROKEN: what plain loads may do where the processor lets them pass the store before them
+    was_set = 0
+    if say_late:
+        was_set = yield has(*ABOVE[mid])
     if say:
         yield store(slot, 1)
     if mid_first:
         yield fetch_or(mid, bit)  # BROKEN: others go before `high` and `top` are set
-    yield from set_bits(*ABOVE[mid])
+    if not was_set:
+        yield from set_bits(*ABOVE[mid])
     yield from set_bits(TOP, 1)
     if not mid_first:
         yield fetch_or(mid, bit)
@@ -323,6 +341,98 @@ def overwrite(leaf0: int, leaf1: int, look_again: bool = True) -> Call:
     return 0
 
 
+# ---- the tall shape ------------------------------------------------------------------------------
+#
+# A level more, `upper`, and two words under it: `high` stands over `mid0` and that over `leaf0`,
+# `high1` over `mid1` and that over `leaf2`.  What is not shown here, before each of them and
+# between them, is zero, so a search comes down to a word by the bits above it.
+
+
+def set_above(word: int) -> Call:
+    """The bit above a word, and all that are above that."""
+    while word in ABOVE_TALL:
+        word, bit = ABOVE_TALL[word]
+        yield from set_bits(word, bit)
+    return 0
+
+
+def mark_tall(slot: int, word: int, bits: int) -> Call:
+    yield from set_bits(word, bits)
+    mid = ABOVE_TALL[word][0]
+    if not (yield has(mid, 1)):
+        yield store(slot, 1)
+        yield from set_above(mid)
+        yield fetch_or(mid, 1)
+        yield store(slot, 2)
+    return 0
+
+
+def mark_range(slot: int, bits: int, say: bool = True) -> Call:
+    """A mark from `leaf0` to `leaf2`: level by level, then `mid0` and `mid1`."""
+    yield from set_bits(LEAF0, bits)
+    yield from set_bits(LEAF2, bits)
+    if (yield has(MID0, 1)) and (yield has(MID1, 1)):
+        return 0
+    if say:
+        yield store(slot, 1)
+    for word, bit in ((HIGH, 1), (HIGH1, 1), (UPPER, 3), (TOP, 1)):
+        yield from set_bits(word, bit)
+    yield from set_bits(MID0, 1)
+    yield from set_bits(MID1, 1)
+    if say:
+        yield store(slot, 2)
+    return 0
+
+
+def clear_tall(drain: bool, **broken: bool) -> Call:
+    """Reset and drain: what is empty under `high` is seen to when the clear has come to `high1`."""
+    yield lock()
+    taken = 0
+    gone = None
+    if (yield nonzero(TOP)):
+        upper = yield load(UPPER)
+        for leaf, high, bit in ((LEAF0, HIGH, 1), (LEAF2, HIGH1, 2)):
+            mid = ABOVE_TALL[leaf][0]
+            if not upper & bit:
+                continue
+            if (yield nonzero(high)) and (yield nonzero(mid)):
+                if drain:
+                    taken |= (yield fetch_and(leaf, ~ALL)) << 2 * leaf
+                else:
+                    yield store(leaf, 0)
+                yield fetch_and(mid, ~1)
+                if (yield nonzero(leaf)):
+                    yield from set_above(mid)
+                    yield fetch_or(mid, 1)
+                else:
+                    if gone is not None:
+                        yield from drop_above(gone, **broken)
+                    gone = mid
+            upper = yield load(UPPER)
+    if gone is not None:
+        yield from drop_above(gone, **broken)
+    yield unlock()
+    return taken
+
+
+def drop_above(mid: int, wait: bool = True, all_levels: bool = True) -> Call:
+    """The bit over a word of level 1, and so on upwards as far as that is empty."""
+    emptied = []
+    word = mid
+    while word in ABOVE_TALL:
+        above, bit = ABOVE_TALL[word]
+        emptied.append(word)
+        if (yield fetch_and(above, ~bit)) & ~bit:
+            break
+        word = above
+    if wait:
+        yield from wait_for_markers()
+    for word in emptied if all_levels else emptied[:1]:  # BROKEN: what is between may be set, too
+        if (yield nonzero(word)):
+            yield from set_above(word)
+    return 0
+
+
 # ---- the exploration -----------------------------------------------------------------------------
 
 
@@ -381,7 +491,9 @@ def where(call: Any) -> Any:
     return tuple(at)
 
 
-def explore(threads: list[Thread], memory: Memory) -> int:
+def explore(
+    threads: list[Thread], memory: Memory, above: dict[int, tuple[int, int]] | None = None
+) -> int:
     """Visit every reachable state; returns how many.  Raises Counterexample."""
     cache: dict[tuple[int, tuple[int, ...]], Any] = {}
     first_sent: dict[Any, tuple[int, ...]] = {}
@@ -447,7 +559,7 @@ def explore(threads: list[Thread], memory: Memory) -> int:
             if wrong:
                 raise Counterexample(schedule(came_from, state, line, threads, memory, wrong))
         if not running:
-            wrong = wrong_at_end(state, threads)
+            wrong = wrong_at_end(state, threads, above or {**ABOVE, HIGH: (TOP, 1)})
             if wrong:
                 raise Counterexample(schedule(came_from, state, None, threads, memory, wrong))
     return len(came_from)
@@ -474,13 +586,15 @@ def step(
     return State(memory, sent, owed, state.due, removed), (thread.name, what, word, old, new)
 
 
-def wrong_at_end(state: State, threads: list[Thread]) -> str | None:
+def wrong_at_end(
+    state: State, threads: list[Thread], levels: dict[int, tuple[int, int]]
+) -> str | None:
     """All calls have returned: what is wrong with what they left?"""
     memory = state.memory
     lost = [m for m in state.owed if not memory[m[1]] & m[2]]
     if lost:
         return f"lost: nobody took {show_marks(frozenset(lost), threads)}, and it is not there"
-    for word, (above, bit) in [*ABOVE.items(), (HIGH, (TOP, 1))]:
+    for word, (above, bit) in levels.items():
         if memory[word] and not memory[above] & bit:
             return (
                 f"(a) {WORD_NAMES[word]} is {memory[word]:02b}, "
@@ -545,7 +659,7 @@ def drainer(**options: Any) -> Thread:
 def memory(
     leaves: tuple[int, int, int], mids: tuple[int, int], high: int = 0, top: int = 0
 ) -> Memory:
-    return (*leaves, *mids, high, top, 0, 0, 0)
+    return (*leaves, *mids, high, top, 0, 0, 0, 0, 0)
 
 
 EMPTY = memory((0, 0, 0), (0, 0))
@@ -654,6 +768,58 @@ def test_overwriting_whole_words(leaves: tuple[int, int]) -> None:
     assert all_pairs(merger(*leaves), drainer(), starts=("stale", "all"), pairs=pairs) > 1000
 
 
+def tall(leaf0: int, leaf2: int, stale: int = 0) -> Memory:
+    """These two, and what is above them; `stale`: bit i, also over what is zero there."""
+    here = [int(bool(leaf0 or stale & 1)), int(bool(leaf2 or stale & 2))]
+    upper = here[0] | here[1] << 1
+    return (leaf0, 0, leaf2, *here, here[0], int(upper != 0), 0, 0, 0, here[1], upper)
+
+
+def explore_tall(*threads: Thread, start: Memory) -> int:
+    return explore(list(threads), start, ABOVE_TALL)
+
+
+def tall_marker(name: str, word: int, bits: int) -> Thread:
+    return Thread(name, lambda: mark_tall(slot_of(name), word, bits), (word, bits))
+
+
+def ranger(name: str, word: int, **options: Any) -> Thread:
+    """Marks a range; of that, what it marks in `word` is followed."""
+    return Thread(name, lambda: mark_range(slot_of(name), 1, **options), (word, 1))
+
+
+def tall_resetter(**options: Any) -> Thread:
+    return Thread("reset", lambda: clear_tall(False, **options))
+
+
+def tall_drainer() -> Thread:
+    return Thread("drain", lambda: clear_tall(True), drains=True)
+
+
+TALL_STARTS = {
+    "empty": tall(0, 0),
+    "stale": tall(0, 0, 0b11),
+    "one dirty": tall(1, 0),
+    "both": tall(1, 1),
+}
+
+
+@pytest.mark.parametrize("start", TALL_STARTS)
+@pytest.mark.parametrize("far", [False, True], ids=["same word", "far"])
+def test_chains_of_levels(far: bool, start: str) -> None:
+    a, b = tall_marker("mark A", LEAF0, 1), tall_marker("mark B", LEAF2 if far else LEAF0, 2)
+    threads = (a, b, tall_resetter(), tall_drainer())
+    assert explore_tall(*threads, start=TALL_STARTS[start]) > 1000
+
+
+@pytest.mark.parametrize("start", ["empty", "one dirty"])
+def test_ranges_over_chains_of_levels(start: str) -> None:
+    for word in (LEAF0, LEAF2):
+        a, b = ranger("mark A", word), tall_marker("mark B", word, 1)
+        threads = (a, b, tall_resetter(), tall_drainer())
+        assert explore_tall(*threads, start=TALL_STARTS[start]) > 1000
+
+
 # ---- broken on purpose ---------------------------------------------------------------------------
 
 
@@ -697,6 +863,34 @@ def broken_no_second_look_at_high() -> int:
     return all_pairs(resetter(look_at_high=False))
 
 
+def broken_look_above_before_it_is_said() -> int:
+    return all_pairs(resetter(), drainer(), say_late=True)
+
+
+def broken_tall(**options: Any) -> int:
+    a, b = tall_marker("mark A", LEAF0, 1), tall_marker("mark B", LEAF2, 1)
+    return sum(
+        explore_tall(a, b, tall_resetter(**options), tall_drainer(), start=start)
+        for start in TALL_STARTS.values()
+    )
+
+
+def broken_tall_no_wait_for_markers() -> int:
+    return broken_tall(wait=False)
+
+
+def broken_tall_look_at_level_1_only() -> int:
+    return broken_tall(all_levels=False)
+
+
+def broken_tall_range_that_is_not_waited_for() -> int:
+    a, b = ranger("mark A", LEAF0, say=False), tall_marker("mark B", LEAF0, 1)
+    return sum(
+        explore_tall(a, b, tall_resetter(), tall_drainer(), start=start)
+        for start in TALL_STARTS.values()
+    )
+
+
 def broken_wipe_of_the_leaf_first() -> int:
     return all_pairs(wiper(summary_first=False))
 
@@ -724,6 +918,10 @@ BROKEN = {
     broken_markers_that_are_not_waited_for: "(a) mid",
     broken_mid_before_what_is_above: "(b) the drain passed over leaf0 bit",
     broken_no_second_look_at_high: "(a) high",
+    broken_look_above_before_it_is_said: "(a) mid",
+    broken_tall_no_wait_for_markers: "(b) the drain passed over leaf0 bit 0",
+    broken_tall_look_at_level_1_only: "(b) the drain passed over leaf2 bit 0",
+    broken_tall_range_that_is_not_waited_for: "(a) mid0",
     broken_wipe_of_the_leaf_first: "(a) leaf",
     broken_overwrite_without_a_second_look: "(a) leaf",
     broken_move_of_what_is_named: "lost: drained",
