@@ -504,6 +504,9 @@ void hb_name_range(const struct hb_block *b, uint64_t first, uint64_t last)
         struct hb_slot *slot = hb_summarising_begins();
         uint64_t lo = head, hi = tail;
 
+        /* Loads and stores follow that are plain.  If they came before what says
+         * so, a clear that takes the bits they saw or set would not wait. */
+        hb_fence();
         for (unsigned k = 2; k < b->nlevels; k++) {
             (void)hb_mark_level(b, k, lo, hi);
             lo /= HB_BITS;
@@ -514,6 +517,9 @@ void hb_name_range(const struct hb_block *b, uint64_t first, uint64_t last)
         hb_fence();
         (void)hb_mark_level(b, 1, first, last);
         hb_summarising_ends(slot);
+    } else {
+        /* Plain loads; what is above these bits was set by others. */
+        hb_read_fence();
     }
 }
 

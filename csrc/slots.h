@@ -58,7 +58,7 @@ extern __attribute__((visibility("hidden"))) atomic_uint hb_without_slot;
 /*
  * Between these two a thread sets summary bits; neither waits or fails.  What is
  * loaded in between comes after hb_summarising_begins in the order of all
- * sequentially consistent accesses.
+ * sequentially consistent accesses; whoever uses others there needs a fence.
  */
 static inline struct hb_slot *hb_summarising_begins(void)
 {
