@@ -34,8 +34,29 @@ static void hb_slot_leave(void *slot)
     atomic_store(&((struct hb_slot *)slot)->taken, false);
 }
 
+/*
+ * In the child of a fork, where only this thread lives on.  What the others had
+ * said would be waited for in vain, also by clears of bitmaps that the child has
+ * made itself.
+ */
+static void hb_slots_forget(void)
+{
+    for (struct hb_slot *slot = hb_slots_first(); slot; slot = slot->next) {
+        if (slot != hb_own_slot) {
+            uint64_t said = atomic_load(&slot->summarising);
+
+            atomic_store(&slot->set, NULL);
+            atomic_store(&slot->summarising, said + said % 2);
+            atomic_store(&slot->taken, false);
+        }
+    }
+    atomic_store(&hb_without_slot, 0);
+}
+
 static void hb_slot_make_key(void)
 {
+    /* Where this fails there is no memory; then a fork is worse off, no more. */
+    (void)pthread_atfork(NULL, NULL, hb_slots_forget);
     hb_slot_key_made = pthread_key_create(&hb_slot_key, hb_slot_leave) == 0;
 }
 

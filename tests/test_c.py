@@ -76,7 +76,7 @@ def test_the_model_program_notices_a_broken_model(tmp_path: Path) -> None:
 )
 def test_threads_keep_the_promises(tmp_path: Path, flags: list[str]) -> None:
     output = succeed([build(tmp_path, "test_threads", *flags), "1", "1"])
-    assert output.count("ok ") == 8
+    assert output.count("ok ") == 9
 
 
 def test_bitmaps_come_and_go_beside_writes(tmp_path: Path) -> None:

@@ -9,6 +9,13 @@
  * Meant for ThreadSanitizer and AddressSanitizer as much as for a plain build.
  * SCENARIO: only those whose name contains this.
  */
+#if defined(__linux__) && !defined(_GNU_SOURCE)
+#define _GNU_SOURCE         /* fork */
+#endif
+
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include "words.h"
 #include "workers.h"
 
@@ -938,6 +945,58 @@ static void scenario_live(void)
 }
 #endif
 
+/* ---- the child of a fork does not wait for threads that it has not ------ */
+
+static void fork_mark(struct worker *self)
+{
+    while (atomic_load(&busy)) {
+        CHECK_EQ(hbitmap_set(kept.hb, rng_below(&self->rng, ngroups), 1), 0);
+        CHECK_EQ(hbitmap_reset(kept.hb, 0, ngroups), 0);
+    }
+}
+
+/* It uses a bitmap of its own. */
+static void fork_child(void)
+{
+    HBitmap *mine = make(ngroups, 0);
+
+    alarm(20);
+    CHECK_EQ(hbitmap_set(mine, 5, 1), 0);
+    CHECK_EQ(hbitmap_reset(mine, 0, 64), 0);
+    CHECK_VALID(mine);
+    _Exit(0);
+}
+
+static void fork_often(struct worker *self)
+{
+    for (unsigned i = 0; i < 100; i++) {
+        pid_t child;
+        int status;
+
+        linger(self, 1000);
+        child = fork();
+        CHECK(child >= 0, "fork: errno %d", errno);
+        if (child == 0) {
+            fork_child();
+        }
+        CHECK_EQ(waitpid(child, &status, 0), child);
+        CHECK(status == 0, "the child of fork %u ended with %#x", i, status);
+    }
+    atomic_fetch_sub(&busy, 1);
+}
+
+static void scenario_fork(void)
+{
+    ngroups = 64 * 64 * 70;
+    nworkers = 0;
+    kept.hb = make(ngroups, 0);
+    atomic_store(&busy, 1);
+    add(2, fork_mark);
+    add(1, fork_often);
+    run_workers();
+    hbitmap_free(kept.hb);
+}
+
 /* ---- everything at once: memory and promise (a) ------------------------- */
 
 static struct {
@@ -1138,6 +1197,7 @@ static const struct {
 #ifndef HB_TSAN
     { "live: what is deserialized changes meanwhile", scenario_live },
 #endif
+    { "fork: children wait for nobody", scenario_fork },
     { "mixed: everything together", scenario_mixed },
     { "truncate: everything together, and truncate", scenario_truncate },
 };
