@@ -344,6 +344,7 @@ static bool hb_or_named(const struct hb_block *to, uint64_t parent,
                                              ~atomic_load(&target[i]), alone);
         }
     }
+    hb_test_delay();
     /* Loads only, if nothing was gained, some of them plain. */
     hb_read_fence();
     for (uint64_t bits = named & ~atomic_load(&to->level[1][parent]); bits;
@@ -458,6 +459,7 @@ static void hb_overwrite(const struct hb_block *a, const struct hb_block *b,
                                                  stale[n] & ~named) : 0;
         }
         hb_fence();
+        hb_test_delay();
         for (unsigned i = 0; i < n; i++) {
             uint64_t empty;
 
@@ -913,6 +915,7 @@ static int hb_load_words(HBitmap *hb, const uint8_t *buf, uint64_t fill,
             }
         }
         hb_fence();
+        hb_test_delay();
         for (unsigned i = 0; i < n; i++) {
             uint64_t at = (parent + i) * HB_BITS;
             uint64_t empty = ~set[i];

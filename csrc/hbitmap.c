@@ -481,9 +481,11 @@ void hb_name_some(const struct hb_block *b, uint64_t parent, uint64_t words)
         uint64_t bit = parent;
 
         for (unsigned k = 2; k < b->nlevels; k++) {
+            hb_test_delay();
             hb_or_bit(b->level[k], bit);
             bit /= HB_BITS;
         }
+        hb_test_delay();
         atomic_fetch_or(named, words);
         hb_summarising_ends(slot);
     }
@@ -508,6 +510,7 @@ void hb_name_range(const struct hb_block *b, uint64_t first, uint64_t last)
          * so, a clear that takes the bits they saw or set would not wait. */
         hb_fence();
         for (unsigned k = 2; k < b->nlevels; k++) {
+            hb_test_delay();
             (void)hb_mark_level(b, k, lo, hi);
             lo /= HB_BITS;
             hi /= HB_BITS;
@@ -515,6 +518,7 @@ void hb_name_range(const struct hb_block *b, uint64_t first, uint64_t last)
         /* Whoever sees a bit of level 1 relies on those above, some of which
          * may have been stored: they come first. */
         hb_fence();
+        hb_test_delay();
         (void)hb_mark_level(b, 1, first, last);
         hb_summarising_ends(slot);
     } else {
@@ -540,6 +544,7 @@ bool hb_mark(const struct hb_block *b, uint64_t first, uint64_t last)
     } else {
         hb_read_fence();
     }
+    hb_test_delay();
     hb_name_range(b, first / HB_BITS, last / HB_BITS);
     return gained;
 }
@@ -557,6 +562,7 @@ static inline bool hb_mark_group(const struct hb_block *b, uint64_t group)
         atomic_fetch_or(&b->level[0][word], hb_bit(group));
     }
     HB_MAYBE_BREAK(gained);
+    hb_test_delay();
     hb_name(b, word);
     return gained;
 }
@@ -612,6 +618,7 @@ int hbitmap_set(HBitmap *hb, uint64_t start, uint64_t count)
         return hb_is_set(b->level[1], word) ? 0 : hb_set_name(hb, b, word);
     }
     atomic_fetch_or(&b->level[0][word], hb_bit(first));
+    hb_test_delay();
     if (!hb_is_set(b->level[1], word)) {
         return hb_set_name(hb, b, word);
     }
@@ -754,9 +761,11 @@ int hbitmap_set_many(HBitmap *hb, const uint64_t *starts,
 void hb_unname(const struct hb_block *b, uint64_t parent, uint64_t words,
                struct hb_gone *gone)
 {
-    uint64_t left = atomic_fetch_and(&b->level[1][parent], ~words) & ~words;
-    uint64_t again = 0;
+    uint64_t left, again = 0;
 
+    hb_test_delay();
+    left = atomic_fetch_and(&b->level[1][parent], ~words) & ~words;
+    hb_test_delay();
     /* The second look.  A mark of such a word that came after the first look and
      * still found it named came before the fetch_and in the one order of all
      * these accesses, so it is seen here. */
@@ -788,7 +797,10 @@ void hb_unsummarise(const struct hb_block *b, struct hb_gone *gone)
     }
     gone->bits = 0;
     while (end < b->nlevels) {
-        uint64_t left = atomic_fetch_and(&b->level[end][word], ~bits) & ~bits;
+        uint64_t left;
+
+        hb_test_delay();
+        left = atomic_fetch_and(&b->level[end][word], ~bits) & ~bits;
 
         taken[end++] = bits;
         if (left) {
@@ -801,6 +813,7 @@ void hb_unsummarise(const struct hb_block *b, struct hb_gone *gone)
      * words.  Behind this it has named them, and the plain loads below come
      * after the loads that have seen so. */
     hb_wait_for_summarising();
+    hb_test_delay();
     word = gone->word;
     for (unsigned k = 2; k < end; k++) {
         uint64_t at = word * HB_BITS;
@@ -840,6 +853,7 @@ static void hb_empty_words(const struct hb_block *b, uint64_t word, uint64_t end
 
     hb_fill_words(&b->level[1][first], 0, last - first + 1);
     hb_fence();
+    hb_test_delay();
     hb_fill_words(&b->level[0][word], 0, end - word);
     hb_unsummarise(b, &gone);
 }
@@ -1057,6 +1071,7 @@ hb_word *hb_move_leaf(const HBitmap *hb, const struct hb_block *b, size_t *nbyte
     *nbytes = hb_align((size_t)b->nwords[0] * sizeof(hb_word), page);
     hb_drop_summaries(b);
     hb_fence();
+    hb_test_delay();
     errno = 0;
     moved = hb_test_alloc_fails()
                 ? MAP_FAILED : mremap((void *)b->level[0], *nbytes, *nbytes,

@@ -98,10 +98,14 @@ struct hb_slot *hb_slots_first(void)
 
 void hb_wait_for_summarising(void)
 {
+#ifdef HB_BREAK_NO_WAIT
+    return;     /* for the stress test, as HB_BREAK_EARLY_EXIT */
+#endif
     /* A slot that is not in the list yet is one of a thread that begins later. */
     for (struct hb_slot *slot = hb_slots_first(); slot; slot = slot->next) {
         uint64_t seen = atomic_load(&slot->summarising);
 
+        hb_test_delay();
         while (seen % 2 && atomic_load(&slot->summarising) == seen) {
             sched_yield();
         }

@@ -52,6 +52,13 @@ static inline struct hb_slot *hb_slot(void)
 /* The first of all slots; slots are added in front, and never freed. */
 struct hb_slot *hb_slots_first(void);
 
+/* For tests: called where a thread that is held up for a while meets others halfway. */
+#ifdef HB_TEST_DELAY
+void hb_test_delay(void);
+#else
+#define hb_test_delay() ((void)0)
+#endif
+
 /* Threads without a slot that are setting summary bits. */
 extern __attribute__((visibility("hidden"))) atomic_uint hb_without_slot;
 

@@ -76,7 +76,19 @@ def test_the_model_program_notices_a_broken_model(tmp_path: Path) -> None:
 )
 def test_threads_keep_the_promises(tmp_path: Path, flags: list[str]) -> None:
     output = succeed([build(tmp_path, "test_threads", *flags), "1", "1"])
-    assert output.count("ok ") == 9
+    assert output.count("ok ") == 10
+
+
+def test_threads_that_are_held_up_halfway(tmp_path: Path) -> None:
+    program = build(tmp_path, "test_threads", "-DHB_TEST_DELAY")
+    assert "ok halfway" in succeed([program, "1", "1", "halfway"])
+
+
+def test_a_clear_that_does_not_wait_is_noticed(tmp_path: Path) -> None:
+    program = build(tmp_path, "test_threads", "-DHB_TEST_DELAY", "-DHB_BREAK_NO_WAIT")
+    done = run([program, "1", "3", "halfway"])
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "test_threads.c:" in done.stderr
 
 
 def test_bitmaps_come_and_go_beside_writes(tmp_path: Path) -> None:

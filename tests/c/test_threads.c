@@ -10,7 +10,7 @@
  * SCENARIO: only those whose name contains this.
  */
 #if defined(__linux__) && !defined(_GNU_SOURCE)
-#define _GNU_SOURCE         /* fork */
+#define _GNU_SOURCE         /* fork, usleep */
 #endif
 
 #include <sys/wait.h>
@@ -20,6 +20,27 @@
 #include "workers.h"
 
 static atomic_uint busy;    /* workers that others wait for */
+
+/* Every few times it holds the thread up, for a turn of the others or for longer. */
+#ifdef HB_TEST_DELAY
+void hb_test_delay(void);
+
+void hb_test_delay(void)
+{
+    static _Thread_local uint64_t delays;
+    uint64_t turns;
+
+    if (!delays) {
+        delays = test_seed ^ (uintptr_t)&delays;
+    }
+    turns = rng_below(&delays, 32);
+    if (turns < 8) {
+        sched_yield();
+    } else if (turns == 8) {
+        usleep((useconds_t)rng_below(&delays, 60));
+    }
+}
+#endif
 
 static HBitmap *make(uint64_t size, int granularity)
 {
@@ -558,6 +579,92 @@ static void scenario_hot(void)
             free(hot.demands[i].note);
             hot.takes[i] = hot.demands[i] = (struct notes){ 0 };
         }
+    }
+}
+
+/* ---- nor does one whose thread has marked just now ---------------------- */
+
+/*
+ * One thread marks and drains, and whatever it marked is there: nobody else takes
+ * these groups.  Others mark them too, also as the end of a range, and mark and
+ * clear the rest of their words and of words beside them.  So its mark ends where
+ * others have come halfway, and clears are at the levels above.
+ */
+enum { HALFWAY = 3, HALFWAY_STEPS = 400 };
+
+static struct {
+    HBitmap *hb;
+    uint64_t group[HALFWAY];        /* the first of their words */
+} halfway;
+
+static uint64_t halfway_pick(struct worker *self)
+{
+    return halfway.group[rng_below(&self->rng, HALFWAY)];
+}
+
+static void halfway_drain(struct worker *self)
+{
+    HBitmap *mine = make(bitmap_size(), granularity);
+
+    for (unsigned i = 0; i < HALFWAY_STEPS; i++) {
+        uint64_t group = halfway_pick(self);
+        bool all = rng_one_in(&self->rng, 2);
+
+        CHECK_EQ(hbitmap_set(halfway.hb, item_of(group), 1), 0);
+        CHECK_EQ(hbitmap_drain(halfway.hb, all ? 0 : item_of(group),
+                               all ? bitmap_size() : item_of(1), mine), 0);
+        CHECK(hbitmap_get(mine, item_of(group)),
+              "(b) group %" PRIu64 " of %" PRIu64 " was passed over", group, ngroups);
+        hbitmap_reset_all(mine);
+    }
+    hbitmap_free(mine);
+    atomic_fetch_sub(&busy, 1);
+}
+
+static void halfway_mark(struct worker *self)
+{
+    while (atomic_load(&busy)) {
+        uint64_t group = halfway_pick(self), count = 1;
+
+        if (group >= 64 * 64 && rng_one_in(&self->rng, 16)) {
+            count = 64 * 64 + 1;            /* under two words of level 1 */
+        }
+        CHECK_EQ(hbitmap_set(halfway.hb, item_of(group - (count - 1)), item_of(count)),
+                 0);
+    }
+}
+
+static void halfway_clear(struct worker *self)
+{
+    while (atomic_load(&busy)) {
+        /* The first of a word may be one of those. */
+        uint64_t first = halfway_pick(self) + rng_below(&self->rng, 2) * 64 + 1;
+        uint64_t count = first < ngroups ? ngroups - first : 0;
+
+        count = count < 63 ? count : 63;
+        if (count && rng_one_in(&self->rng, 4)) {
+            CHECK_EQ(hbitmap_set(halfway.hb, item_of(first), item_of(count)), 0);
+        } else if (count) {
+            CHECK_EQ(hbitmap_reset(halfway.hb, item_of(first), item_of(count)), 0);
+        }
+    }
+}
+
+static void scenario_halfway(void)
+{
+    for (unsigned turn = 0; turn < 12; turn++) {
+        use_shape(&tall[1 + turn % 2]);     /* three and four levels */
+        halfway.hb = make(bitmap_size(), granularity);
+        for (unsigned which = 0; which < HALFWAY; which++) {
+            halfway.group[which] = rng_below(&rng, ngroups) / 64 * 64;
+        }
+        atomic_store(&busy, 1);
+        add(1, halfway_drain);
+        add(1 + turn % 3, halfway_mark);
+        add(turn % 2, halfway_clear);
+        run_workers();
+        check_quiet(halfway.hb);
+        hbitmap_free(halfway.hb);
     }
 }
 
@@ -1190,6 +1297,7 @@ static const struct {
     void (*run)(void);
 } scenarios[] = {
     { "hot: no drain passes over a mark", scenario_hot },
+    { "halfway: nor over one of its own thread", scenario_halfway },
     { "once: each mark in one drain or in the rest", scenario_once },
     { "kept: marks beside operations in place", scenario_kept },
     { "seek: searches see every mark", scenario_seek },
