@@ -45,8 +45,8 @@
  * it copied by another thread which clears the mark first and reads the data
  * then, puts atomic_thread_fence(memory_order_seq_cst) between writing and
  * marking (Python code under the GIL has that already).
- * A signal handler must not mark a bitmap whose thread it may have interrupted
- * in one of these functions.
+ * A signal handler that may have interrupted one of these functions must not
+ * call any of them, on whatever bitmap.
  * A bitmap must not be used on both sides of a fork().
  */
 #ifndef PYBITMAP_HBITMAP_H
