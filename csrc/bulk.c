@@ -511,12 +511,16 @@ static bool hb_merge_words(const struct hb_block *a, const struct hb_block *b,
 static bool hb_or_areas(const HBitmap *from, const HBitmap *to)
 {
     const struct hb_block *b = hb_block_of(to);
-    uint64_t next = 0, area[2];
+    uint64_t next = 0, areas[2 * HB_BITS];
     bool changed = false;
+    size_t n;
 
-    while (hbitmap_areas(from, next, UINT64_MAX, area, 1, &next)) {
-        changed |= hb_mark(b, area[0] >> to->granularity,
-                           (area[0] + area[1] - 1) >> to->granularity);
+    while ((n = hbitmap_areas(from, next, UINT64_MAX, areas, HB_BITS, &next)) != 0) {
+        for (size_t i = 0; i < n; i++) {
+            uint64_t start = areas[2 * i], last = start + areas[2 * i + 1] - 1;
+
+            changed |= hb_mark(b, start >> to->granularity, last >> to->granularity);
+        }
     }
     return changed;
 }
