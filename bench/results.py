@@ -29,6 +29,39 @@ RAW = HERE.parent / "build" / "results"
 MARKERS = "osv^D<>pX*"
 
 
+#: Where a goal is missed, what stands in its way: the first of which the row's name has the words.
+WALLS = {
+    "tracker of 16": (
+        "16 bitmaps have 16 times the memory of the one, and leave the cache; `same memory` "
+        "is beside one bitmap that has as much"
+    ),
+    "set_many random dirty": (
+        "the arrays are read twice, since nothing is marked if one of the ranges is outside"
+    ),
+    "dirty": (
+        "two loads instead of one (leaf and level 1), the hint of level 1, the check of the "
+        "range and the call; `same accesses` has the loads, inlined"
+    ),
+    "clean": (
+        "`same accesses` has what a mark must do, inlined: a locked instruction, the look "
+        "at level 1 and, for the first mark of a word (one in four, here), those above; no "
+        "processor foresees which mark that is"
+    ),
+    "a |= b, beside a thread": (
+        "each word that gains takes a locked instruction while others may mark, as in the "
+        "bare loop of `merge in place`; the peers are not for several threads"
+    ),
+    "serialize": ("all words are copied, as bitarray does; pyroaring's bytes are compressed"),
+    "|": (
+        "each dirty bit of a sparse bitmap has a cache line of its own, which pyroaring "
+        "packs: compare the bare loop over just those words, `merge in place sparse`"
+    ),
+    "drain": (
+        "a new bitmap is mapped and an old one unmapped, or pages are moved, whatever they hold"
+    ),
+}
+
+
 # ---- measuring ------------------------------------------------------------------------------
 
 
@@ -151,12 +184,31 @@ def c_table(rows: list[Row]) -> list[str]:
     )
 
 
+def missed_table(python: list[Row], c: list[Row]) -> list[str]:
+    lines = [
+        [f"{row['name']}: {row['way']}, {shape_name(row)}", goal_text(goal), row["name"]]
+        for row in python
+        for goal in row["goals"]
+        if not goal["met"]
+    ]
+    for row in c:
+        if row["met"] is False:
+            value = row["ratio"] if row["goal_kind"] == "ratio" else row["ours"]
+            what = f"{row['name']}, {size_name(row['groups'])} groups"
+            lines.append([what, f"{value:.3g}, {c_goal(row)}", row["name"]])
+    return table(
+        ["", "reached", "what stands in the way"],
+        [
+            [what, reached, next((wall for words, wall in WALLS.items() if words in name), "")]
+            for what, reached, name in lines
+        ],
+    )
+
+
 def write_page(plots: list[tuple[str, str]]) -> None:
     facts = json.loads((RAW / "machine.json").read_text())
-    python, c = (
-        read("python") + read("python-thread") + read("python-large"),
-        read("c") + read("c-large"),
-    )
+    python = read("python") + read("python-thread") + read("python-large")
+    c = read("c") + read("c-large")
     goals = [goal["met"] for row in python for goal in row["goals"]]
     goals += [row["met"] for row in c if row["met"] is not None]
     lines = [
@@ -170,6 +222,8 @@ def write_page(plots: list[tuple[str, str]]) -> None:
     ]
     for path, caption in plots:
         lines += ["", f"![{caption}]({path})"]
+    if False in goals:
+        lines += ["", "## Missed goals", "", *missed_table(python, c)]
     lines += ["", "## From Python", *python_tables(python)]
     if c:
         lines += ["", "## In C, beside the bare loops", "", "Times in ns.", "", *c_table(c)]
