@@ -23,7 +23,7 @@ static uint64_t hb_count_words(const struct hb_block *b, uint64_t word,
     uint64_t groups = 0;
 
     while ((word = hb_next_bit(b, 1, word)) < end) {
-        uint64_t stop = hb_some_end(b, word, end);
+        uint64_t stop = hb_many_end(b, HB_SOME, word, end);
 
         if (stop > word) {
             groups += hb_popcount_words(&b->level[0][word], stop - word);
@@ -322,27 +322,23 @@ static bool hb_or_named(const struct hb_block *to, uint64_t parent,
                                                    memory_order_relaxed);
     bool gained = false;
 
-    if (alone && hb_many(named, HB_MANY)) {
-        gained = hb_gain_words(target, source, n);
-    } else {
-        for (uint64_t bits = empty; bits; bits &= bits - 1) {
-            unsigned i = hb_lowest(bits);
+    for (uint64_t bits = empty; bits; bits &= bits - 1) {
+        unsigned i = hb_lowest(bits);
 
-            gained |= hb_or_word(&target[i], atomic_load(&source[i]), alone);
-        }
-        for (uint64_t bits = named & ~empty; bits;) {
-            unsigned i = hb_lowest(bits);
+        gained |= hb_or_word(&target[i], atomic_load(&source[i]), alone);
+    }
+    for (uint64_t bits = named & ~empty; bits;) {
+        unsigned i = hb_lowest(bits);
 
-            /* A cache line at a time, where there is a lot. */
-            if (i % 8 == 0 && i + 8 <= n && (bits >> i & 0xff) == 0xff &&
-                !hb_has_more(&source[i], &target[i], 8)) {
-                bits &= ~(UINT64_C(0xff) << i);
-                continue;
-            }
-            bits &= bits - 1;
-            gained |= hb_or_word(&target[i], atomic_load(&source[i]) &
-                                             ~atomic_load(&target[i]), alone);
+        /* A cache line at a time, where there is a lot. */
+        if (i % 8 == 0 && i + 8 <= n && (bits >> i & 0xff) == 0xff &&
+            !hb_has_more(&source[i], &target[i], 8)) {
+            bits &= ~(UINT64_C(0xff) << i);
+            continue;
         }
+        bits &= bits - 1;
+        gained |= hb_or_word(&target[i], atomic_load(&source[i]) &
+                                         ~atomic_load(&target[i]), alone);
     }
     hb_test_delay();
     /* Loads only, if nothing was gained, some of them plain. */
@@ -357,19 +353,47 @@ static bool hb_or_named(const struct hb_block *to, uint64_t parent,
     return gained;
 }
 
+/*
+ * The same from `word` on, the first under its summary word, as far as there are
+ * many; for one thread alone.  Where it ended: at `word`, if there are few.
+ */
+static uint64_t hb_or_alone(const struct hb_block *from, const struct hb_block *to,
+                            uint64_t word, bool *gained)
+{
+    uint64_t most = hb_min(from->nwords[0], word + HB_BITS * HB_BITS);
+    uint64_t end = hb_many_end(from, HB_MANY, word, most);
+
+    if (end > word) {
+        *gained |= hb_gain_words(&to->level[0][word], &from->level[0][word], end - word);
+    }
+    for (uint64_t at = word; at < end; at += HB_BITS) {
+        uint64_t parent = at / HB_BITS, named = atomic_load(&from->level[1][parent]);
+
+        if (named & ~atomic_load(&to->level[1][parent])) {
+            /* A bit over a word that is zero does no harm. */
+            hb_name_some(to, parent, named);
+        }
+    }
+    return end;
+}
+
 /* Marks in `to` what is dirty in `from`, of one shape; the caller holds the lock
  * of `from`. */
 static bool hb_or_into(const struct hb_block *from, const struct hb_block *to)
 {
+    const bool alone = hb_alone();
     bool changed = false;
 
     for (uint64_t next = hb_next_bit(from, 1, 0); next != HB_NONE;
          next = hb_next_bit(from, 1, next)) {
-        uint64_t parent = next / HB_BITS;
+        uint64_t parent = next / HB_BITS, at = parent * HB_BITS;
 
-        next = (parent + 1) * HB_BITS;
-        changed |= hb_or_named(to, parent, &from->level[0][parent * HB_BITS],
-                               atomic_load(&from->level[1][parent]));
+        next = alone ? hb_or_alone(from, to, at, &changed) : at;
+        if (next == at) {
+            changed |= hb_or_named(to, parent, &from->level[0][at],
+                                   atomic_load(&from->level[1][parent]));
+            next = at + HB_BITS;
+        }
     }
     return changed;
 }

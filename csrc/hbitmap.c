@@ -874,7 +874,7 @@ static uint64_t hb_whole_end(const struct hb_block *b, uint64_t word,
         end = end / HB_BITS * HB_BITS;
     }
     end = hb_min(end, (word / under + 1) * under);
-    return word < end ? hb_some_end(b, word, end) : word;
+    return word < end ? hb_many_end(b, HB_SOME, word, end) : word;
 }
 
 /* Clears `mask` in a word; had it such a bit? */

@@ -207,6 +207,10 @@ bool hbitmap_status(const HBitmap *hb, int64_t start, int64_t count,
 size_t hbitmap_areas(const HBitmap *hb, uint64_t start, uint64_t end,
                      uint64_t *areas, size_t max_areas, uint64_t *next);
 
+/* How many hbitmap_areas would give, if nothing changes meanwhile; in a small
+ * part of the time. */
+uint64_t hbitmap_count_areas(const HBitmap *hb, uint64_t start, uint64_t end);
+
 /* ---- whole bitmaps ------------------------------------------------------ */
 
 /*

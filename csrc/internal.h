@@ -345,8 +345,8 @@ static inline bool hb_many(uint64_t named, unsigned least)
 
 /* The end of such words from `word` on, at most `end`; `word` itself: there are
  * few. */
-static inline uint64_t hb_some_end(const struct hb_block *b, uint64_t word,
-                                   uint64_t end)
+static inline uint64_t hb_many_end(const struct hb_block *b, unsigned least,
+                                   uint64_t word, uint64_t end)
 {
     const uint64_t step = HB_BITS * HB_BITS;
     const hb_word *named = b->level[1];
@@ -356,7 +356,7 @@ static inline uint64_t hb_some_end(const struct hb_block *b, uint64_t word,
         if (stop % step == 0 && stop + step <= end &&
             hb_all_ones(&named[stop / HB_BITS], HB_BITS)) {
             stop += step;
-        } else if (hb_many(atomic_load(&named[stop / HB_BITS]), HB_SOME)) {
+        } else if (hb_many(atomic_load(&named[stop / HB_BITS]), least)) {
             stop = (stop / HB_BITS + 1) * HB_BITS;
         } else {
             break;

@@ -608,3 +608,50 @@ bool hbitmap_status(const HBitmap *hb, int64_t start, int64_t count,
     *pnum = (int64_t)end - start;
     return dirty;
 }
+
+/* ---- counting runs ------------------------------------------------------ */
+
+/*
+ * Runs begin where a bit is set and the one before is not.  Words under a summary
+ * word that names none are zero.  Plain loads (words.h): of what is marked
+ * meanwhile there is no right number.
+ */
+uint64_t hbitmap_count_areas(const HBitmap *hb, uint64_t start, uint64_t end)
+{
+    const struct hb_block *b = hb_block_of(hb);
+    const hb_plain *leaf = (const hb_plain *)b->level[0];
+    uint64_t first, last, runs = 0, before = 0, expected = HB_NONE;
+
+    end = hb_min(end, b->size);
+    if (start >= end) {
+        return 0;
+    }
+    first = start >> hb->granularity;
+    last = (end - 1) >> hb->granularity;
+    for (uint64_t word = hb_next_bit(b, 1, first / HB_BITS); word <= last / HB_BITS;
+         word = hb_next_bit(b, 1, word)) {
+        uint64_t at = word / HB_BITS * HB_BITS;
+        uint64_t n = hb_min(HB_BITS, b->nwords[0] - at);
+        uint64_t words[HB_BITS + 1], begins[HB_BITS];
+
+        words[0] = at == expected ? before : 0;
+        for (uint64_t i = 0; i < n; i++) {
+            words[i + 1] = leaf[at + i];
+        }
+        if (first / HB_BITS >= at) {
+            memset(&words[1], 0, (size_t)(first / HB_BITS - at) * sizeof(words[0]));
+            words[first / HB_BITS - at + 1] &= hb_mask_from(first);
+        }
+        if (last / HB_BITS < at + n) {
+            n = last / HB_BITS - at + 1;
+            words[n] &= hb_mask_to(last);
+        }
+        for (uint64_t i = 0; i < n; i++) {
+            begins[i] = words[i + 1] & ~(words[i + 1] << 1 | words[i] >> (HB_BITS - 1));
+        }
+        runs += hb_popcount_words((const hb_word *)begins, n);
+        before = words[n];
+        word = expected = at + HB_BITS;
+    }
+    return runs;
+}

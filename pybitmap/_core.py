@@ -9,8 +9,10 @@ and not wrappers: a mark costs one call.
 from __future__ import annotations
 
 import errno
+import mmap
 import sys
 from array import array
+from contextlib import suppress
 from functools import partial
 from io import BytesIO
 from operator import index, is_
@@ -54,6 +56,7 @@ hbitmap_next_dirty_area: Callable[[CData, int, int, int, CData, CData], bool] = 
     lib.hbitmap_next_dirty_area
 )
 hbitmap_status: Callable[[CData, int, int, CData], bool] = lib.hbitmap_status
+hbitmap_count_areas: Callable[[CData, int, int], int] = lib.hbitmap_count_areas
 hbitmap_areas: Callable[[CData, int, int, CData, int, CData], int] = lib.hbitmap_areas
 hbitmap_merge: Callable[[CData, CData, CData], int] = lib.hbitmap_merge
 hbitmap_and: Callable[[CData, CData, CData], int] = lib.hbitmap_and
@@ -80,6 +83,23 @@ NULL: CData = ffi.NULL
 new: Callable[..., CData] = ffi.new
 #: The same, not zeroed: for what is written whole at once.
 new_unset: Callable[..., CData] = ffi.new_allocator(should_clear_after_alloc=False)
+
+#: From here on an array is in huge pages, where the system has them: its pages are taken in a
+#: small part of the time.
+HUGE_ARRAY = 4 << 20
+
+
+def new_words(nwords: int) -> CData:
+    """A ``uint64_t[nwords]``, for the caller to set."""
+    advice = getattr(mmap, "MADV_HUGEPAGE", None)
+    if advice is None or 8 * nwords < HUGE_ARRAY:
+        return new_unset("uint64_t[]", nwords)
+    memory = mmap.mmap(-1, 8 * nwords, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without them
+        memory.madvise(advice)
+    return ffi.from_buffer("uint64_t[]", memory)
+
+
 #: ``move(to, from, nbytes)``
 move: Callable[[CData, CData, int], None] = ffi.memmove
 #: The first ``n`` values of C memory as a list.

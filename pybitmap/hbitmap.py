@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 _TO_THE_END = _core.MAX_SIZE
 
 _DIGEST_STEP = 1 << 24  # bytes
+_FIRST_AREAS = 4096  # that areas_array has room for at first
 
 
 class HBitmap(Base, MutableSet[int]):
@@ -257,8 +258,8 @@ class HBitmap(Base, MutableSet[int]):
         ``numpy.asarray`` takes it without a copy.
         """
         start, end = self._search_bounds(start, end)
-        room, nareas = 4 * LAST_BATCH, 0
-        pairs = _core.new_unset("uint64_t[]", 2 * room)
+        room, nareas = _FIRST_AREAS, 0
+        pairs = _core.new_words(2 * room)
         going_on = _core.new("uint64_t *")
         while True:
             rest = pairs + 2 * nareas
@@ -266,8 +267,11 @@ class HBitmap(Base, MutableSet[int]):
             start = going_on[0]
             if nareas < room:
                 break
-            room *= 4
-            more = _core.new_unset("uint64_t[]", 2 * room)
+            if room == _FIRST_AREAS:
+                room *= 4
+            else:  # many: for all of them, and for some that are marked meanwhile
+                room += _core.hbitmap_count_areas(self._hb, start, end) + LAST_BATCH
+            more = _core.new_words(2 * room)
             _core.move(more, pairs, 16 * nareas)
             pairs = more
         # A cast cannot make a shape with a 0 in it, a slice can. (PyPy's slices of views with two

@@ -854,6 +854,17 @@ def test_areas_array_is_clipped_as_areas_are() -> None:
     assert as_areas(hb.areas_array(20, 30)) == [(20, 10)]
 
 
+@pytest.mark.parametrize("nareas", [4095, 4096, 4097, 16383, 16384, 16385, 20_000, 300_000])
+def test_areas_array_has_room_for_many(nareas: int) -> None:
+    hb = HBitmap(3 * nareas)
+    hb.set_many(array("Q", range(0, 3 * nareas, 3)), array("Q", [2]) * nareas)
+    areas = hb.areas_array()
+    assert areas.shape == (nareas, 2)
+    flat = areas.cast("B").cast("Q")
+    assert array("Q", flat[::2]) == array("Q", range(0, 3 * nareas, 3))
+    assert set(flat[1::2]) == {2}
+
+
 def test_areas_array_is_not_live() -> None:
     hb = HBitmap(100)
     hb.set(10, 50)

@@ -812,6 +812,7 @@ static void op_areas(void)
     size_t most = 1 + (size_t)rng_below(&rng, rng_one_in(&rng, 2) ? 3 : 200);
     uint64_t *areas = grab(2 * most * sizeof(*areas));
     uint64_t next = UINT64_MAX - 5;
+    uint64_t total = 0;
     size_t n;
 
     trace("%c: areas %" PRIu64 " %" PRIu64 ", %zu at a time", x->name, start,
@@ -828,6 +829,7 @@ static void op_areas(void)
 
         n = hbitmap_areas(x->hb, from, end, areas, most, &next);
         CHECK(n <= most, "%zu of %zu", n, most);
+        total += n;
         for (size_t i = 0; i < n; i++) {
             int64_t want = m_next(&x->m, (int64_t)at, (int64_t)(stop - at), 1);
             uint64_t run_end;
@@ -846,6 +848,7 @@ static void op_areas(void)
         CHECK_EQ(m_next(&x->m, (int64_t)at, (int64_t)(stop - at), 1), -1);
     }
     CHECK_EQ(next, stop);
+    CHECK_EQ(hbitmap_count_areas(x->hb, start, end), total);
     free(areas);
 }
 
