@@ -555,7 +555,6 @@ static inline bool hb_mark_group(const struct hb_block *b, uint64_t group)
     uint64_t word = group / HB_BITS;
     bool gained = true;
 
-    __builtin_prefetch(&b->level[0][word], 1);
     if (hb_maybe_dirty(b, word)) {
         gained = hb_or_bit(b->level[0], group);
     } else {
@@ -698,6 +697,7 @@ static bool hb_mark_batch(const struct hb_block *b, const uint64_t *groups,
         return false;
     }
     for (unsigned i = 0; i < HB_BATCH; i++) {
+        __builtin_prefetch(&b->level[1][groups[i] / HB_BITS / HB_BITS]);
         __builtin_prefetch(&b->level[0][groups[i] / HB_BITS], 1);
     }
     for (unsigned i = 0; i < HB_BATCH; i++) {
