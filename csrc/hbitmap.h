@@ -95,7 +95,8 @@ HBitmap *hbitmap_alloc_on(uint64_t size, int granularity,
                           uint64_t *words, size_t nwords);
 
 /* Frees hb and all that it holds; what is pinned, with the last unpin.  No
- * other call may be running.  NULL is fine. */
+ * other call may be running.  NULL is fine.  (The memory of one that was full, up
+ * to 8 MiB, is kept for the next hbitmap_union of that shape.) */
 void hbitmap_free(HBitmap *hb);
 
 /*
