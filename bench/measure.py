@@ -195,9 +195,12 @@ def goal_text(goal: dict[str, Any]) -> str:
     return text if goal["met"] else f"{text}: MISSED"
 
 
-def print_rows(rows: Iterator[dict[str, Any]], as_json: bool) -> None:
+def print_rows(rows: Iterator[dict[str, Any]], as_json: bool) -> bool:
+    """Were there any?"""
     last = None
+    some = False
     for row in rows:
+        some = True
         if as_json:
             print(json.dumps(row), flush=True)
             continue
@@ -210,3 +213,4 @@ def print_rows(rows: Iterator[dict[str, Any]], as_json: bool) -> None:
     if not as_json:
         for name, why in missing.items():
             print(f"\nwithout {name}: {why}")
+    return some

@@ -38,7 +38,8 @@ def main() -> None:
         add_thread()
     only = args.only or [""]
     rows = measure(args.groups or 1 << 24, args.rounds, only, args.groups is not None)
-    print_rows(rows, args.json)
+    if not print_rows(rows, args.json):
+        parser.error(f"no benchmark has a name with {' or '.join(map(repr, only))} in it")
 
 
 if __name__ == "__main__":
