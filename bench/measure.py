@@ -76,7 +76,9 @@ def benchmark(
     return add
 
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# ---- threads --------------------------------------------------------------------------------
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when NumPy is imported, see peer()
 
 
 def add_thread() -> None:

@@ -12,8 +12,8 @@
  * Searches are compiled twice: for every processor, and for those with BMI, which
  * takes the lowest bit from a word in one instruction instead of two and makes
  * them 10 to 20 percent faster.  So what they consist of is inlined, all but
- * `behind`, which stands in the way of the usual case otherwise; at the end of
- * this file HB_SEARCHES makes functions of it, and hb_bmi chooses.
+ * `behind`, which stands in the way of the usual case otherwise; HB_SEARCHES,
+ * further down, makes functions of it, and hb_bmi chooses.
  */
 #define HB_INLINE static inline __attribute__((always_inline))
 
@@ -27,7 +27,7 @@ typedef struct hb_found hb_finder(const struct hb_block *b, unsigned k, uint64_t
 
 /* The first such word of level k behind `word`. */
 HB_INLINE struct hb_found hb_find_behind(const struct hb_block *b, unsigned k,
-                                      uint64_t word)
+                                         uint64_t word)
 {
     const struct hb_found none = { .word = HB_NONE };
     const unsigned lowest = k;
@@ -82,7 +82,7 @@ HB_INLINE uint64_t hb_behind_run(uint64_t bits)
 
 /* The first clean group at or after `group` and below `limit`; `limit` if there
  * is none. */
-HB_INLINE uint64_t hb_clean_from(const struct hb_block *b, uint64_t group,
+HB_INLINE uint64_t hb_next_clean(const struct hb_block *b, uint64_t group,
                                  uint64_t limit)
 {
     uint64_t mask = hb_mask_from(group);
@@ -307,7 +307,7 @@ HB_INLINE bool hb_first_run(const struct hb_block *b, int granularity, uint64_t 
     if (!stop) {
         uint64_t limit = ((end - 1) >> granularity) + 1;
 
-        stop = hb_clean_from(b, (found.word + 1) * HB_BITS, limit) << granularity;
+        stop = hb_next_clean(b, (found.word + 1) * HB_BITS, limit) << granularity;
     }
     *to = hb_min(stop, end);
     return true;
@@ -479,7 +479,7 @@ HB_INLINE bool hb_next_dirty_area(const HBitmap *hb, int64_t start, int64_t end,
 
 HB_SEARCHES(plain, )
 
-#ifdef HB_HAS_BMI
+#ifdef HB_CLONES
 HB_SEARCHES(bmi, __attribute__((target("bmi"))))
 #define HB_BEST(search) (hb_bmi ? search##_bmi : search##_plain)
 #else
@@ -532,18 +532,11 @@ void hbitmap_iter_init(HBitmapIter *hbi, const HBitmap *hb, uint64_t first)
 
 typedef uint64_t hb_search(const struct hb_block *b, uint64_t group, uint64_t limit);
 
-/* The first dirty, or clean, group at or after `group` and below `limit`;
- * `limit` if there is none. */
+/* The first dirty group, as hb_next_clean finds the first clean one. */
 static uint64_t hb_next_dirty(const struct hb_block *b, uint64_t group,
                               uint64_t limit)
 {
     return hb_min(hb_next_bit(b, 0, group), limit);
-}
-
-static uint64_t hb_next_clean(const struct hb_block *b, uint64_t group,
-                              uint64_t limit)
-{
-    return hb_clean_from(b, group, limit);
 }
 
 /* The first item of [start, start + count) in a group that `search` finds. */

@@ -53,7 +53,7 @@ static void hb_slots_forget(void)
     atomic_store(&hb_without_slot, 0);
 }
 
-static void hb_slot_make_key(void)
+static void hb_slots_prepare(void)
 {
     /* Where this fails there is no memory; then a fork is worse off, no more. */
     (void)pthread_atfork(NULL, NULL, hb_slots_forget);
@@ -64,7 +64,7 @@ struct hb_slot *hb_slot_take(void)
 {
     struct hb_slot *slot, *first;
 
-    pthread_once(&hb_slot_once, hb_slot_make_key);
+    pthread_once(&hb_slot_once, hb_slots_prepare);
     for (slot = atomic_load(&hb_slots); slot; slot = slot->next) {
         if (!atomic_exchange(&slot->taken, true)) {
             break;

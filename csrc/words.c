@@ -58,8 +58,7 @@ static uint64_t hb_copy_plain(hb_word *to, const void *from, uint64_t n)
     return mask;
 }
 
-#ifdef HB_HAS_BMI
-#define HB_CLONES 1
+#ifdef HB_CLONES
 #include <immintrin.h>
 
 __attribute__((target("popcnt")))
@@ -172,7 +171,7 @@ enum { HB_NCLONES = sizeof(hb_clones) / sizeof(hb_clones[0]) };
 /* Written before the first call, or by a test between two. */
 static const struct hb_clone *hb_clone = &hb_clones[0];
 
-#ifdef HB_HAS_BMI
+#ifdef HB_CLONES
 bool hb_bmi;
 #endif
 
@@ -200,7 +199,7 @@ static bool hb_take_clone(unsigned i)
         return false;
     }
     hb_clone = &hb_clones[i];
-#ifdef HB_HAS_BMI
+#ifdef HB_CLONES
     hb_bmi = hb_clone->bmi;
 #endif
     return true;

@@ -169,9 +169,10 @@ uint64_t hb_nonzero(const void *words, uint64_t n);
  */
 uint64_t hb_copy_nonzero(hb_word *to, const void *from, uint64_t n);
 
-/* Has the processor BMI (see iter.c), and may it be used? */
+/* Are there clones, and have the searches of iter.c, in the one that was taken,
+ * BMI? */
 #if defined(__x86_64__) && defined(__GNUC__)
-#define HB_HAS_BMI 1
+#define HB_CLONES 1
 extern __attribute__((visibility("hidden"))) bool hb_bmi;
 #endif
 
