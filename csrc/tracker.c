@@ -4,12 +4,12 @@
  * atomic pointer; a mark reads the pointer and marks them all.
  *
  * Whoever publishes another set has to know when nobody uses the old one any
- * more.  So each thread has a slot, in which it says what set it is using:
+ * more.  So each thread has a slot, in which it says what it is using:
  *
  *     a mark                              a publication
- *     1  set = tracker->set               1  tracker->set = new
+ *     1  set = tracker->published         1  tracker->published = new
  *     2  slot = set                       2  for each slot: wait until it is
- *     3  tracker->set still set? else 1      not the old set
+ *     3  still published? else 1             not the old set
  *     4  mark                             3  free the old set
  *     5  slot = nothing
  *
@@ -18,6 +18,30 @@
  * wait sees the slot; if not, it starts again and finds the new set.  A set
  * that got the memory of an older one is no trouble: what step 3 finds is what
  * is published then.
+ *
+ * SEVERAL TRACKERS AT ONE INSTANT.  One publication after the other is no
+ * instant: a thread that writes to a and then to b could be in the new set of a
+ * and in the old one of b.  So there is a step in between, a fork: it is
+ * published in the way of the new set and leads to the old one or, from the
+ * moment when the turn that all forks share is taken, to the new one.
+ *
+ *     a mark on a, with an old set, then on b             a        b      turn
+ *     -----------------------------------------------------------------------
+ *                          publish the fork of a        fork     old       0
+ *     a: finds the fork, turn 0: the old set            fork     old       0
+ *                          publish the fork of b        fork     fork      0
+ *                          T: take the turn             fork     fork      1
+ *     b: finds the fork, turn 1: the new set            fork     fork      1
+ *                          publish the new sets         new      new       1
+ *                          wait for slots that name
+ *                          an old set or a fork
+ *
+ * A mark that found the old set itself, or turn 0, began before T and is in the
+ * old set; all others are in the new one.  (b before T: the turn was 0 when b
+ * looked, so it was when a, which had returned, looked.)  The slot names the
+ * fork while the mark is in the old set.  One that goes on to the new set says
+ * so before it lets go of the fork, which is waited for, so no later publication
+ * begins before that: there is nothing to look at again.
  */
 #if defined(__linux__) && !defined(_GNU_SOURCE)
 #define _GNU_SOURCE
@@ -31,21 +55,37 @@
 #include "slots.h"
 #include "tracker.h"
 
+/* What is published, and what slots name. */
+struct hb_head {
+    const atomic_bool *turn;            /* NULL: it is the head of a set */
+    const HBTrackerSet *before;         /* of a fork: until the turn; NULL: writes wait */
+    const HBTrackerSet *after;          /* of a fork: from the turn on */
+};
+
 struct HBTrackerSet {
-    uint64_t size;
+    struct hb_head head;                /* first: its address is that of the set */
+    struct hb_head fork;                /* in the way of this set, see above */
+    atomic_bool turn;                   /* for all forks of one publication: see the first of them */
     bool readonly;
+    uint64_t size;
     size_t n;
     HBitmap *bitmaps[];
 };
 
 struct HBTracker {
-    _Atomic(HBTrackerSet *) set;        /* NULL: writes wait */
+    _Atomic(const struct hb_head *) published;  /* NULL: writes wait */
 };
 
 /* How many writes are marked before another set gets its chance. */
 enum { HB_STRIDE = 4096 };
 
 /* ---- entering and leaving ------------------------------------------------ */
+
+static void hb_leave(struct hb_slot *slot)
+{
+    /* Release: the marks come before it, for whoever then frees a bitmap. */
+    atomic_store_explicit(&slot->set, NULL, memory_order_release);
+}
 
 /* The set to mark in, which stays until hb_leave.  NULL: there is no memory for
  * a slot (*slot is NULL), or no set is published and `wait` is false. */
@@ -56,28 +96,46 @@ static const HBTrackerSet *hb_enter(HBTracker *tracker, bool wait, struct hb_slo
         return NULL;
     }
     for (;;) {
-        const HBTrackerSet *set = atomic_load(&tracker->set);
+        const struct hb_head *head = atomic_load(&tracker->published);
 
-        atomic_store(&(*slot)->set, set);
-        if (set && atomic_load(&tracker->set) == set) {
-            return set;
+        atomic_store(&(*slot)->set, head);
+        hb_test_delay();
+        if (head && atomic_load(&tracker->published) == head) {
+            const HBTrackerSet *set;
+
+            if (!head->turn) {
+                return (const HBTrackerSet *)head;
+            }
+            hb_test_delay();
+            if (!atomic_load(head->turn)) {
+                set = head->before;
+            } else {
+                set = head->after;
+                atomic_store(&(*slot)->set, &set->head);
+            }
+            hb_test_delay();
+            if (set) {
+                return set;
+            }
+            head = NULL;
         }
-        if (!set) {
+        if (!head) {
             if (!wait) {
-                return NULL;    /* the slot holds nothing */
+                hb_leave(*slot);
+                return NULL;
             }
             sched_yield();
         }
     }
 }
 
-static void hb_leave(struct hb_slot *slot)
-{
-    /* Release: the marks come before it, for whoever then frees a bitmap. */
-    atomic_store_explicit(&slot->set, NULL, memory_order_release);
-}
-
 /* ---- life --------------------------------------------------------------- */
+
+/* A set, by its head; NULL is fine. */
+static void hb_free(const struct hb_head *head)
+{
+    free((void *)(uintptr_t)head);
+}
 
 HBTracker *hbtracker_alloc(void)
 {
@@ -89,14 +147,14 @@ HBTracker *hbtracker_alloc(void)
         free(set);
         return NULL;
     }
-    atomic_init(&tracker->set, set);
+    atomic_init(&tracker->published, &set->head);
     return tracker;
 }
 
 void hbtracker_free(HBTracker *tracker)
 {
     if (tracker) {
-        free(atomic_load(&tracker->set));
+        hb_free(atomic_load(&tracker->published));
         free(tracker);
     }
 }
@@ -111,6 +169,8 @@ HBTrackerSet *hbtracker_set_alloc(uint64_t size, HBitmap *const *bitmaps,
     }
     set = malloc(sizeof(*set) + n * sizeof(bitmaps[0]));
     if (set) {
+        memset(set, 0, sizeof(*set));
+        atomic_init(&set->turn, false);
         set->size = size;
         set->readonly = readonly;
         set->n = n;
@@ -126,26 +186,83 @@ void hbtracker_set_free(HBTrackerSet *set)
     free(set);
 }
 
-void hbtracker_publish(HBTracker *tracker, HBTrackerSet *set)
+/* Returns when nobody uses what a slot may name by `head` any more. */
+static void hb_wait_for(const struct hb_head *head)
 {
-    HBTrackerSet *old = atomic_exchange(&tracker->set, set);
-
-    if (!old) {
-        return;
-    }
-    for (struct hb_slot *slot = hb_slots_first(); slot; slot = slot->next) {
-        while (atomic_load(&slot->set) == old) {
+    for (struct hb_slot *slot = hb_slots_first(); slot && head; slot = slot->next) {
+#ifdef HB_BREAK_NO_WAIT
+        continue;       /* for the stress test, as in slots.c */
+#endif
+        while (atomic_load(&slot->set) == head) {
             sched_yield();
         }
     }
-    free(old);
+}
+
+void hbtracker_publish(HBTracker *tracker, HBTrackerSet *set)
+{
+    const struct hb_head *old = atomic_exchange(&tracker->published, set ? &set->head : NULL);
+
+    hb_wait_for(old);
+    hb_free(old);
+}
+
+void hbtracker_publish_all(HBTracker *const *trackers, HBTrackerSet **sets, size_t n)
+{
+    if (n == 1) {
+        hbtracker_publish(trackers[0], sets[0]);
+        sets[0] = NULL;
+        return;
+    }
+    for (size_t i = 0; i < n; i++) {
+        struct hb_head *fork = &sets[i]->fork;
+
+        /* Nobody else publishes, so what is published is a set, or nothing. */
+        fork->turn = &sets[0]->turn;
+        fork->before = (const HBTrackerSet *)atomic_load(&trackers[i]->published);
+        fork->after = sets[i];
+#ifdef HB_BREAK_NO_TURN
+        atomic_store(&sets[0]->turn, true);     /* for the stress test: one after the other */
+#endif
+        atomic_store(&trackers[i]->published, fork);
+        hb_test_delay();
+    }
+    if (n) {
+        atomic_store(&sets[0]->turn, true);     /* T */
+    }
+    for (size_t i = 0; i < n; i++) {
+        hb_test_delay();
+        atomic_store(&trackers[i]->published, &sets[i]->head);
+    }
+    for (size_t i = 0; i < n; i++) {
+        const HBTrackerSet *before = sets[i]->fork.before;
+
+#ifndef HB_BREAK_NO_WAIT_FOR_FORK        /* for the stress test */
+        hb_wait_for(&sets[i]->fork);
+#endif
+        if (before) {
+            hb_wait_for(&before->head);
+            hb_free(&before->head);
+        }
+        sets[i] = NULL;
+    }
 }
 
 /* ---- writes ------------------------------------------------------------- */
 
-static bool hb_set_has(const HBTrackerSet *set, uint64_t offset, uint64_t length)
+/* The first of these writes that a set of that size refuses, and why; 0: none. */
+static inline int hb_refused(uint64_t size, bool readonly, const uint64_t *offsets,
+                             const uint64_t *lengths, size_t n)
 {
-    return length == 0 || (offset <= set->size && length <= set->size - offset);
+    for (size_t i = 0; i < n; i++) {
+        if (lengths[i] && (offsets[i] > size || lengths[i] > size - offsets[i])) {
+            return -ERANGE;
+        }
+        if (lengths[i] && readonly) {
+            return -EROFS;
+        }
+    }
+    return 0;
 }
 
 static inline int hb_mark_write(HBTracker *tracker, uint64_t offset, uint64_t length,
@@ -153,19 +270,14 @@ static inline int hb_mark_write(HBTracker *tracker, uint64_t offset, uint64_t le
 {
     struct hb_slot *slot;
     const HBTrackerSet *set = hb_enter(tracker, wait, &slot);
-    int err = 0;
+    int err;
 
     if (!set) {
         return slot ? -EAGAIN : -ENOMEM;
     }
-    if (!hb_set_has(set, offset, length)) {
-        err = -ERANGE;
-    } else if (set->readonly && length) {
-        err = -EROFS;
-    } else {
-        for (size_t i = 0; i < set->n; i++) {
-            (void)hbitmap_set(set->bitmaps[i], offset, length);
-        }
+    err = hb_refused(set->size, set->readonly, &offset, &length, 1);
+    for (size_t i = 0; i < set->n && !err; i++) {
+        (void)hbitmap_set(set->bitmaps[i], offset, length);
     }
     hb_leave(slot);
     return err;
@@ -184,31 +296,34 @@ int hbtracker_try_mark(HBTracker *tracker, uint64_t offset, uint64_t length)
 int hbtracker_mark_many(HBTracker *tracker, const uint64_t *offsets,
                         const uint64_t *lengths, size_t n)
 {
-    size_t checked = 0;
-    int err = 0;
+    struct hb_slot *slot;
+    const HBTrackerSet *set = hb_enter(tracker, true, &slot);
+    uint64_t size;
+    bool readonly;
+    int err;
 
+    if (!set) {
+        return -ENOMEM;
+    }
+    /* All of them before the first is marked, but nobody waits for that. */
+    size = set->size;
+    readonly = set->readonly;
+    hb_leave(slot);
+    err = hb_refused(size, readonly, offsets, lengths, n);
     for (size_t done = 0; done < n && !err;) {
-        size_t stride = n - done < HB_STRIDE ? n - done : HB_STRIDE;
-        struct hb_slot *slot;
-        const HBTrackerSet *set = hb_enter(tracker, true, &slot);
+        size_t next = n - done < HB_STRIDE ? n : done + HB_STRIDE;
 
-        if (!set) {
-            return -ENOMEM;
-        }
-        /* All of them before the first is marked, later only what is next. */
-        for (; checked < n && !err; checked++) {
-            if (!hb_set_has(set, offsets[checked], lengths[checked])) {
-                err = -ERANGE;
-            } else if (set->readonly && lengths[checked]) {
-                err = -EROFS;
-            }
+        set = hb_enter(tracker, true, &slot);
+        if (set->size != size || set->readonly != readonly) {
+            err = hb_refused(set->size, set->readonly, offsets + done, lengths + done,
+                             next - done);
         }
         for (size_t i = 0; i < set->n && !err; i++) {
             err = hbitmap_set_many(set->bitmaps[i], offsets + done,
-                                   lengths + done, stride);
+                                   lengths + done, next - done);
         }
         hb_leave(slot);
-        done += stride;
+        done = next;
     }
     return err;
 }

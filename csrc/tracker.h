@@ -9,7 +9,8 @@
  * set have its size.  Errors are as in hbitmap.h.
  *
  * THREADS.  Marks take no lock and may run beside everything but
- * hbtracker_free.  One thread at a time may publish.
+ * hbtracker_free.  One thread at a time may publish, of all the trackers that
+ * are ever published together.
  */
 #ifndef PYBITMAP_TRACKER_H
 #define PYBITMAP_TRACKER_H
@@ -50,6 +51,21 @@ void hbtracker_set_free(HBTrackerSet *set);
  */
 void hbtracker_publish(HBTracker *tracker, HBTrackerSet *set);
 
+/*
+ * The same for n trackers, each named once, at one instant T, which lies within
+ * the call: each mark on any of them is before T, and then in what recorded
+ * there, or after T, and then in what is published now.  If mark A returned
+ * before mark B began, on whichever trackers, then B before T implies A before T.
+ * The writes of one hbtracker_mark_many are cut in their order.
+ *
+ * Marks do not wait for it.  The call waits for those that are under way, so
+ * when it returns, all that are before T are done.  Cannot fail.
+ *
+ * The trackers own the sets, none of which is NULL; each sets[i] is NULL
+ * afterwards.
+ */
+void hbtracker_publish_all(HBTracker *const *trackers, HBTrackerSet **sets, size_t n);
+
 /* A write.  -ERANGE: not inside the device; -EROFS: some bitmap must not
  * change.  Nothing was marked then. */
 int hbtracker_mark(HBTracker *tracker, uint64_t offset, uint64_t length);
@@ -58,9 +74,9 @@ int hbtracker_mark(HBTracker *tracker, uint64_t offset, uint64_t length);
  * hbtracker_mark would wait for the next publish. */
 int hbtracker_try_mark(HBTracker *tracker, uint64_t offset, uint64_t length);
 
-/* n writes.  As hbtracker_mark, for all of them; but what is published meanwhile is
- * seen from the next 4096 writes on, and if it refuses these, those before
- * them were marked. */
+/* n writes, in their order.  As hbtracker_mark, for all of them; but what is
+ * published meanwhile is seen from the next 4096 writes on, and if it refuses
+ * these, those before them were marked. */
 int hbtracker_mark_many(HBTracker *tracker, const uint64_t *offsets,
                         const uint64_t *lengths, size_t n);
 
