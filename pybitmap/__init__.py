@@ -2,7 +2,9 @@
 """QEMU-class dirty bitmaps: the public names, gathered."""
 
 from ._sources import get_include, get_sources
-from .dirty import DirtyBitmap
+from .block.bitmap import DirtyBitmap
+from .block.graph import BlockGraph, Transaction
+from .block.node import BlockNode
 from .errors import (
     AbortedError,
     BitmapError,
@@ -23,8 +25,6 @@ from .errors import (
     UnsupportedError,
 )
 from .hbitmap import HBitmap
-from .node import BlockGraph, BlockNode
-from .transaction import Transaction
 
 __all__ = [
     "AbortedError",

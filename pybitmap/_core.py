@@ -72,6 +72,7 @@ hbitmap_deserialize_part: Callable[[CData, CData, int, int, bool], int] = (
     lib.hbitmap_deserialize_part
 )
 hbtracker_publish: Callable[[CData, CData], None] = lib.hbtracker_publish
+hbtracker_publish_all: Callable[[CData, CData, int], None] = lib.hbtracker_publish_all
 hbtracker_set_free: Callable[[CData], None] = lib.hbtracker_set_free
 hbtracker_mark: Callable[[CData, int, int], int] = lib.hbtracker_mark
 hbtracker_mark_many: Callable[[CData, CData, CData, int], int] = lib.hbtracker_mark_many

@@ -851,6 +851,11 @@ class HBitmap(Base, MutableSet[int]):
         return _unpickle, (self.size, self._granularity, dense, data)
 
 
+def pointers(bitmaps: Iterable[HBitmap]) -> list[CData]:
+    """The ``HBitmap *`` of bitmaps, each valid as long as its bitmap exists."""
+    return [each._hb for each in bitmaps]
+
+
 def _as_set(elements: Iterable[Any]) -> AbstractSet[Any]:
     return elements if isinstance(elements, AbstractSet) else frozenset(elements)
 

@@ -21,10 +21,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Callable
 
-from .dirty import USE, DirtyBitmap, check_granularity
+from .block.bitmap import DirtyBitmap
+from .block.commit import check_granularity
+from .block.graph import BlockGraph
+from .block.node import BlockNode
+from .block.state import USE
 from .errors import (
     CorruptError,
     InvalidError,
@@ -33,7 +36,6 @@ from .errors import (
     StoreError,
     UnsupportedError,
 )
-from .node import BlockGraph, BlockNode
 from .store.base import Progress, Store, StoredNode
 
 _QCOW2_MAGIC = b"QFI\xfb"
@@ -396,9 +398,8 @@ class _Change:
         spare.merge(bitmap)
 
         def put_back() -> None:
-            with self.graph.transaction() as tx:
-                tx._clear(bitmap)
-                tx._merge(bitmap, [spare])
+            bitmap.clear()
+            bitmap.merge(spare)
 
         self.undo.append(put_back)
 
@@ -571,4 +572,4 @@ def repair(target: Target, bitmaps: Collection[Bitmap], progress: Progress) -> N
             bitmap = change.bitmap(each)
             bitmap.repair()
             # What is stored under the name is in use, and so stays inconsistent.
-            change.undo.append(partial(setattr, bitmap, "_skip_store", True))
+            change.undo.append(bitmap._keep_stored)

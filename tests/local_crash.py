@@ -17,12 +17,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pybitmap import BlockGraph
+from pybitmap import BlockGraph, DirtyBitmap
 from pybitmap.store import LocalStore
 
 GROUP = 512
 SIZE = 3 * 8 * 4096 * GROUP  # three pages of words
 NODES = ("one", "two")
+
+
+def successor_areas(bitmap: DirtyBitmap) -> list[tuple[int, int]]:
+    successor = bitmap._state.successor
+    return [] if successor is None else list(successor.content.areas())
 
 
 def main(library: str, directory: Path, log: str) -> None:
@@ -55,7 +60,14 @@ def main(library: str, directory: Path, log: str) -> None:
         for name, node in graph.nodes.items():
             stored[name] = {
                 bitmap.name: sorted(
-                    {*bitmap.areas(), *(bitmap._successor.areas() if bitmap._successor else ())}
+                    {
+                        *bitmap.areas(),
+                        *(
+                            bitmap._state.successor.content.areas()
+                            if bitmap._state.successor
+                            else ()
+                        ),
+                    }
                 )
                 for bitmap in node.bitmaps.values()
             }

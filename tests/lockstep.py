@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from daemon import Daemon, Json
+from support import set_flag
 
 from pybitmap import BlockGraph, DirtyBitmap
 from pybitmap.qmp import execute
@@ -100,7 +101,7 @@ class Ours:
         return self.graph.nodes[node].bitmaps[name]
 
     def hold(self, node: str, name: str, busy: bool = True) -> None:
-        self.bitmap(node, name)._busy = busy
+        set_flag(self.bitmap(node, name), "busy", busy)
 
     def write(self, node: str, writes: list[tuple[int, int]]) -> None:
         for offset, nbytes in writes:

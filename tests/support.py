@@ -9,10 +9,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from pybitmap import BlockNode, DirtyBitmap
+from pybitmap import BlockNode, DirtyBitmap, HBitmap, Transaction
+from pybitmap.block.graph import _Transacting
 
 
 def collect() -> None:
@@ -68,7 +70,27 @@ def writers(node: BlockNode) -> Iterator[set[int]]:
 
 def set_flag(bitmap: DirtyBitmap, flag: str, value: bool) -> None:
     """Also those that only a store sets."""
+    cell = bitmap._cell
     if flag == "inconsistent":
-        bitmap._reason = "a test wants it so" if value else None
+        cell.settle(replace(cell.state, reason="a test wants it so" if value else None))
     else:
-        setattr(bitmap, f"_{flag}", value)
+        cell.settle(replace(cell.state, **{flag: value}))  # type: ignore[arg-type]
+
+
+def publish(node: BlockNode) -> None:
+    """What records after :func:`set_flag`."""
+    device = node._device
+    device.listed = None
+    node._coordinator.publish_exactly([device])
+
+
+def successor_of(bitmap: DirtyBitmap) -> HBitmap:
+    """What records in the place of a frozen one."""
+    successor = bitmap._state.successor
+    assert successor is not None
+    return successor.content
+
+
+def transaction(node: BlockNode) -> AbstractContextManager[Transaction]:
+    """On the graph of a node."""
+    return _Transacting(node._coordinator)

@@ -166,7 +166,8 @@ class RecordingNode(BlockNode):
 
 
 def recording_node(size: int) -> RecordingNode:
-    node = RecordingNode(BlockGraph(), "n", size, None, False)
+    graph = BlockGraph()
+    node = RecordingNode(graph._coordinator, graph.add_node("n", size)._device)
     node.calls = []
     return node
 
@@ -462,13 +463,13 @@ def test_iterators_are_made_by_bitmaps_only() -> None:
 
 WAITING = """
 import threading
-from pybitmap import BlockGraph, _core
+from pybitmap import BlockGraph
 
 node = BlockGraph().add_node("n", 1 << 20)
 bitmap = node.add_bitmap("b", 512)
 node.mark_dirty(0, 1)  # the threads' own slots come later
 
-_core.hbtracker_publish(node._tracker, _core.NULL)  # as truncate does
+node._device.hold()  # as truncate does
 started = threading.Barrier(4)
 
 def write(offset):
@@ -485,7 +486,7 @@ for thread in threads:
     thread.join(0.05)
     assert thread.is_alive()
 assert bitmap.count == 512
-node.publish()
+node._coordinator.publish_exactly([node._device])
 for thread in threads:
     thread.join()
 print(list(bitmap.areas()))

@@ -46,6 +46,7 @@ from lockstep import (
     todays,
     transaction,
 )
+from support import set_flag
 
 from pybitmap import ReadonlyError
 
@@ -521,7 +522,7 @@ class AbortDisables(Ours):
         if "error" in reply and request.get("execute") == "transaction":
             for node in self.graph.nodes.values():
                 for bitmap in node.bitmaps.values():
-                    bitmap._enabled = False
+                    set_flag(bitmap, "enabled", False)
         return reply
 
 

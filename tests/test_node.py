@@ -7,7 +7,7 @@ import threading
 from array import array
 
 import pytest
-from support import writers
+from support import publish, set_flag, writers
 
 from pybitmap import (
     BlockGraph,
@@ -200,8 +200,8 @@ def test_an_empty_write_marks_nothing(node: BlockNode) -> None:
 
 def test_a_readonly_bitmap_makes_writes_fail(node: BlockNode) -> None:
     bitmap = node.add_bitmap("b")
-    bitmap._readonly = True
-    node.publish()
+    set_flag(bitmap, "readonly", True)
+    publish(node)
     with pytest.raises(ReadonlyError) as caught:
         node.mark_dirty(0, 1)
     assert str(caught.value) == "Bitmap 'b' is readonly and cannot be modified"
@@ -242,14 +242,15 @@ def test_a_truncation_that_is_refused_changes_nothing(
 ) -> None:
     first, second = node.add_bitmap("a", 512), node.add_bitmap("b", 512)
     node.mark_dirty(0, SIZE)
-    resized = DirtyBitmap._resized
+    copies, copy = [0], HBitmap.copy
 
-    def fails_at_the_second(bitmap: DirtyBitmap, content: HBitmap, size: int) -> HBitmap:
-        if bitmap is second:
+    def fails_at_the_second(content: HBitmap) -> HBitmap:
+        copies[0] += 1
+        if copies[0] == 2:
             raise MemoryError
-        return resized(bitmap, content, size)
+        return copy(content)
 
-    monkeypatch.setattr(DirtyBitmap, "_resized", fails_at_the_second)
+    monkeypatch.setattr(HBitmap, "copy", fails_at_the_second)
     with pytest.raises(MemoryError):
         node.truncate(size)
     monkeypatch.undo()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import click
 
-from ..node import BlockGraph
+from ..block.graph import BlockGraph
 from ..store import Store
 from ..trace import printable
 from .common import deferred, progress_bars, size_of

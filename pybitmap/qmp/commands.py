@@ -20,10 +20,8 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as metadata_version
 from typing import Any
 
-from ..dirty import CHANGE
+from ..block.graph import BlockGraph, Source, Transaction
 from ..errors import BitmapError, InvalidError
-from ..node import BlockGraph
-from ..transaction import Source, Transaction
 from . import schema
 from .schema import SchemaError, Struct, Where
 
@@ -135,28 +133,24 @@ def _query_block(graph: BlockGraph, arguments: Arguments) -> list[Any]:
 
 def _query_named_block_nodes(graph: BlockGraph, arguments: Arguments) -> list[dict[str, Any]]:
     nodes = []
-    with graph._lock:
-        for node in reversed(list(graph.nodes.values())):
-            volume = node._volume
-            driver, filename = (volume.driver, volume.filename) if volume else ("pybitmap", "")
-            info: dict[str, Any] = {
-                "node-name": node.name,
-                "drv": driver,
-                "ro": node.read_only,
-                "file": filename,
-                "image": {"filename": filename, "format": driver, "virtual-size": node.size},
-            }
-            bitmaps = node.query()
-            if bitmaps:
-                info["dirty-bitmaps"] = bitmaps
-            nodes.append(info)
+    for node, bitmaps in graph.query():
+        volume = node.volume
+        driver, filename = (volume.driver, volume.filename) if volume else ("pybitmap", "")
+        info: dict[str, Any] = {
+            "node-name": node.name,
+            "drv": driver,
+            "ro": node.read_only,
+            "file": filename,
+            "image": {"filename": filename, "format": driver, "virtual-size": node.size},
+        }
+        if bitmaps:
+            info["dirty-bitmaps"] = bitmaps
+        nodes.append(info)
     return nodes
 
 
 def _sha256(graph: BlockGraph, arguments: Arguments) -> dict[str, str]:
-    with graph._lock:
-        bitmap = graph.find_node(arguments["node"]).find_bitmap(arguments["name"])
-        return {"sha256": bitmap.sha256()}
+    return {"sha256": graph.find_node(arguments["node"]).find_bitmap(arguments["name"]).sha256()}
 
 
 # ---- changes ----------------------------------------------------------------------------------
@@ -261,16 +255,14 @@ def _mark(graph: BlockGraph, arguments: Arguments) -> dict[str, Any]:
 
 
 def _drain(graph: BlockGraph, arguments: Arguments) -> list[dict[str, int]]:
-    node = graph.find_node(arguments["node"])
-    with node.alone():
-        bitmap = node.find_bitmap(arguments["name"])
-        bitmap.check(CHANGE)
-        drained = bitmap._bitmap.drain()
-        try:
-            return [{"offset": offset, "length": nbytes} for offset, nbytes in drained.areas()]
-        except BaseException:
-            bitmap._bitmap.merge(drained)
-            raise
+    bitmap = graph.find_node(arguments["node"]).find_bitmap(arguments["name"])
+    drained = bitmap.drain()
+    try:
+        return [{"offset": offset, "length": nbytes} for offset, nbytes in drained.areas()]
+    except BaseException:
+        for offset, nbytes in drained.areas():
+            bitmap.set(offset, nbytes)
+        raise
 
 
 def _quit(graph: BlockGraph, arguments: Arguments) -> dict[str, Any]:

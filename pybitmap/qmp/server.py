@@ -32,7 +32,7 @@ from time import monotonic, sleep
 from types import FrameType, TracebackType
 from typing import Any
 
-from ..node import BlockGraph
+from ..block.graph import BlockGraph
 from .commands import (
     CommandNotFound,
     Reply,

@@ -11,6 +11,20 @@ what is stored as it is. ``switch`` is one durable step: whoever opens the store
 all of the old or all of the new. :class:`Switches` leads several stores through it in the order
 that keeps a bitmap which moves between them in both rather than in none.
 
+Writes run on beside every step. Hence the invariant that kills and failures rest on, for stores in
+whose memory marks survive a kill (:attr:`Volume.keeps_marks`):
+
+    What is stored names nothing as recording (:attr:`Record.recording`) that a write is not marked
+    in, at any moment. While it is not known which of two lists is stored, a write is marked in what
+    either names.
+
+So whoever tells a store takes a bitmap out of what is recorded after the switch that no longer
+names it, and puts one in before the switch that names it; but for a bitmap that the change adds or
+enables: that joins right after the switch, and whoever is killed in between has begun nothing yet.
+What may be stored is :attr:`Volume.outcomes`. A bitmap of which the content is being changed has a
+successor there: the old content is constant then, and both together are what it was without the
+change and what was written since.
+
 Offsets and sizes are in bytes, granularities as well. Every method is called with the lock of one
 graph held; a store that nodes of several graphs share has a lock of its own.
 """
@@ -61,6 +75,13 @@ class Record:
     enabled: bool
     content: HBitmap | None
     successor: HBitmap | None = None
+
+    @property
+    def recording(self) -> HBitmap | None:
+        """What has to have every write, if this is what is stored."""
+        if not self.enabled:
+            return None
+        return self.content if self.successor is None else self.successor
 
     def same(self, other: Record) -> bool:
         """Equal, and the same bitmaps (not: bitmaps with equal bits)."""
@@ -150,6 +171,9 @@ class Volume(ABC):
     default_granularity: int | None = None
     #: Can it change its size? ``Wanted.size`` then says to which.
     resizable: bool = False
+    #: Do marks in what :meth:`make` gave survive a kill of the process, as in a mapped file? If
+    #: not, what is stored is inconsistent then, and says so.
+    keeps_marks: bool = False
 
     def __init__(self, store: Store, node: str, size: int, *, read_only: bool) -> None:
         self.store = store
@@ -157,10 +181,16 @@ class Volume(ABC):
         #: Of the node, in bytes.
         self.size = size
         self.read_only = read_only
-        #: What is stored; kept by the node when it loads, and then by :class:`Switches`.
-        self.names: frozenset[str] = frozenset()
+        #: What is stored: one of these. Kept by the node when it loads, and then by
+        #: :class:`Switches`.
+        self.outcomes: list[Wanted] = []
         #: Is what is stored not (or maybe not) what was last wanted? Kept by :class:`Switches`.
         self.pending = False
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Of what is, or may be, stored."""
+        return frozenset().union(*(each.names for each in self.outcomes))
 
     @abstractmethod
     def load(self) -> list[Loaded]:
@@ -198,12 +228,15 @@ class Volume(ABC):
 class Change(ABC):
     """What was prepared in one store: ends with :meth:`switch` or with :meth:`abort`."""
 
+    #: After a switch that failed: may it have come through all the same?
+    unknown: bool = True
+
     @abstractmethod
     def switch(self) -> None:
         """Make it so, durably, in one step.
 
-        :raises StoreError: what is stored is then as before as far as that can be known; the next
-            prepare copes with either
+        :raises StoreError: what is stored is as before, or if :attr:`unknown` one of the two; the
+            next prepare copes with either
         """
 
     @abstractmethod
@@ -314,12 +347,10 @@ class Switches:
         try:
             while self._steps:
                 change, part = self._steps.pop(0)
-                change.switch()
-                _switched(part, self.wanted)
+                _switch(change, part, self.wanted)
                 first = False
             for store, part in self._late:
-                store.prepare(part, self.purpose).switch()
-                _switched(part, self.wanted)
+                _switch(store.prepare(part, self.purpose), part, self.wanted)
         except (StoreError, MemoryError) as error:
             self.abort()
             if first:
@@ -330,12 +361,24 @@ class Switches:
 
 def _with_lost(volume: Volume, wanted: Wanted) -> Wanted:
     """The same, without losing a bitmap."""
-    lost = sorted(volume.names - wanted.names)
-    kept = [Record(name, 0, enabled=False, content=None) for name in lost]
+    there = {record.name: record for each in volume.outcomes for record in each.records}
+    kept = [there[name] for name in sorted(volume.names - wanted.names)]
     return Wanted(wanted.size, [*kept, *wanted.records])
 
 
-def _switched(part: Mapping[Volume, Wanted], final: Mapping[Volume, Wanted]) -> None:
+def _switch(change: Change, part: Mapping[Volume, Wanted], final: Mapping[Volume, Wanted]) -> None:
+    """Switch one store, and note what is stored then."""
+    before = {volume: volume.outcomes for volume in part}
     for volume, wanted in part.items():
-        volume.names = wanted.names
+        others = [each for each in before[volume] if not each.same(wanted)]
+        volume.outcomes = [*others, wanted]
+    try:
+        change.switch()
+    except BaseException:
+        if not change.unknown:
+            for volume, outcomes in before.items():
+                volume.outcomes = outcomes
+        raise
+    for volume, wanted in part.items():
+        volume.outcomes = [wanted]
         volume.pending = wanted is not final[volume]

@@ -387,7 +387,7 @@ class LocalStore(Store):
             return "it was in use when its files were copied or replaced"
         return "it was in use when the system went down, so marks may be missing"
 
-    def _switch(self, plan: Mapping[LocalVolume, Wanted], purpose: Purpose) -> None:
+    def _switch(self, plan: Mapping[LocalVolume, Wanted], purpose: Purpose, change: Change) -> None:
         with self._lock:
             self._check_process()
             before: dict[str, tuple[int | None, list[Row]]] = {}
@@ -401,9 +401,11 @@ class LocalStore(Store):
                         catalog.put_all(volume.node, wanted.size, rows)
             except BaseException:
                 # It may have come behind the commit. Whoever raises goes on with what was before.
-                with suppress(StoreError), self._transaction() as catalog:
-                    for node, (size, rows) in before.items():
-                        catalog.put_all(node, size, rows)
+                with suppress(StoreError):
+                    with self._transaction() as catalog:
+                        for node, (size, rows) in before.items():
+                            catalog.put_all(node, size, rows)
+                    change.unknown = False
                 raise
             for volume, wanted in plan.items():
                 volume.size = wanted.size
@@ -464,6 +466,7 @@ class LocalVolume(Volume):
     """The bitmaps of one node in a :class:`LocalStore`."""
 
     resizable = True
+    keeps_marks = True
     store: LocalStore
 
     def __init__(self, store: LocalStore, node: str, size: int, *, read_only: bool) -> None:
@@ -492,7 +495,7 @@ class _LocalChange(Change):
         self._store, self._plan, self._purpose = store, plan, purpose
 
     def switch(self) -> None:
-        self._store._switch(self._plan, self._purpose)
+        self._store._switch(self._plan, self._purpose, self)
 
     def abort(self) -> None:
         pass

@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: MIT
+"""DirtyBitmap: an HBitmap with a name, flags and a lifecycle, as QEMU's block layer has them.
+
+A bitmap records a node's writes while it is enabled. What may be done with it depends on its flags:
+:mod:`.state` has them.
+
+To read a bitmap while writes go on, it is frozen: a *successor* without a name records in its
+place. When the reading has succeeded the successor takes over (abdicate), else both are merged
+again (reclaim)::
+
+    with bitmap.freeze() as frozen:
+        for offset, nbytes in frozen.areas():
+            copy(offset, nbytes)              # an exception puts everything back
+
+Offsets, lengths, counts and granularities are in bytes. Everything may be called from several
+threads; what changes flags takes the lock of the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+from weakref import ref
+
+from ..errors import StateError
+from ..hbitmap import HBitmap
+from .commit import Coordinator
+from .device import Cell
+from .state import CHANGE, REMOVAL, USE, Forbidding, State, abdicate, forbid, freeze
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+
+class DirtyBitmap:
+    """A named bitmap of a node; made by :meth:`pybitmap.BlockNode.add_bitmap`.
+
+    Questions never wait. They are answered as of before a change that another thread is making,
+    or as of after it; with every write that has returned, in either case.
+    """
+
+    def __init__(self, cell: Cell, coordinator: Coordinator) -> None:
+        self._cell = cell
+        self._coordinator = coordinator
+
+    # ---- what it is -------------------------------------------------------------------------
+
+    @property
+    def _state(self) -> State:
+        return self._cell.state
+
+    @property
+    def name(self) -> str:
+        return self._cell.name
+
+    @property
+    def size(self) -> int:
+        """Of the node, in bytes."""
+        return self._cell.device.size
+
+    @property
+    def granularity(self) -> int:
+        """Bytes that a bit stands for."""
+        return self._state.granularity
+
+    @property
+    def count(self) -> int:
+        """Dirty bytes, in whole groups; of a frozen bitmap, without its successor's."""
+        return self._state.bits.count()
+
+    @property
+    def enabled(self) -> bool:
+        """Does it record itself? (A frozen bitmap does not, see :attr:`recording`.)"""
+        return self._state.enabled
+
+    @property
+    def recording(self) -> bool:
+        """Will a write be recorded, by the bitmap or by its successor?"""
+        return self._state.recording
+
+    @property
+    def busy(self) -> bool:
+        """In use by another operation: frozen, or about to be removed by an open transaction."""
+        return self._state.busy
+
+    @property
+    def persistent(self) -> bool:
+        """Is it stored with its node? Not while :attr:`skip_store` says otherwise."""
+        state = self._state
+        return state.persistent and not state.skip_store
+
+    @property
+    def readonly(self) -> bool:
+        return self._state.readonly
+
+    @property
+    def inconsistent(self) -> bool:
+        """Was it not stored in an orderly way? :attr:`reason` says what happened."""
+        return self._state.reason is not None
+
+    @property
+    def reason(self) -> str | None:
+        """Why it is inconsistent, a sentence; None if it is not."""
+        return self._state.reason
+
+    @property
+    def skip_store(self) -> bool:
+        """Does the node pass over it when it stores its bitmaps?"""
+        return self._state.skip_store
+
+    def info(self) -> dict[str, Any]:
+        """As QMP reports it (BlockDirtyInfo of QEMU's QMP reference)."""
+        with self._coordinator.held():
+            info: dict[str, Any] = {
+                "name": self.name,
+                "count": self.count,
+                "granularity": self.granularity,
+                "recording": self.recording,
+                "busy": self.busy,
+                "persistent": self.persistent,
+            }
+            if self.inconsistent:
+                info["inconsistent"] = True
+            return info
+
+    def __repr__(self) -> str:
+        flags = [
+            flag
+            for flag in ("recording", "busy", "persistent", "readonly", "inconsistent")
+            if getattr(self, flag)
+        ]
+        return (
+            f"<DirtyBitmap {self.name!r} granularity={self.granularity} count={self.count}"
+            f"{''.join(' ' + flag for flag in flags)}>"
+        )
+
+    # ---- what it holds ----------------------------------------------------------------------
+
+    def get(self, offset: int) -> bool:
+        """Is the group of ``offset`` dirty? Beyond the end: False."""
+        state = self._state
+        if state.recorder is not None and state.recorder.get(offset):
+            return True
+        return state.content.get(offset)
+
+    def areas(self, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:
+        """The dirty areas ``(offset, nbytes)``, see :meth:`HBitmap.areas`."""
+        return self._state.bits.areas(start, end)
+
+    def areas_array(self, start: int = 0, end: int | None = None) -> memoryview:
+        """The same at once, format 'Q', shape (n, 2), see :meth:`HBitmap.areas_array`."""
+        return self._state.bits.areas_array(start, end)
+
+    def sha256(self) -> str:
+        """Of the bits, as QEMU's x-debug-block-dirty-bitmap-sha256 has it, in hex."""
+        with self._coordinator.held():
+            state = self._state
+            if state.reason is None:
+                return state.bits.sha256()
+            # QEMU has empty bits for an inconsistent one, we have none.
+            return HBitmap(self.size, state.content.granularity).sha256()
+
+    # ---- what may be done -------------------------------------------------------------------
+
+    def check(self, forbidding: Forbidding) -> None:
+        """May something be done with it?
+
+        :raises NotFoundError: if the bitmap was removed
+        :raises BusyError, ReadonlyError, InconsistentError: if one of these flags forbids it
+        """
+        forbid(self.name, self._state, forbidding)
+
+    def enable(self) -> None:
+        """Record writes from now on.
+
+        :raises StateError: if it is busy or inconsistent, or inside a transaction
+        """
+        with self._coordinator.drafting() as draft:
+            draft.enable(self._cell, True)
+
+    def disable(self) -> None:
+        """Record no write that comes after this returns.
+
+        :raises StateError: if it is busy or inconsistent, or inside a transaction
+        """
+        with self._coordinator.drafting() as draft:
+            draft.enable(self._cell, False)
+
+    def clear(self) -> None:
+        """Make everything clean: what was marked before the instant of the change, in one go.
+
+        :raises StateError: if it is busy, readonly or inconsistent, or inside a transaction
+        """
+        with self._coordinator.drafting() as draft:
+            draft.clear(self._cell)
+
+    def set(self, offset: int, nbytes: int) -> None:
+        """Mark, whether enabled or not.
+
+        :raises StateError: if it is busy, readonly or inconsistent
+        :raises RangeError: if the range is not inside the node
+        """
+        with self._coordinator.alone():
+            self._changing().set(offset, nbytes)
+
+    def set_many(self, offsets: ReadableBuffer, lengths: ReadableBuffer) -> None:
+        """Mark many ranges, see :meth:`HBitmap.set_many`.
+
+        :raises StateError: if it is busy, readonly or inconsistent
+        """
+        with self._coordinator.alone():
+            self._changing().set_many(offsets, lengths)
+
+    def reset(self, offset: int, nbytes: int) -> None:
+        """Clean whole groups, see :meth:`HBitmap.reset`.
+
+        :raises StateError: if it is busy, readonly or inconsistent
+        :raises InvalidError: if the range cuts a group, or is not inside the node
+        """
+        with self._coordinator.alone():
+            self._changing().reset(offset, nbytes)
+
+    def drain(self) -> HBitmap:
+        """Take what is dirty: clean it, and answer what it was.
+
+        A write that runs beside it is in what was taken, or still there. What was taken is nowhere
+        else: a program that is killed before it has done its work has lost it.
+
+        :raises StateError: if it is busy, readonly or inconsistent
+        """
+        with self._coordinator.alone():
+            return self._changing().drain()
+
+    def _changing(self) -> HBitmap:
+        self.check(CHANGE)
+        return self._state.content
+
+    def merge(self, *sources: DirtyBitmap) -> None:
+        """Mark what is dirty in the sources, in all of them or, if one is refused, in none.
+
+        They may be on any node of the same size, and of any granularity. Those of this graph are
+        taken as of one instant.
+
+        :raises StateError: if this is busy, readonly or inconsistent, or a source is busy or
+            inconsistent
+        :raises MismatchError: (a ValueError) if a source is of another size
+        """
+        with self._coordinator.drafting() as draft:
+            draft.merge(self._cell, (source._cell for source in sources))
+
+    # ---- freezing ---------------------------------------------------------------------------
+
+    def create_successor(self) -> None:
+        """Freeze: from when this returns the content is constant, and the bitmap busy.
+
+        A successor records in its place, if it was enabled.
+
+        :raises BusyError: if it is busy, so also if it has a successor
+        :raises StateError: inside a transaction
+        :raises StoreError: if it is persistent and there is no space for a second one
+        """
+        with self._coordinator.drafting() as draft:
+            self.check(Forbidding.BUSY)
+            state = self._state
+            content = self._cell.device.make(state.granularity, stored=state.persistent)
+            draft.alter(self._cell, freeze(state, content))
+
+    def abdicate(self) -> None:
+        """Let the successor take over; what this held is dropped.
+
+        :raises StateError: if there is none, or inside a transaction
+        :raises StoreError: if it is persistent and that cannot be stored; nothing has changed
+        """
+        with self._coordinator.drafting() as draft:
+            if self._state.successor is None:
+                raise StateError("Cannot relinquish control if there's no successor present")
+            after = abdicate(self._state)
+            draft.alter(self._cell, after, after.content)
+
+    def reclaim(self) -> None:
+        """Take the successor's marks back; no write is lost meanwhile.
+
+        :raises StateError: if there is none, or inside a transaction
+        :raises StoreError: if it is persistent and that could not be stored. It is so all the same;
+            until it can be, whoever loads the bitmap gets the union, which it is.
+        """
+        with self._coordinator.alone():
+            if self._state.successor is None:
+                raise StateError("Cannot reclaim a successor when none is present")
+            self._coordinator.thaw([self._cell])
+
+    @contextmanager
+    def freeze(self) -> Iterator[DirtyBitmap]:
+        """``with bitmap.freeze() as frozen``: read it while writes go on.
+
+        ``frozen`` is the bitmap itself, constant and busy within the block. Leaving it drops what
+        was read and keeps what was written meanwhile; leaving it by an exception keeps both.
+
+        :raises StateError: if it is busy, readonly or inconsistent
+        """
+        with self._coordinator.held():
+            self.check(USE)  # a backup of QEMU's says so first
+            self.check(CHANGE)
+            self.create_successor()
+        try:
+            yield self
+            self.abdicate()
+        except BaseException:
+            self.reclaim()
+            raise
+
+    # ---- repair -----------------------------------------------------------------------------
+
+    def repair(self) -> None:
+        """Make an inconsistent bitmap usable: all dirty, so too much is copied, nothing missed.
+
+        It records from now on if it did when it was stored.
+
+        :raises StateError: if it is not inconsistent, or busy, or readonly, or inside a transaction
+        :raises StoreError: if that cannot be stored; nothing has changed
+        """
+        with self._coordinator.drafting() as draft:
+            self.check(REMOVAL)
+            state = self._state
+            if state.reason is None:
+                raise StateError(f"Bitmap '{self.name}' is not inconsistent")
+            content = self._cell.device.make(state.granularity, stored=state.persistent)
+            content.set(0, self.size)
+            enabled = state.enabled_if_repaired
+            repaired = replace(state, content=content, reason=None, enabled=enabled)
+            draft.alter(self._cell, repaired, content)
+
+    def _keep_stored(self) -> None:
+        """What is stored under the name stays as it is, whatever becomes of the bitmap."""
+        with self._coordinator.alone():
+            self._cell.settle(replace(self._state, skip_store=True))
+
+
+def bitmap_of(cell: Cell, coordinator: Coordinator) -> DirtyBitmap:
+    """What users have of a cell: one object as long as somebody has it."""
+    handle = None if cell.handle is None else cell.handle()
+    if handle is None:
+        handle = DirtyBitmap(cell, coordinator)
+        cell.handle = ref(handle)
+    assert isinstance(handle, DirtyBitmap)
+    return handle

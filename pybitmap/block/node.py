@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: MIT
+"""BlockNode: a device with named bitmaps, and the path of every write.
+
+``node.mark_dirty(offset, length)`` is the write path: one C call marks every bitmap of the node
+that records, takes no lock, and may run in any number of threads beside everything else here.
+Whatever changes what records (adding, removing, enabling, freezing, ...) publishes the new set of
+bitmaps and waits until no write can still see the old one, before it returns: ``csrc/tracker.h``.
+
+Offsets, lengths and sizes are in bytes. One re-entrant lock per graph keeps management in order;
+writes never take it.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Mapping
+from operator import index
+from typing import TYPE_CHECKING, Any
+
+from .. import _core
+from .._core import CData
+from .._entry import NodeBase
+from ..errors import ClosedError, RangeError, ReadonlyError, UnsupportedError
+from ..hbitmap import HBitmap
+from ..store.base import Loaded, Volume
+from .bitmap import DirtyBitmap, bitmap_of
+from .commit import Coordinator, device_check_open
+from .device import Cell, Device
+from .state import Forbidding, State, forbid, new_serial
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+
+class BlockNode(NodeBase):
+    """A device of ``size`` bytes with named dirty bitmaps; made by :meth:`BlockGraph.add_node`."""
+
+    def __init__(self, coordinator: Coordinator, device: Device) -> None:
+        self._coordinator = coordinator
+        self._device = device
+        self._tracker = device.tracker
+        self._attach(_core.address(device.tracker), device.owner)
+        self._bitmaps = _Bitmaps(coordinator, device)
+
+    @property
+    def name(self) -> str:
+        return self._device.name
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return self._device.size
+
+    @property
+    def read_only(self) -> bool:
+        return self._device.read_only
+
+    @property
+    def volume(self) -> Volume | None:
+        """What a store has for it; None: its bitmaps are not stored."""
+        return self._device.volume
+
+    @property
+    def bitmaps(self) -> Mapping[str, DirtyBitmap]:
+        """By name, in the order of adding; live."""
+        return self._bitmaps
+
+    def __repr__(self) -> str:
+        return f"<BlockNode {self.name!r} size={self.size} bitmaps={list(self._bitmaps)}>"
+
+    # ---- writes -----------------------------------------------------------------------------
+
+    def mark_dirty_many(self, offsets: ReadableBuffer, lengths: ReadableBuffer) -> None:
+        """Many writes, as buffers of uint64, shape (n,); see :meth:`HBitmap.set_many`.
+
+        Their order is that of the buffers: beside a transaction, those before its instant come
+        first.
+
+        :raises RangeError: if one of them is not inside the node; none is marked then
+        :raises ReadonlyError: if the node is read-only, or a bitmap of it must not change
+        :raises TypeError, InvalidError: for buffers that are none of uint64, or differ in length
+        :raises ClosedError: if the node is closed
+        """
+        _core.with_ranges(self._mark_ranges, ("offsets", "lengths"), offsets, lengths)
+
+    def _mark_ranges(self, offsets: CData, lengths: CData, nwrites: int) -> None:
+        code = _core.hbtracker_mark_many(self._tracker, offsets, lengths, nwrites)
+        if code:
+            raise self._refused(code, f"one of {nwrites} writes")
+
+    def _refused(self, code: int, what: str) -> Exception:
+        device = self._device
+        if device.closed:
+            return ClosedError(f"node '{device.name}' is closed")
+        if code == -errno.ERANGE:
+            return RangeError(f"{what} is not inside node '{device.name}' of {device.size} bytes")
+        if code == -errno.EROFS:
+            for cell in device.present():
+                if cell.state.readonly:
+                    return ReadonlyError(f"Bitmap '{cell.name}' is readonly and cannot be modified")
+            return ReadonlyError(f"node '{device.name}' is read-only")
+        return MemoryError("no memory for this thread to mark writes")
+
+    # ---- bitmaps ----------------------------------------------------------------------------
+
+    def add_bitmap(
+        self,
+        name: str,
+        granularity: int | None = None,
+        *,
+        persistent: bool = False,
+        disabled: bool = False,
+    ) -> DirtyBitmap:
+        """A new bitmap, clean; it has every write that begins after this returns.
+
+        :param name: 1..1023 bytes of UTF-8, unique in the node
+        :param granularity: bytes that a bit stands for: a power of 2, at least 512; None: 65536
+        :param disabled: it records nothing until it is enabled
+        :raises InvalidError: for another name or granularity
+        :raises ExistsError: if the node has a bitmap of that name
+        :raises UnsupportedError: if it cannot be stored, but is to be persistent
+        :raises StoreError: if there is no space to store it
+        :raises StateError: inside a transaction, which has an ``add`` of its own
+        """
+        granularity = None if granularity is None else index(granularity)
+        with self._coordinator.drafting() as draft:
+            cell = draft.add(
+                self._device, name, granularity, persistent=persistent, disabled=disabled
+            )
+        return bitmap_of(cell, self._coordinator)
+
+    def find_bitmap(self, name: str) -> DirtyBitmap:
+        """
+        :raises NotFoundError: (a KeyError) if there is none of that name
+        """
+        with self._coordinator.held():
+            device_check_open(self._device)
+            return bitmap_of(self._device.find(name), self._coordinator)
+
+    def remove_bitmap(self, name: str) -> None:
+        """Forget a bitmap.
+
+        :raises NotFoundError: (a KeyError) if there is none of that name
+        :raises StateError: if it is busy or readonly
+        """
+        with self._coordinator.drafting() as draft:
+            device_check_open(self._device)
+            draft.remove(self._device.find(name))
+
+    def query(self) -> list[dict[str, Any]]:
+        """What QMP's queries list as ``dirty-bitmaps``: the newest first."""
+        with self._coordinator.held():
+            cells = reversed(self._device.oldest_first())
+            return [bitmap_of(cell, self._coordinator).info() for cell in cells]
+
+    # ---- life -------------------------------------------------------------------------------
+
+    def truncate(self, size: int) -> None:
+        """Change the size, of the node and of all its bitmaps; writes wait meanwhile.
+
+        :raises InvalidError: for a size that a bitmap of the node cannot have
+        :raises UnsupportedError: if the node's size is that of an image
+        :raises InconsistentError, ReadonlyError: if a bitmap of the node is such
+        :raises StateError: inside a transaction
+        :raises StoreError, MemoryError: nothing has changed
+        """
+        size = index(size)
+        device = self._device
+        with self._coordinator.alone():
+            device_check_open(device)
+            if device.volume is not None and not device.volume.resizable:
+                raise UnsupportedError(
+                    f"node '{device.name}' has the size of its image, which is not resized here"
+                )
+            for cell in device.present():
+                forbid(cell.name, cell.state, Forbidding.READONLY | Forbidding.INCONSISTENT)
+                _core.check_size(size, cell.state.content.granularity)
+            _core.check_size(size, 63)
+            self._coordinator.resize(device, size)
+
+    def flush(self) -> None:
+        """Store the persistent bitmaps with all that was marked before the call.
+
+        They stay in use: what is marked afterwards is stored by the next flush, or by close. After
+        a crash that comes before, they are exact or inconsistent, as the store has it.
+
+        :raises StoreError: what was stored before is still stored
+        """
+        with self._coordinator.held():
+            device_check_open(self._device)
+            self._coordinator.flush(self._device)
+
+    def close(self, *, discard: bool = False) -> None:
+        """Store the persistent bitmaps, forget all, and refuse writes; may be called twice.
+
+        :param discard: do not store, for example where that fails: whoever opens the store next
+            finds the bitmaps as after a crash
+        :raises StoreError: the node is open as before, so closing can be tried again
+        :raises StateError: inside a transaction
+        """
+        with self._coordinator.alone():
+            if not self._device.closed:
+                self._coordinator.close(self._device, discard=discard)
+            if self._device.volume is not None:
+                self._device.volume.close()
+
+
+class _Bitmaps(Mapping[str, DirtyBitmap]):
+    """The bitmaps of a device that are there."""
+
+    def __init__(self, coordinator: Coordinator, device: Device) -> None:
+        self._coordinator = coordinator
+        self._device = device
+
+    def __getitem__(self, name: str) -> DirtyBitmap:
+        cell = self._device.cells.get(name)
+        if cell is None or cell.state.removed:
+            raise KeyError(name)
+        return bitmap_of(cell, self._coordinator)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([cell.name for cell in self._device.present()])
+
+    def __len__(self) -> int:
+        return len(self._device.present())
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+def load(device: Device) -> None:
+    """The bitmaps that are stored for a device, and that they record.
+
+    :raises StoreError: if they cannot be read
+    """
+    volume = device.volume
+    if volume is not None:
+        for loaded in volume.load():
+            state = _loaded(loaded, readonly=device.read_only)
+            device.cells[loaded.name] = Cell(device, loaded.name, state)
+        volume.outcomes = [device.wanted(lambda cell: cell.state)]
+
+
+def _loaded(loaded: Loaded, *, readonly: bool) -> State:
+    # An inconsistent one has no content: with 65,535 of them that matters.
+    content = loaded.content
+    if content is None:
+        content = HBitmap(0, loaded.granularity.bit_length() - 1)
+    return State(
+        content,
+        new_serial(),
+        enabled=loaded.enabled and loaded.reason is None,
+        persistent=True,
+        readonly=readonly,
+        reason=loaded.reason,
+        enabled_if_repaired=loaded.enabled,
+    )
