@@ -41,7 +41,8 @@
  * looked, so it was when a, which had returned, looked.)  The slot names the
  * fork while the mark is in the old set.  One that goes on to the new set says
  * so before it lets go of the fork, which is waited for, so no later publication
- * begins before that: there is nothing to look at again.
+ * begins before that: there is nothing to look at again.  tests/test_turn.py goes
+ * through every interleaving.
  */
 #if defined(__linux__) && !defined(_GNU_SOURCE)
 #define _GNU_SOURCE
@@ -131,10 +132,13 @@ static const HBTrackerSet *hb_enter(HBTracker *tracker, bool wait, struct hb_slo
 
 /* ---- life --------------------------------------------------------------- */
 
-/* A set, by its head; NULL is fine. */
+/*
+ * A set, by its head; NULL is fine.  In the child of a fork(2) that came amid a
+ * publication, a fork may be published for good: it lies within a set.
+ */
 static void hb_free(const struct hb_head *head)
 {
-    free((void *)(uintptr_t)head);
+    free((void *)(uintptr_t)(head && head->turn ? &head->after->head : head));
 }
 
 HBTracker *hbtracker_alloc(void)
