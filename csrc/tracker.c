@@ -43,12 +43,19 @@
  * so before it lets go of the fork, which is waited for, so no later publication
  * begins before that: there is nothing to look at again.  tests/test_turn.py goes
  * through every interleaving.
+ *
+ * OPEN WRITES stand in a list, under a mutex.  A publication looks at the list
+ * when it has waited: whoever is in it gets marked in the new set.  Whoever comes
+ * later marks after the publication, as the begin lists first and then marks.
+ * Whoever had left it marked before that; if that was before the publication,
+ * the data was written before, too.
  */
 #if defined(__linux__) && !defined(_GNU_SOURCE)
 #define _GNU_SOURCE
 #endif
 
 #include <errno.h>
+#include <pthread.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
@@ -73,8 +80,17 @@ struct HBTrackerSet {
     HBitmap *bitmaps[];
 };
 
+struct HBWrite {
+    uint64_t offset;
+    uint64_t length;
+    HBWrite *next;
+    HBWrite **at;                       /* what points to it */
+};
+
 struct HBTracker {
     _Atomic(const struct hb_head *) published;  /* NULL: writes wait */
+    pthread_mutex_t mutex;
+    HBWrite *open;                      /* under the mutex */
 };
 
 /* How many writes are marked before another set gets its chance. */
@@ -146,7 +162,7 @@ HBTracker *hbtracker_alloc(void)
     HBTracker *tracker = calloc(1, sizeof(*tracker));
     HBTrackerSet *set = hbtracker_set_alloc(0, NULL, 0, false);
 
-    if (!tracker || !set) {
+    if (!tracker || !set || pthread_mutex_init(&tracker->mutex, NULL) != 0) {
         free(tracker);
         free(set);
         return NULL;
@@ -159,6 +175,7 @@ void hbtracker_free(HBTracker *tracker)
 {
     if (tracker) {
         hb_free(atomic_load(&tracker->published));
+        (void)pthread_mutex_destroy(&tracker->mutex);
         free(tracker);
     }
 }
@@ -190,6 +207,15 @@ void hbtracker_set_free(HBTrackerSet *set)
     free(set);
 }
 
+/* How much of a range is inside a device of that size, from its offset on. */
+static uint64_t hb_inside(uint64_t size, uint64_t offset, uint64_t length)
+{
+    if (offset >= size) {
+        return 0;
+    }
+    return length < size - offset ? length : size - offset;
+}
+
 /* Returns when nobody uses what a slot may name by `head` any more. */
 static void hb_wait_for(const struct hb_head *head)
 {
@@ -203,12 +229,28 @@ static void hb_wait_for(const struct hb_head *head)
     }
 }
 
+/* Marks the writes that are open in what is published now. */
+static void hb_mark_open(HBTracker *tracker, const HBTrackerSet *set)
+{
+    (void)pthread_mutex_lock(&tracker->mutex);
+    for (const HBWrite *write = tracker->open; write; write = write->next) {
+        for (size_t i = 0; i < set->n; i++) {
+            (void)hbitmap_set(set->bitmaps[i], write->offset,
+                              hb_inside(set->size, write->offset, write->length));
+        }
+    }
+    (void)pthread_mutex_unlock(&tracker->mutex);
+}
+
 void hbtracker_publish(HBTracker *tracker, HBTrackerSet *set)
 {
     const struct hb_head *old = atomic_exchange(&tracker->published, set ? &set->head : NULL);
 
     hb_wait_for(old);
     hb_free(old);
+    if (set) {
+        hb_mark_open(tracker, set);
+    }
 }
 
 void hbtracker_publish_all(HBTracker *const *trackers, HBTrackerSet **sets, size_t n)
@@ -248,6 +290,7 @@ void hbtracker_publish_all(HBTracker *const *trackers, HBTrackerSet **sets, size
             hb_wait_for(&before->head);
             hb_free(&before->head);
         }
+        hb_mark_open(trackers[i], sets[i]);
         sets[i] = NULL;
     }
 }
@@ -329,5 +372,79 @@ int hbtracker_mark_many(HBTracker *tracker, const uint64_t *offsets,
         hb_leave(slot);
         done = next;
     }
+    return err;
+}
+
+/* ---- writes that are open ------------------------------------------------- */
+
+static void hb_list(HBTracker *tracker, HBWrite *write)
+{
+    (void)pthread_mutex_lock(&tracker->mutex);
+    write->next = tracker->open;
+    write->at = &tracker->open;
+    if (write->next) {
+        write->next->at = &write->next;
+    }
+    tracker->open = write;
+    (void)pthread_mutex_unlock(&tracker->mutex);
+}
+
+static void hb_unlist(HBTracker *tracker, HBWrite *write)
+{
+    (void)pthread_mutex_lock(&tracker->mutex);
+    *write->at = write->next;
+    if (write->next) {
+        write->next->at = write->at;
+    }
+    (void)pthread_mutex_unlock(&tracker->mutex);
+    free(write);
+}
+
+int hbtracker_begin_write(HBTracker *tracker, uint64_t offset, uint64_t length,
+                          HBWrite **write)
+{
+    HBWrite *begun = malloc(sizeof(*begun));
+    int err;
+
+    *write = NULL;
+    if (!begun) {
+        return -ENOMEM;
+    }
+    begun->offset = offset;
+    begun->length = length;
+    hb_list(tracker, begun);
+    err = hbtracker_mark(tracker, offset, length);
+    if (err) {
+        hb_unlist(tracker, begun);
+    } else {
+        *write = begun;
+    }
+    return err;
+}
+
+int hbtracker_end_write(HBTracker *tracker, HBWrite **write)
+{
+    HBWrite *ended = *write;
+    struct hb_slot *slot;
+    const HBTrackerSet *set;
+    int err = 0;
+
+    if (!ended) {
+        return 0;
+    }
+    set = hb_enter(tracker, true, &slot);
+    if (!set) {
+        return -ENOMEM;
+    }
+    if (set->readonly && ended->length) {
+        err = -EROFS;
+    }
+    for (size_t i = 0; i < set->n && !err; i++) {
+        (void)hbitmap_set(set->bitmaps[i], ended->offset,
+                          hb_inside(set->size, ended->offset, ended->length));
+    }
+    hb_leave(slot);
+    hb_unlist(tracker, ended);
+    *write = NULL;
     return err;
 }

@@ -10,7 +10,8 @@
  *
  * THREADS.  Marks take no lock and may run beside everything but
  * hbtracker_free.  One thread at a time may publish, of all the trackers that
- * are ever published together.
+ * are ever published together.  In the child of a fork(2), a tracker of the
+ * parent may be freed and no more.
  */
 #ifndef PYBITMAP_TRACKER_H
 #define PYBITMAP_TRACKER_H
@@ -25,11 +26,13 @@ extern "C" {
 
 typedef struct HBTracker HBTracker;
 typedef struct HBTrackerSet HBTrackerSet;
+typedef struct HBWrite HBWrite;
 
 /* Knows no bitmap and has size 0.  NULL: no memory. */
 HBTracker *hbtracker_alloc(void);
 
-/* Frees the tracker and its set, not the bitmaps.  NULL is fine. */
+/* Frees the tracker and its set, not the bitmaps.  No write is open.  NULL is
+ * fine. */
 void hbtracker_free(HBTracker *tracker);
 
 /*
@@ -79,6 +82,32 @@ int hbtracker_try_mark(HBTracker *tracker, uint64_t offset, uint64_t length);
  * these, those before them were marked. */
 int hbtracker_mark_many(HBTracker *tracker, const uint64_t *offsets,
                         const uint64_t *lengths, size_t n);
+
+/*
+ * A write of data that bitmaps must not miss, whatever is published while it is
+ * done: between these two its range is open.  It is marked at the begin and
+ * again at the end, and every publication in between marks it in what records
+ * then, before it returns.  So what is copied of what a publication left out
+ * has the data, or the range is marked in what came in.
+ *
+ *     HBWrite *write;
+ *     err = hbtracker_begin_write(tracker, offset, length, &write);
+ *     ... write the data ...
+ *     err = hbtracker_end_write(tracker, &write);
+ *
+ * Any number may be open, of any threads; the one that ends a write need not be
+ * the one that began it.  Begin and end wait for publications that mark open
+ * ranges, and as hbtracker_mark does.
+ *
+ * Begin: -ERANGE, -EROFS, -ENOMEM: nothing is open, and *write is NULL.
+ * End: *write is NULL afterwards; if it was before, nothing happens.  What is
+ * beyond the end of a device that has become smaller is not marked.  -EROFS:
+ * what is published now must not change, so only the begin was marked.  -ENOMEM:
+ * the write is open still; only a thread that marks for the first time gets that.
+ */
+int hbtracker_begin_write(HBTracker *tracker, uint64_t offset, uint64_t length,
+                          HBWrite **write);
+int hbtracker_end_write(HBTracker *tracker, HBWrite **write);
 
 /* cdef: end */
 

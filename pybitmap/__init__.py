@@ -2,7 +2,7 @@
 """QEMU-class dirty bitmaps: the public names, gathered."""
 
 from ._sources import get_include, get_sources
-from .block.bitmap import DirtyBitmap
+from .block.bitmap import DirtyBitmap, Frozen
 from .block.graph import BlockGraph, Transaction
 from .block.node import BlockNode
 from .errors import (
@@ -36,6 +36,7 @@ __all__ = [
     "CorruptError",
     "DirtyBitmap",
     "ExistsError",
+    "Frozen",
     "HBitmap",
     "InconsistentError",
     "InvalidError",

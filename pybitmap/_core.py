@@ -76,6 +76,8 @@ hbtracker_publish_all: Callable[[CData, CData, int], None] = lib.hbtracker_publi
 hbtracker_set_free: Callable[[CData], None] = lib.hbtracker_set_free
 hbtracker_mark: Callable[[CData, int, int], int] = lib.hbtracker_mark
 hbtracker_mark_many: Callable[[CData, CData, CData, int], int] = lib.hbtracker_mark_many
+hbtracker_begin_write: Callable[[CData, int, int, CData], int] = lib.hbtracker_begin_write
+hbtracker_end_write: Callable[[CData, CData], int] = lib.hbtracker_end_write
 
 #: A C pointer to nothing.
 NULL: CData = ffi.NULL

@@ -97,10 +97,11 @@ def main(library: str, directory: Path, log: str) -> None:
         tx.clear("two", "b")
     done("move", graph)
     two.mark_dirty(3 * GROUP, SIZE // 2)
-    two.bitmaps["a"].create_successor()
+    frozen = two.bitmaps["a"].freeze()
     done("freeze", graph)
     two.mark_dirty(SIZE // 2 + 8 * GROUP, GROUP)
     closed("close while frozen", graph)
+    frozen.close()
 
     graph = opened()
     done("open again", graph, whole=False)

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pybitmap import BlockGraph, StoreError
+from pybitmap import BlockGraph, Frozen, StoreError
 from pybitmap.store import LocalStore
 
 SIZE = 1 << 24
@@ -103,8 +103,16 @@ def transact(graph: BlockGraph) -> None:
         tx.enable("one", "b")
 
 
+#: What was frozen last, held until the next.
+frozen: list[Frozen] = []
+
+
+def freeze_only(graph: BlockGraph) -> None:
+    frozen[:] = [graph.nodes["one"].bitmaps["a"].freeze()]
+
+
 def freeze(graph: BlockGraph) -> None:
-    graph.nodes["one"].bitmaps["a"].create_successor()
+    freeze_only(graph)
     graph.nodes["one"].mark_dirty(1 << 20, 1)
 
 
@@ -121,8 +129,8 @@ CASES = {
     "clear": Case(lambda g: g.nodes["one"].bitmaps["a"].clear()),
     "merge": Case(lambda g: g.nodes["one"].bitmaps["c"].merge(g.nodes["one"].bitmaps["a"])),
     "disable": Case(lambda g: g.nodes["one"].bitmaps["a"].disable()),
-    "freeze": Case(lambda g: g.nodes["one"].bitmaps["a"].create_successor()),
-    "abdicate": Case(lambda g: g.nodes["one"].bitmaps["a"].abdicate(), freeze),
+    "freeze": Case(freeze_only),
+    "done": Case(lambda g: frozen[0].done(), freeze),
     "truncate": Case(lambda g: g.nodes["one"].truncate(SIZE // 2)),
     "transaction": Case(transact),
     "flush": Case(lambda g: g.flush()),
@@ -192,7 +200,9 @@ def try_case(faults: Faults, base: Path, path: Path, name: str, mode: str) -> tu
     n = unclear = 0
     while True:
         n += 1
-        for retry in (False, True):
+        for retry in (
+            (False, True) if name != "done" else (False,)
+        ):  # what it put back is not frozen
             graph = prepared()
             shown = state(graph), {k: node.size for k, node in graph.nodes.items()}
             failed, reached = attempt(faults, n, mode, lambda: run(graph))  # noqa: B023
@@ -204,6 +214,8 @@ def try_case(faults: Faults, base: Path, path: Path, name: str, mode: str) -> tu
                 still = state(graph), {k: node.size for k, node in graph.nodes.items()}
                 if name == "close":  # of several nodes some may be closed already
                     still[0].update({k: v for k, v in shown[0].items() if not still[0].get(k)})
+                if name == "done":  # all is put back
+                    shown[0].update(before)
                 assert still == shown, f"{what}: {still}"
                 if retry:
                     run(graph)

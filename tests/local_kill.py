@@ -28,7 +28,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pybitmap import AbortedError, BlockGraph, BlockNode
+from pybitmap import AbortedError, BlockGraph, BlockNode, Frozen
 from pybitmap.store import LocalStore
 
 GROUP = 512
@@ -99,7 +99,7 @@ class Script:
         if frozen and chance < 0.4:
             key = self.rng.choice(frozen)
             self.busy[key] = False
-            return [(self.rng.choice(["abdicate", "reclaim"]), *key)]
+            return [(self.rng.choice(["done", "thaw"]), *key)]
         if self._free() and chance > 0.8:
             key = self.rng.choice(self._free())
             self.busy[key] = True
@@ -180,10 +180,10 @@ def apply(actions: list[Operation], state: State, beside: dict[str, Beside]) -> 
         elif kind == "freeze":
             successor = Bits(may=maybe, enabled=bits.enabled)
             after[key] = replace(bits, may=bits.may | maybe, enabled=False, successor=successor)
-        elif kind in ("abdicate", "reclaim"):
+        elif kind in ("done", "thaw"):
             assert bits.successor is not None
             bits = bits.written(beside[key[0]])
-            after[key] = bits.union() if kind == "reclaim" or not bits.successor else bits.successor
+            after[key] = bits.union() if kind == "thaw" or not bits.successor else bits.successor
     for key, bits in after.items():
         if key not in changed:
             after[key] = bits.written(beside[key[0]])
@@ -197,6 +197,7 @@ def child(cells: memoryview, path: Path, seed: int, state: State) -> None:
     """Until it is killed."""
     sys.setswitchinterval(1e-4)
     script, rng = Script(seed, state), random.Random(seed)
+    frozen: dict[Key, Frozen] = {}
     for step in range(MAX_OPERATIONS):
         if step % 20 == 0:
             store = LocalStore(path)
@@ -213,8 +214,9 @@ def child(cells: memoryview, path: Path, seed: int, state: State) -> None:
             running.clear()
             writer.join()
             graph.close()
+            frozen.clear()
         else:
-            perform(graph, actions)
+            perform(graph, actions, frozen)
         cells[ACKED_AT + step] = cells[ACKED]
         cells[END_AT + step] = cells[STARTED]
         cells[ENDED] = step + 1
@@ -234,13 +236,17 @@ def write(
         cells[ACKED] = i + 1
 
 
-def perform(graph: BlockGraph, actions: list[Operation]) -> None:
+def perform(graph: BlockGraph, actions: list[Operation], frozen: dict[Key, Frozen]) -> None:
     [(kind, *args)] = actions[:1]
     if kind == "flush":
         graph.flush()
-    elif kind in ("freeze", "abdicate", "reclaim"):
-        bitmap = graph.nodes[args[0]].bitmaps[args[1]]
-        getattr(bitmap, "create_successor" if kind == "freeze" else kind)()
+    elif kind == "freeze":
+        frozen[args[0], args[1]] = graph.nodes[args[0]].bitmaps[args[1]].freeze()
+    elif kind in ("done", "thaw"):
+        ended = frozen.pop((args[0], args[1]))
+        if kind == "done":
+            ended.done()
+        ended.close()
     elif len(actions) == 1 and kind == "add":
         graph.nodes[args[0]].add_bitmap(args[1], GROUP, persistent=True)
     elif len(actions) == 1 and kind == "remove":

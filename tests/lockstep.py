@@ -103,6 +103,10 @@ class Ours:
     def hold(self, node: str, name: str, busy: bool = True) -> None:
         set_flag(self.bitmap(node, name), "busy", busy)
 
+    def freeze(self, node: str, name: str) -> None:
+        """Until the node is closed."""
+        self.frozen = self.bitmap(node, name).freeze()
+
     def write(self, node: str, writes: list[tuple[int, int]]) -> None:
         for offset, nbytes in writes:
             self.graph.nodes[node].mark_dirty(offset, nbytes)

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from pybitmap import BlockNode, DirtyBitmap, HBitmap, Transaction
+from pybitmap import BlockNode, DirtyBitmap, Transaction
 from pybitmap.block.graph import _Transacting
 
 
@@ -82,13 +82,6 @@ def publish(node: BlockNode) -> None:
     device = node._device
     device.listed = None
     node._coordinator.publish_exactly([device])
-
-
-def successor_of(bitmap: DirtyBitmap) -> HBitmap:
-    """What records in the place of a frozen one."""
-    successor = bitmap._state.successor
-    assert successor is not None
-    return successor.content
 
 
 def transaction(node: BlockNode) -> AbstractContextManager[Transaction]:

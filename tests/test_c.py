@@ -93,7 +93,22 @@ def test_a_clear_that_does_not_wait_is_noticed(tmp_path: Path) -> None:
 
 def test_bitmaps_come_and_go_beside_writes(tmp_path: Path) -> None:
     output = succeed([build(tmp_path, "test_tracker"), "1", "5"])
-    assert output.count("ok ") == 4
+    for scenario in ["writes", "facts", "late", "guests", "growth", "instant", "large", "rest"]:
+        assert f"ok {scenario}: " in output
+
+
+def test_writers_that_are_held_up_halfway(tmp_path: Path) -> None:
+    program = build(tmp_path, "test_tracker", "-DHB_TEST_DELAY")
+    for scenario in ["guests", "instant", "large", "rest"]:
+        assert f"ok {scenario}: " in succeed([program, "1", "3", f"{scenario}: "])
+
+
+@pytest.mark.parametrize("step", ["WAIT", "WAIT_FOR_FORK", "TURN"])
+def test_a_publication_that_leaves_out_a_step_is_noticed(tmp_path: Path, step: str) -> None:
+    program = build(tmp_path, "test_tracker", "-DHB_TEST_DELAY", f"-DHB_BREAK_NO_{step}")
+    done = run([program, "1", "10", "instant"])
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "test_tracker.c:" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["gcc", "clang"])

@@ -61,7 +61,7 @@ ACTIONS: dict[str, Callable[[BlockNode, DirtyBitmap], object]] = {
     "reset": lambda node, bitmap: bitmap.reset(0, 4096),
     "merge into": lambda node, bitmap: bitmap.merge(node.bitmaps["other"]),
     "merge from": lambda node, bitmap: node.bitmaps["other"].merge(bitmap),
-    "freeze": lambda node, bitmap: bitmap.freeze().__enter__(),
+    "freeze": lambda node, bitmap: bitmap.freeze().close(),
     "remove": lambda node, bitmap: node.remove_bitmap("b"),
 }
 FORBIDDEN = {
@@ -246,17 +246,21 @@ def test_a_frozen_bitmap_is_constant_and_busy_while_its_successor_records(
     node.mark_dirty(0, 1)
     with bitmap.freeze() as frozen:
         node.mark_dirty(65536, 1)
-        assert list(frozen.areas()) == [(0, 4096)]
-        assert (frozen.busy, frozen.enabled, frozen.recording) == (True, False, True)
-        assert frozen.info()["count"] == 4096
+        assert list(frozen) == [bitmap]
+        assert list(bitmap.areas()) == [(0, 4096)]
+        assert (bitmap.busy, bitmap.enabled, bitmap.recording) == (True, False, True)
+        assert bitmap.info()["count"] == 4096
 
 
-def test_success_drops_what_was_read_and_keeps_what_was_written(
+def test_done_drops_what_was_read_and_keeps_what_was_written(
     node: BlockNode, bitmap: DirtyBitmap
 ) -> None:
     node.mark_dirty(0, 1)
-    with bitmap.freeze():
+    with bitmap.freeze() as frozen:
         node.mark_dirty(65536, 1)
+        frozen.done()
+        assert not bitmap.busy
+        assert not list(frozen)
     node.mark_dirty(131072, 1)
     assert list(bitmap.areas()) == [(65536, 4096), (131072, 4096)]
     assert (bitmap.busy, bitmap.enabled) == (False, True)
@@ -277,27 +281,18 @@ def test_an_exception_puts_back_what_was_read(node: BlockNode, bitmap: DirtyBitm
     assert (bitmap.busy, bitmap.enabled) == (False, True)
 
 
-@pytest.mark.parametrize("end", ["abdicate", "reclaim"])
+@pytest.mark.parametrize("end", ["done", "close"])
 def test_a_disabled_bitmap_stays_disabled_through_a_freeze(
     node: BlockNode, bitmap: DirtyBitmap, end: str
 ) -> None:
     bitmap.set(0, 1)
     bitmap.disable()
-    bitmap.create_successor()
+    frozen = bitmap.freeze()
     node.mark_dirty(65536, 1)
     assert not bitmap.recording
-    getattr(bitmap, end)()
+    getattr(frozen, end)()
     assert not bitmap.enabled
-    assert bitmap.count == (0 if end == "abdicate" else 4096)
-
-
-def test_a_successor_that_is_not_there_cannot_end(bitmap: DirtyBitmap) -> None:
-    with pytest.raises(StateError) as caught:
-        bitmap.abdicate()
-    assert str(caught.value) == "Cannot relinquish control if there's no successor present"
-    with pytest.raises(StateError) as caught:
-        bitmap.reclaim()
-    assert str(caught.value) == "Cannot reclaim a successor when none is present"
+    assert bitmap.count == (0 if end == "done" else 4096)
 
 
 def test_an_iterator_over_what_was_frozen_outlives_the_freeze(
@@ -305,6 +300,7 @@ def test_an_iterator_over_what_was_frozen_outlives_the_freeze(
 ) -> None:
     node.mark_dirty(0, 1)
     with bitmap.freeze() as frozen:
-        areas = frozen.areas()
+        areas = bitmap.areas()
+        frozen.done()
     node.mark_dirty(65536, 1)
     assert list(areas) == [(0, 4096)]

@@ -71,7 +71,7 @@ for bitmap in node.bitmaps.values():
 assert all(bitmap.count == SIZE for bitmap in node.bitmaps.values())
 names = list(node.bitmaps)
 refused(node.bitmaps["a"].clear)
-refused(node.bitmaps["a"].create_successor)
+refused(node.bitmaps["a"].freeze)
 refused(lambda: node.add_bitmap("y", 512, persistent=True))
 refused(lambda: node.add_bitmap("z", 1 << 20, persistent=True))
 assert list(node.bitmaps) == names

@@ -397,7 +397,7 @@ class Lockstep(RuleBasedStateMachine):
         assume(free)
         node, name = data.draw(st.sampled_from(free))
         self.daemon.freeze(node, name, TARGET)
-        self.ours.bitmap(node, name).create_successor()
+        self.successor = self.ours.bitmap(node, name).freeze()
         self.frozen, self.busy[node] = node, name
         self.compare(("freeze", node, name))
 
@@ -407,11 +407,10 @@ class Lockstep(RuleBasedStateMachine):
         node, self.frozen = self.frozen, None
         assert node is not None
         self.daemon.thaw(node, success)
-        bitmap = self.ours.bitmap(node, self.busy.pop(node))
+        del self.busy[node]
         if success:
-            bitmap.abdicate()
-        else:
-            bitmap.reclaim()
+            self.successor.done()
+        self.successor.close()
         self.compare(("thaw", node, success))
 
     # ---- closing and opening ---------------------------------------------------------------
@@ -693,13 +692,12 @@ def test_a_backup_drops_what_it_read_or_nothing(daemon: Daemon, ours: Ours, succ
         ours.write("a", [(offset, 5)])
         if offset == 0:
             daemon.freeze("a", "x", TARGET)
-            ours.bitmap("a", "x").create_successor()
+            frozen = ours.bitmap("a", "x").freeze()
         assert state(ours) == state(daemon)
     daemon.thaw("a", success)
     if success:
-        ours.bitmap("a", "x").abdicate()
-    else:
-        ours.bitmap("a", "x").reclaim()
+        frozen.done()
+    frozen.close()
     here, there = state(ours)["a"], state(daemon)["a"]
     assert [each["name"] for each in here] == (["x", "later"] if success else ["later", "x"])
     assert here == there

@@ -237,7 +237,7 @@ def make(both: Both, what: str) -> None:
         both.ours.hold("q", "x")
     elif what == "frozen":
         both.daemon.freeze("q", "x", TARGET)
-        both.ours.bitmap("q", "x").create_successor()
+        both.ours.freeze("q", "x")
     both.must("add", node="p", name="source", granularity=512)
     both.write("p", (9000, 1))
 

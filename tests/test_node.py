@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 from array import array
+from collections.abc import Callable
 
 import pytest
 from support import publish, set_flag, writers
@@ -119,15 +120,22 @@ def test_a_removed_bitmap_frees_its_name_and_records_no_more(node: BlockNode) ->
     assert (old.count, new.count) == (0, 65536)
 
 
-@pytest.mark.parametrize("change", ["add", "remove", "disable", "freeze", "reclaim"])
+@pytest.mark.parametrize("change", ["add", "remove", "disable", "freeze", "thaw"])
 def test_without_memory_to_publish_nothing_changes(
     node: BlockNode, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     node.add_bitmap("a")
     bitmap = node.add_bitmap("b")
-    if change == "reclaim":
-        bitmap.create_successor()
+    if change == "thaw":
+        frozen = bitmap.freeze()
     before = node.query()
+    changes: dict[str, Callable[[], object]] = {
+        "add": lambda: node.add_bitmap("c"),
+        "remove": lambda: node.remove_bitmap("a"),
+        "disable": bitmap.disable,
+        "freeze": bitmap.freeze,
+        "thaw": lambda: frozen.close(),
+    }
 
     def no_memory(*args: object) -> None:
         raise MemoryError
@@ -135,17 +143,11 @@ def test_without_memory_to_publish_nothing_changes(
     with monkeypatch.context() as patch:
         patch.setattr(_core, "hbtracker_set_alloc", no_memory)
         with pytest.raises(MemoryError):
-            {
-                "add": lambda: node.add_bitmap("c"),
-                "remove": lambda: node.remove_bitmap("a"),
-                "disable": bitmap.disable,
-                "freeze": bitmap.create_successor,
-                "reclaim": bitmap.reclaim,
-            }[change]()
+            changes[change]()
     assert node.query() == before
     node.mark_dirty(0, 1)
-    if change == "reclaim":
-        bitmap.reclaim()
+    if change == "thaw":
+        frozen.close()
     assert [each.count for each in node.bitmaps.values()] == [65536, 65536]
 
 
@@ -222,11 +224,11 @@ def test_a_read_only_node_is_not_written_to(graph: BlockGraph) -> None:
 def test_truncation_takes_all_bitmaps_along_frozen_ones_too(node: BlockNode) -> None:
     a, b = node.add_bitmap("a", 512), node.add_bitmap("b", 4096)
     node.mark_dirty(SIZE - 1, 1)
-    b.create_successor()
+    frozen = b.freeze()
     node.mark_dirty(0, 1)
     node.truncate(2 * SIZE)
     node.mark_dirty(2 * SIZE - 1, 1)
-    b.reclaim()
+    frozen.close()
     assert node.size == a.size == b.size == 2 * SIZE
     assert [offset for offset, _ in a.areas()] == [0, SIZE - 512, 2 * SIZE - 512]
     assert [offset for offset, _ in b.areas()] == [0, SIZE - 4096, 2 * SIZE - 4096]
@@ -341,11 +343,12 @@ def test_no_write_is_lost_and_none_appears_in_a_frozen_bitmap(node: BlockNode) -
 def check_frozen(bitmap: DirtyBitmap, succeed: bool) -> None:
     try:
         with bitmap.freeze() as frozen:
-            before = frozen.sha256()
+            before = bitmap.sha256()
             for _ in range(20):
-                assert frozen.sha256() == before
+                assert bitmap.sha256() == before
             if not succeed:
                 raise InterruptedError
+            frozen.done()
     except InterruptedError:
         pass
 

@@ -142,10 +142,10 @@ def test_mark_then_drain(graph: BlockGraph) -> None:
 def test_drain_of_a_busy_bitmap_is_refused(graph: BlockGraph) -> None:
     node = graph.find_node("n")
     node.add_bitmap("b").set(0, 1)
-    with node.bitmaps["b"].freeze() as frozen:
+    with node.bitmaps["b"].freeze():
         desc = failed(graph, command("__org.pybitmap_drain", node="n", name="b"))
         assert "currently in use" in desc
-        assert frozen.count
+        assert node.bitmaps["b"].count
 
 
 @pytest.mark.parametrize(

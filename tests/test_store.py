@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from memory_store import Medium, MemoryStore
 from stores import PLACES, SIZE, Place
-from support import successor_of, transaction, writers
+from support import transaction, writers
 
 from pybitmap import (
     AbortedError,
@@ -21,6 +21,7 @@ from pybitmap import (
     BusyError,
     DirtyBitmap,
     ExistsError,
+    Frozen,
     HBitmap,
     InconsistentError,
     InvalidError,
@@ -356,7 +357,7 @@ def test_inside_a_transaction_only_its_own_methods_change(place: Place, change: 
             "enable": bitmap.enable,
             "clear": bitmap.clear,
             "set": lambda: bitmap.set(0, 1),
-            "freeze": bitmap.create_successor,
+            "freeze": bitmap.freeze,
             "add": lambda: node.add_bitmap("c"),
             "close": node.close,
             "truncate": lambda: node.truncate(512),
@@ -410,18 +411,20 @@ def test_a_frozen_bitmap_is_stored_with_its_successor(place: Place) -> None:
     with opened(place) as node:
         bitmap = node.add_bitmap("b", 512, persistent=True)
         node.mark_dirty(0, 1)
-        with bitmap.freeze():
+        with bitmap.freeze() as frozen:
             node.mark_dirty(4096, 1)
             with pytest.raises(BusyError):
                 node.remove_bitmap("b")
             node.flush()
+            frozen.done()
         assert list(bitmap.areas()) == [(4096, 512)]
         with pytest.raises(ZeroDivisionError), bitmap.freeze():
             node.mark_dirty(0, 1)
             raise ZeroDivisionError
-        bitmap.create_successor()
+        frozen = bitmap.freeze()
         node.mark_dirty(8192, 1)
         expected = [(0, 512), (4096, 512), (8192, 512)]
+    assert not list(frozen)
     with opened(place) as node:
         bitmap = node.bitmaps["b"]
         assert list(bitmap.areas()) == expected
@@ -484,7 +487,6 @@ CHANGES = {
     "merge": ("make", "prepare", "switch"),
     "disable": ("prepare", "switch"),
     "freeze": ("make", "prepare", "switch"),
-    "abdicate": ("prepare", "switch"),
     "truncate": ("make", "prepare", "switch"),
     "flush": ("prepare", "switch"),
     "close": ("prepare", "switch"),
@@ -503,9 +505,7 @@ def test_a_change_that_cannot_be_stored_changes_nothing_and_can_be_retried(
     bitmap = node.add_bitmap("b", 512, persistent=True)
     node.add_bitmap("source", 512).set(4096, 1)
     node.mark_dirty(0, 1)
-    if change == "abdicate":
-        bitmap.create_successor()
-        node.mark_dirty(8192, 1)
+    held: list[Frozen] = []
 
     def transact() -> None:
         with graph.transaction() as tx:
@@ -519,8 +519,7 @@ def test_a_change_that_cannot_be_stored_changes_nothing_and_can_be_retried(
         "clear": bitmap.clear,
         "merge": lambda: bitmap.merge(node.bitmaps["source"]),
         "disable": bitmap.disable,
-        "freeze": bitmap.create_successor,
-        "abdicate": bitmap.abdicate,
+        "freeze": lambda: held.append(bitmap.freeze()),
         "truncate": lambda: node.truncate(2 * SIZE),
         "flush": node.flush,
         "close": node.close,
@@ -535,12 +534,11 @@ def test_a_change_that_cannot_be_stored_changes_nothing_and_can_be_retried(
     assert (node.query(), node.size) == (before, size)
     assert repr(store.medium.nodes) == stored
     node.mark_dirty(12288, 1)  # recorded as before
-    recording = successor_of(bitmap) if bitmap.busy else bitmap
-    assert recording.get(12288)
+    assert bitmap.get(12288)
     store.mend()
     changes[change]()
     if change != "close":
-        assert (node.query(), node.size) != (before, size) or change in ("flush", "abdicate")
+        assert (node.query(), node.size) != (before, size) or change == "flush"
         node.close()
     with BlockGraph() as graph:
         names = list(graph.add_node("n", store=store).bitmaps)
@@ -551,11 +549,11 @@ def test_a_reclaim_that_cannot_be_stored_is_done_in_memory(store: MemoryStore) -
     with BlockGraph() as graph:
         node = graph.add_node("n", SIZE, store)
         bitmap = node.add_bitmap("b", 512, persistent=True)
-        bitmap.create_successor()
+        frozen = bitmap.freeze()
         node.mark_dirty(0, 1)
         store.fail("switch")
         with pytest.raises(StoreError):
-            bitmap.reclaim()
+            frozen.close()
         assert (bitmap.count, bitmap.busy, bitmap.recording) == (512, False, True)
         assert node.volume
         assert node.volume.pending
@@ -564,14 +562,18 @@ def test_a_reclaim_that_cannot_be_stored_is_done_in_memory(store: MemoryStore) -
         assert not node.volume.pending
 
 
-def test_a_freeze_whose_end_cannot_be_stored_puts_everything_back(store: MemoryStore) -> None:
+@pytest.mark.parametrize("step", ["prepare", "switch"])
+def test_a_freeze_whose_end_cannot_be_stored_puts_everything_back(
+    store: MemoryStore, step: str
+) -> None:
     with BlockGraph() as graph:
         node = graph.add_node("n", SIZE, store)
         bitmap = node.add_bitmap("b", 512, persistent=True)
         node.mark_dirty(0, 1)
-        with pytest.raises(StoreError), bitmap.freeze():
+        with pytest.raises(StoreError), bitmap.freeze() as frozen:
             node.mark_dirty(4096, 1)
-            store.fail("switch")
+            store.fail(step)
+            frozen.done()
         store.mend()
         assert list(bitmap.areas()) == [(0, 512), (4096, 512)]
         assert (bitmap.busy, bitmap.recording) == (False, True)

@@ -5,12 +5,13 @@ A bitmap records a node's writes while it is enabled. What may be done with it d
 :mod:`.state` has them.
 
 To read a bitmap while writes go on, it is frozen: a *successor* without a name records in its
-place. When the reading has succeeded the successor takes over (abdicate), else both are merged
-again (reclaim)::
+place. If what was read is done with, the successor takes over; else its marks go back to the
+bitmap, so that both are there the next time::
 
     with bitmap.freeze() as frozen:
-        for offset, nbytes in frozen.areas():
-            copy(offset, nbytes)              # an exception puts everything back
+        for offset, nbytes in bitmap.areas():
+            copy(offset, nbytes)
+        frozen.done()                         # else everything is put back
 
 Offsets, lengths, counts and granularities are in bytes. Everything may be called from several
 threads; what changes flags takes the lock of the graph.
@@ -18,17 +19,18 @@ threads; what changes flags takes the lock of the graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-from ..errors import StateError
+from ..errors import InvalidError, StateError, StoreError
 from ..hbitmap import HBitmap
 from .commit import Coordinator
 from .device import Cell
-from .state import CHANGE, REMOVAL, USE, Forbidding, State, abdicate, forbid, freeze
+from .state import CHANGE, REMOVAL, Forbidding, State, forbid
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -252,64 +254,23 @@ class DirtyBitmap:
 
     # ---- freezing ---------------------------------------------------------------------------
 
-    def create_successor(self) -> None:
-        """Freeze: from when this returns the content is constant, and the bitmap busy.
+    def freeze(self) -> Frozen:
+        """``with bitmap.freeze() as frozen``: :meth:`BlockGraph.freeze` of this one.
 
-        A successor records in its place, if it was enabled.
+        >>> from pybitmap import BlockGraph
+        >>> node = BlockGraph().add_node("disk", size=1 << 20)
+        >>> daily = node.add_bitmap("daily", granularity=4096)
+        >>> node.mark_dirty(0, 1)
+        >>> with daily.freeze() as frozen:
+        ...     copied = list(daily.areas())
+        ...     frozen.done()
+        >>> copied, daily.count
+        ([(0, 4096)], 0)
 
-        :raises BusyError: if it is busy, so also if it has a successor
-        :raises StateError: inside a transaction
+        :raises StateError: if it is busy, readonly or inconsistent, or inside a transaction
         :raises StoreError: if it is persistent and there is no space for a second one
         """
-        with self._coordinator.drafting() as draft:
-            self.check(Forbidding.BUSY)
-            state = self._state
-            content = self._cell.device.make(state.granularity, stored=state.persistent)
-            draft.alter(self._cell, freeze(state, content))
-
-    def abdicate(self) -> None:
-        """Let the successor take over; what this held is dropped.
-
-        :raises StateError: if there is none, or inside a transaction
-        :raises StoreError: if it is persistent and that cannot be stored; nothing has changed
-        """
-        with self._coordinator.drafting() as draft:
-            if self._state.successor is None:
-                raise StateError("Cannot relinquish control if there's no successor present")
-            after = abdicate(self._state)
-            draft.alter(self._cell, after, after.content)
-
-    def reclaim(self) -> None:
-        """Take the successor's marks back; no write is lost meanwhile.
-
-        :raises StateError: if there is none, or inside a transaction
-        :raises StoreError: if it is persistent and that could not be stored. It is so all the same;
-            until it can be, whoever loads the bitmap gets the union, which it is.
-        """
-        with self._coordinator.alone():
-            if self._state.successor is None:
-                raise StateError("Cannot reclaim a successor when none is present")
-            self._coordinator.thaw([self._cell])
-
-    @contextmanager
-    def freeze(self) -> Iterator[DirtyBitmap]:
-        """``with bitmap.freeze() as frozen``: read it while writes go on.
-
-        ``frozen`` is the bitmap itself, constant and busy within the block. Leaving it drops what
-        was read and keeps what was written meanwhile; leaving it by an exception keeps both.
-
-        :raises StateError: if it is busy, readonly or inconsistent
-        """
-        with self._coordinator.held():
-            self.check(USE)  # a backup of QEMU's says so first
-            self.check(CHANGE)
-            self.create_successor()
-        try:
-            yield self
-            self.abdicate()
-        except BaseException:
-            self.reclaim()
-            raise
+        return Frozen(self._coordinator, [self])
 
     # ---- repair -----------------------------------------------------------------------------
 
@@ -336,6 +297,120 @@ class DirtyBitmap:
         """What is stored under the name stays as it is, whatever becomes of the bitmap."""
         with self._coordinator.alone():
             self._cell.settle(replace(self._state, skip_store=True))
+
+
+class Frozen(Collection[DirtyBitmap]):
+    """Bitmaps that are constant and busy, since one instant; made by :meth:`BlockGraph.freeze`.
+
+    ::
+
+        with graph.freeze([disk.bitmaps["daily"], log.bitmaps["daily"]]) as frozen:
+            for bitmap in frozen:
+                for offset, nbytes in bitmap.areas():
+                    copy(...)
+            frozen.done()          # once the copy is durable
+
+    Iterating gives those that are still frozen. Whatever has not been said to be done when the
+    block ends, by whichever way, is put back: all its marks, and those made meanwhile.
+
+    Writer: what is marked after the instant is not in what is read, and is kept in either case.
+    Kill: whoever opens the store finds the marks of before and after the instant, or, once
+    :meth:`done` has returned, those of after. Dropped without leaving the block or :meth:`close`:
+    a ResourceWarning, and the next call on the graph puts all back. Fork: the child must not use
+    it. Twin: a bitmap that is frozen is busy to everybody else.
+    """
+
+    def __init__(self, coordinator: Coordinator, bitmaps: Iterable[DirtyBitmap]) -> None:
+        self._coordinator = coordinator
+        # Known before anything is frozen, since __del__ puts back what has this holder.
+        self._holder = object()
+        self._cells: list[Cell] = []
+        self._cells = [bitmap._cell for bitmap in bitmaps]
+        coordinator.freeze(self._cells, self._holder)
+
+    def __iter__(self) -> Iterator[DirtyBitmap]:
+        return iter([bitmap_of(cell, self._coordinator) for cell in self._left()])
+
+    def __len__(self) -> int:
+        return len(self._left())
+
+    def __contains__(self, bitmap: object) -> bool:
+        return any(bitmap is each for each in list(self))
+
+    def __repr__(self) -> str:
+        return f"<Frozen {[cell.name for cell in self._left()]}>"
+
+    def _left(self) -> list[Cell]:
+        return [cell for cell in self._cells if self._holds(cell)]
+
+    def _holds(self, cell: Cell) -> bool:
+        state = cell.state
+        return (
+            state.successor is not None
+            and state.successor.holder is self._holder
+            and not state.removed
+        )
+
+    def done(self, *bitmaps: DirtyBitmap) -> None:
+        """What was read of these is dropped, and what was written meanwhile is what they hold.
+
+        Call it once the copy is durable. The bitmaps of one store are done in one step.
+
+        :param bitmaps: some of those that are frozen; none named: all that are left
+        :raises InvalidError: if one of them is not among these; nothing has changed
+        :raises StateError: if one of them was done or put back before, for example because its
+            node was closed; nothing has changed
+        :raises StoreError: if a store refuses. The bitmaps of that store are put back, those of
+            others are done
+        """
+        with self._coordinator.alone():
+            cells = [self._cell_of(bitmap) for bitmap in bitmaps] if bitmaps else self._left()
+            self._coordinator.abdicate(list(dict.fromkeys(cells)))
+
+    def _cell_of(self, bitmap: DirtyBitmap) -> Cell:
+        cell = bitmap._cell
+        if cell not in self._cells:
+            raise InvalidError(f"Bitmap '{bitmap.name}' is not among the frozen")
+        if not self._holds(cell):
+            raise StateError(f"Bitmap '{bitmap.name}' is not frozen any more")
+        return cell
+
+    def close(self) -> None:
+        """Put back what is not done; may be called twice.
+
+        :raises StoreError: that could not be stored. It is so all the same; until it can be,
+            whoever loads the bitmaps gets the same
+        """
+        with self._coordinator.alone():
+            self._coordinator.thaw(self._left())
+
+    def __enter__(self) -> Frozen:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self.close()
+        except StoreError:
+            if kind is None:
+                raise  # else what happened first is what its user has to know
+
+    def __del__(self) -> None:
+        left = self._left()
+        if left:
+            self._coordinator.abandoned.extend(left)
+            names = ", ".join(f"'{cell.name}'" for cell in left)
+            warnings.warn(
+                f"frozen bitmaps were dropped without close(): {names}; all their marks are put "
+                f"back by the next call",
+                ResourceWarning,
+                source=self,
+                stacklevel=2,
+            )
 
 
 def bitmap_of(cell: Cell, coordinator: Coordinator) -> DirtyBitmap:

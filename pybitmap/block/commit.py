@@ -50,6 +50,7 @@ to its end by whoever takes the lock next.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -69,10 +70,10 @@ from ..errors import (
     UnsupportedError,
 )
 from ..hbitmap import HBitmap
-from ..store.base import Purpose, Switches, Volume, Wanted
+from ..store.base import Purpose, Store, Switches, Volume, Wanted
 from . import state as states
 from .device import Cell, Device, Publication, Stage, same, unique
-from .state import CHANGE, REMOVAL, USE, State, forbid, new_serial, recorders
+from .state import CHANGE, REMOVAL, USE, Preserved, State, forbid, new_serial, recorders
 
 #: Bytes of UTF-8.
 MAX_NAME = 1023
@@ -144,10 +145,14 @@ class Plan:
 
 
 class Draft:
-    """What is to be different; bitmaps show it at once, but for their contents."""
+    """What is to be different; bitmaps show it at once, but for their contents.
 
-    def __init__(self, coordinator: Coordinator) -> None:
+    :param whole: is nothing to be done if one of several stores fails, rather than all but that?
+    """
+
+    def __init__(self, coordinator: Coordinator, whole: bool = False) -> None:
         self.coordinator = coordinator
+        self.whole = whole
         self.stage = Stage(Stage.PREPARED)
         self.plans: dict[Cell, Plan] = {}
         self.devices: dict[Device, None] = {}
@@ -344,6 +349,8 @@ class Commit:
         try:
             self.begin()
             failed = self.switch()
+            if failed is not None and self.draft.whole:
+                raise failed
             self.decided = True
         except BaseException:
             self.finish()
@@ -611,7 +618,8 @@ class Held(Commit):
             plan.content = self._resized(state, state.content)
             if state.successor is not None:
                 content = self._resized(state, state.successor.content)
-                plan.prepared = replace(state, successor=replace(state.successor, content=content))
+                successor = replace(state.successor, content=content, preserved=Preserved())
+                plan.prepared = replace(state, successor=successor)
             plan.show(self.draft.stage)
         self.final = self.publication(lambda plan: recorders(plan.after), size)
 
@@ -671,6 +679,8 @@ class Coordinator:
         self.draft: Draft | None = None
         #: What has not come to its end, if no thread is in the midst of it.
         self.unfinished: Commit | None = None
+        #: Frozen bitmaps that nobody has any more, for the next call to thaw: finalizers add them.
+        self.abandoned: deque[Cell] = deque()
         #: Devices that mark in more than what their bitmaps show.
         self.owing: dict[Device, None] = {}
 
@@ -685,12 +695,13 @@ class Coordinator:
         """
         return Alone(self)
 
-    def drafting(self) -> Drafting:
+    def drafting(self, *, whole: bool = False) -> Drafting:
         """``with`` ... ``as draft``: a change that is committed when the block ends, or dropped.
 
+        :param whole: see :class:`Draft`
         :raises StateError: as :meth:`alone`
         """
-        return Drafting(self)
+        return Drafting(self, whole)
 
     def owns(self, device: Device) -> bool:
         return self.devices.get(device.name) is device
@@ -745,6 +756,50 @@ class Coordinator:
             return cell.state
         return replace(plan.before, skip_store=plan.prepared.skip_store)
 
+    def freeze(self, cells: Iterable[Cell], holder: object) -> None:
+        """All of them at one instant, or none.
+
+        :param holder: whose it is to end this
+        :raises InvalidError: if one is named twice, or is of another graph
+        :raises StateError: if a flag forbids it
+        :raises StoreError, MemoryError: if there is no space for a second content
+        """
+        with self.drafting(whole=True) as draft:
+            for cell in cells:
+                if cell in draft.plans:
+                    raise InvalidError(f"Bitmap '{cell.name}' is to be frozen twice")
+                if not self.owns(cell.device):
+                    raise InvalidError(f"Bitmap '{cell.name}' is of another graph")
+                forbid(cell.name, cell.state, USE)  # a backup of QEMU's says so first
+                forbid(cell.name, cell.state, CHANGE)
+                state = cell.state
+                content = cell.device.make(state.granularity, stored=state.persistent)
+                draft.alter(cell, states.freeze(state, content, holder))
+
+    def abdicate(self, cells: Iterable[Cell]) -> None:
+        """Of frozen bitmaps: the successors take over, store by store.
+
+        :raises StoreError, MemoryError: of the first store that refused; its bitmaps are thawed
+        """
+        parts: dict[Store | None, list[Cell]] = {}
+        for cell in cells:
+            volume = cell.device.stored if cell.state.persistent else None
+            parts.setdefault(None if volume is None else volume.store, []).append(cell)
+        errors = []
+        for part in parts.values():
+            draft = Draft(self)
+            for cell in part:
+                after = states.abdicate(cell.state)
+                draft.alter(cell, after, after.content)
+            try:
+                self.commit(draft)
+            except (StoreError, MemoryError) as error:
+                errors.append(error)
+                with suppress(StoreError, MemoryError):
+                    self.thaw(part)
+        if errors:
+            raise errors[0]
+
     def thaw(self, cells: Iterable[Cell]) -> None:
         """Of frozen bitmaps: the successors' marks are taken back.
 
@@ -752,10 +807,12 @@ class Coordinator:
         """
         draft = Draft(self)
         for cell in cells:
-            draft.alter(cell, states.thaw(cell.state))
-        failed = Thawed(draft).run()
-        if failed is not None:
-            raise failed
+            if cell.state.successor is not None and not cell.state.removed:
+                draft.alter(cell, states.thaw(cell.state))
+        if draft.plans:
+            failed = Thawed(draft).run()
+            if failed is not None:
+                raise failed
 
     def resize(self, device: Device, size: int) -> None:
         """
@@ -786,6 +843,17 @@ class Coordinator:
         """
         if self.unfinished is not None:
             raise StateError("this thread is in the midst of a change of the bitmaps")
+
+    def tidy(self) -> None:
+        """Bring to its end what was left; by whoever takes the lock."""
+        if self.unfinished is not None:
+            self.unfinished.finish()
+        if self.abandoned:
+            cells = list(self.abandoned)
+            with suppress(StoreError, MemoryError):
+                self.thaw(cells)
+            for _ in cells:
+                self.abandoned.popleft()
 
     def publish_exactly(self, devices: Iterable[Device]) -> None:
         """Let what records on the devices record, and nothing else.
@@ -822,8 +890,8 @@ class Hold:
         coordinator = self.coordinator
         coordinator.lock.acquire()
         try:
-            if coordinator.depth == 0 and coordinator.unfinished is not None:
-                coordinator.unfinished.finish()
+            if coordinator.depth == 0:
+                coordinator.tidy()
             self.check()
             coordinator.depth += 1
         except BaseException:
@@ -857,11 +925,13 @@ class Alone(Hold):
 class Drafting(Alone):
     """See :meth:`Coordinator.drafting`."""
 
-    draft: Draft
+    def __init__(self, coordinator: Coordinator, whole: bool) -> None:
+        super().__init__(coordinator)
+        self.draft = Draft(coordinator, whole)
 
     def __enter__(self) -> Draft:  # type: ignore[override]
         self._enter()
-        self.draft = self.coordinator.draft = Draft(self.coordinator)
+        self.coordinator.draft = self.draft
         return self.draft
 
     def __exit__(

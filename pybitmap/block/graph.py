@@ -11,7 +11,7 @@ from typing import Union
 from .. import _core
 from ..errors import AbortedError, ExistsError, InvalidError, NotFoundError, StateError, StoreError
 from ..store.base import Store
-from .bitmap import DirtyBitmap, bitmap_of
+from .bitmap import DirtyBitmap, Frozen, bitmap_of
 from .commit import ABORTED, Coordinator, Draft, Drafting, device_check_open
 from .device import Cell, Device, Publication
 from .node import BlockNode, load
@@ -136,6 +136,34 @@ class BlockGraph:
             succeeds, and the error says so.
         """
         return _Transacting(self._coordinator)
+
+    def freeze(self, bitmaps: Iterable[DirtyBitmap]) -> Frozen:
+        """``with graph.freeze([...]) as frozen``: read bitmaps while writes go on.
+
+        They are constant from one instant on, which holds for all of them, on whatever nodes; see
+        :class:`Frozen` for what happens when the block is left.
+
+        >>> from pybitmap import BlockGraph
+        >>> graph = BlockGraph()
+        >>> disk = graph.add_node("disk", size=1 << 20)
+        >>> daily = disk.add_bitmap("daily", granularity=4096)
+        >>> disk.mark_dirty(0, 1)
+        >>> with graph.freeze([daily]) as frozen:
+        ...     for bitmap in frozen:
+        ...         print(bitmap.name, list(bitmap.areas()))
+        ...     disk.mark_dirty(8192, 1)
+        ...     frozen.done()
+        daily [(0, 4096)]
+        >>> list(daily.areas())
+        [(8192, 4096)]
+
+        :raises InvalidError: if one is named twice, or is of another graph; none is frozen
+        :raises StateError: if one is busy, readonly or inconsistent, or inside a transaction; none
+            is frozen
+        :raises StoreError: if one is persistent and there is no space for a second one; none is
+            frozen
+        """
+        return Frozen(self._coordinator, bitmaps)
 
     def flush(self) -> None:
         """Flush all nodes, see :meth:`BlockNode.flush`.

@@ -27,6 +27,7 @@ from .bitmap import DirtyBitmap, bitmap_of
 from .commit import Coordinator, device_check_open
 from .device import Cell, Device
 from .state import Forbidding, State, forbid, new_serial
+from .writing import Before, Writing
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -87,6 +88,42 @@ class BlockNode(NodeBase):
         code = _core.hbtracker_mark_many(self._tracker, offsets, lengths, nwrites)
         if code:
             raise self._refused(code, f"one of {nwrites} writes")
+
+    def writing(self, offset: int, nbytes: int, before: Before = None) -> Writing:
+        """``with node.writing(offset, nbytes):`` write the data inside.
+
+        The range is marked, the block runs, the range is marked again; and whatever bitmap begins
+        to record meanwhile, by a freeze or a transaction, has it marked before that change returns.
+        So a copy of what was dirty has the data, or the next one will. A mark alone, before the
+        data or after it, can be lost between the two.
+
+        Writer: any number of writes may be open, of the same range too. Kill: what was written is
+        marked. Dropped, or left by an exception: the second mark is made all the same. In the
+        child of a fork nothing must be left open. Begin and end may wait for a change of the
+        bitmaps, never for a copy.
+
+        :param before: for a consistent copy of a disk that is being written to: called as
+            ``before(bitmap, offset, nbytes)``, in this thread and before the block, for each dirty
+            range of each frozen bitmap that the write is about to go over, in whole groups, once
+            for as long as the bitmap is frozen: copy it then. Another write to the same groups
+            waits for that. If it raises, the block does not run, and the next write calls it again
+        :raises RangeError, ReadonlyError, ClosedError: as :meth:`mark_dirty`; the block does not
+            run. After the block: ClosedError if the node was closed meanwhile, with the range
+            marked in what was stored
+
+        >>> from pybitmap import BlockGraph
+        >>> node = BlockGraph().add_node("disk", size=1 << 20)
+        >>> daily = node.add_bitmap("daily", granularity=4096)
+        >>> disk = bytearray(1 << 20)
+        >>> with node.writing(5000, 3):
+        ...     disk[5000:5003] = b"new"
+        >>> list(daily.areas())
+        [(4096, 4096)]
+        """
+        offset, nbytes = index(offset), index(nbytes)
+        if offset < 0 or nbytes < 0 or offset + nbytes > _core.MAX_SIZE:
+            raise self._refused(-errno.ERANGE, f"range [{offset}, {offset + nbytes})")
+        return Writing(self._coordinator, self._device, offset, nbytes, before, self._refused)
 
     def _refused(self, code: int, what: str) -> Exception:
         device = self._device

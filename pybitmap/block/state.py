@@ -18,9 +18,10 @@ told. A new flag is a field here, and what these functions make of it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Flag
 from itertools import count
+from threading import RLock
 
 from ..errors import BusyError, InconsistentError, NotFoundError, ReadonlyError
 from ..hbitmap import HBitmap
@@ -43,17 +44,34 @@ USE = Forbidding.BUSY | Forbidding.INCONSISTENT
 REMOVAL = Forbidding.BUSY | Forbidding.READONLY
 
 
+class Preserved:
+    """Which groups of a frozen bitmap writers have seen to before they wrote over them.
+
+    The lock is held while one of them does: another that comes to the same group waits.
+    """
+
+    __slots__ = ("groups", "lock")
+
+    def __init__(self) -> None:
+        self.lock = RLock()
+        self.groups: HBitmap | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Successor:
     """What records in the place of a frozen bitmap.
 
     :param enabled: does it? (Not if the bitmap did not when it was frozen.)
     :param serial: of the bitmap, if the successor takes over
+    :param holder: whose it is to end this
+    :param preserved: what writers have seen to before they wrote over it
     """
 
     content: HBitmap
     enabled: bool
     serial: int
+    holder: object
+    preserved: Preserved = field(default_factory=lambda: Preserved())
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,9 +183,9 @@ def record(name: str, state: State) -> Record | None:
     )
 
 
-def freeze(state: State, content: HBitmap) -> State:
+def freeze(state: State, content: HBitmap, holder: object) -> State:
     """The content is constant from now on, ``content`` records in its place."""
-    successor = Successor(content, state.enabled, new_serial())
+    successor = Successor(content, state.enabled, new_serial(), holder)
     return replace(state, enabled=False, busy=True, successor=successor)
 
 
