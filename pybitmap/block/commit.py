@@ -127,6 +127,8 @@ class Plan:
     prepared: State
     content: HBitmap
     removed: bool = False
+    #: Does it end with its node?
+    closes: bool = False
     #: Is there work on its content? Is something from before T left in it? Is it a source of work?
     worked_on: bool = False
     keeps: bool = True
@@ -136,23 +138,33 @@ class Plan:
 
     @property
     def after(self) -> State:
+        """As it is then, and is stored."""
         return replace(self.prepared, content=self.content, recorder=None, removed=self.removed)
+
+    @property
+    def settled(self) -> State:
+        """As its users see it then."""
+        return replace(self.after, removed=True) if self.closes else self.after
 
     def show(self, stage: Stage) -> None:
         """To whoever asks, as far as the change has come."""
         prepared = replace(self.prepared, recorder=self.recorder)
-        self.cell.change(stage, self.before, prepared, self.after)
+        self.cell.change(stage, self.before, prepared, self.settled)
 
 
 class Draft:
     """What is to be different; bitmaps show it at once, but for their contents.
 
     :param whole: is nothing to be done if one of several stores fails, rather than all but that?
+    :param closes: are all nodes closed with it?
     """
 
-    def __init__(self, coordinator: Coordinator, whole: bool = False) -> None:
+    def __init__(
+        self, coordinator: Coordinator, *, whole: bool = False, closes: bool = False
+    ) -> None:
         self.coordinator = coordinator
         self.whole = whole
+        self.closes = closes
         self.stage = Stage(Stage.PREPARED)
         self.plans: dict[Cell, Plan] = {}
         self.devices: dict[Device, None] = {}
@@ -192,7 +204,7 @@ class Draft:
         """Bitmaps are as they show, and there is no draft any more."""
         for plan in self.plans.values():
             cell = plan.cell
-            cell.settle(plan.after if self.stage.now == Stage.AFTER else plan.before)
+            cell.settle(plan.settled if self.stage.now == Stage.AFTER else plan.before)
             if cell.state.removed and cell.device.cells.get(cell.name) is cell:
                 del cell.device.cells[cell.name]
         self.plans = {}
@@ -319,22 +331,20 @@ def _check_storable(device: Device, name: str, granularity: int) -> None:
 
 
 class Commit:
-    """One change on its way; what differs between the ways is in the subclasses.
+    """One change on its way; what differs between the ways is in the subclasses."""
 
-    :param told: devices whose stores are told whatever has changed
-    """
+    purpose = Purpose.COMMIT
 
-    def __init__(
-        self, draft: Draft, purpose: Purpose = Purpose.COMMIT, told: Iterable[Device] = ()
-    ) -> None:
+    def __init__(self, draft: Draft) -> None:
         self.draft = draft
-        self.purpose = purpose
-        self.told = [device for device in told if device.stored is not None]
         #: The devices whose store is going to know what is recorded then; set by :meth:`begin`.
         self.telling: list[Device] = []
         #: Is there no way back any more?
         self.decided = False
-        self.publications: list[Publication] = []
+        #: What records afterwards; what it is in either case; what did before, and more.
+        self.final: Publication | None = None
+        self.both: Publication | None = None
+        self.back: Publication | None = None
 
     @property
     def plans(self) -> list[Plan]:
@@ -368,9 +378,7 @@ class Commit:
             self.draft.stage.now = Stage.BEFORE
         devices = list(self.draft.devices)
         self.draft.settle()
-        self.draft.coordinator.publish_exactly([*devices, *self.told])
-        for each in self.publications:
-            each.discard()
+        self.draft.coordinator.publish_exactly(devices)
         self.draft.coordinator.unfinished = None
 
     # ---- steps ------------------------------------------------------------------------------
@@ -386,19 +394,17 @@ class Commit:
         return Switches(wanted, self.purpose).switch()
 
     def go_on(self) -> None:
+        assert self.final is not None
         self.final.publish()
 
     def go_back(self) -> None:
         """Nothing has been published; but a store may name what would have been."""
-        if any(len(v.outcomes) > 1 for v in self.volumes() if v.keeps_marks):
+        volumes = (device.stored for device in self.telling)
+        unsure = any(v is not None and v.keeps_marks and len(v.outcomes) > 1 for v in volumes)
+        if unsure and self.both is not None:
             self.both.publish()
 
     # ---- what they share --------------------------------------------------------------------
-
-    def volumes(self) -> list[Volume]:
-        """That are written to, of the devices that it is about."""
-        devices = dict.fromkeys([*self.told, *self.draft.devices])
-        return [device.stored for device in devices if device.stored is not None]
 
     def publication(
         self,
@@ -415,12 +421,10 @@ class Commit:
             if device not in self.telling:
                 found += device.owed()
             lists[device] = unique(found)
-        made = Publication(lists, size)
-        self.publications.append(made)
-        return made
+        return Publication(lists, size)
 
     def find_telling(self) -> None:
-        self.telling = [*self.told, *(d for d in self.draft.devices if self.differs(d))]
+        self.telling = [device for device in self.draft.devices if self.differs(device)]
 
     def state_of(self, choose: Callable[[Plan], State]) -> Callable[[Cell], State]:
         def state(cell: Cell) -> State:
@@ -439,7 +443,7 @@ class Commit:
     def wanted(self, choose: Callable[[Plan], State]) -> dict[Volume, Wanted]:
         """What the stores are to hold when bitmaps are as chosen."""
         wanted = {}
-        for device in dict.fromkeys(self.telling):
+        for device in self.telling:
             if device.stored is not None:
                 wanted[device.stored] = device.wanted(self.state_of(choose))
         # And what a store could not be told before.
@@ -452,10 +456,48 @@ class Commit:
                 wanted[volume] = device.wanted(self.state_of(choose))
         return wanted
 
+    def work(self) -> None:
+        """The new contents, from what is constant now."""
+        #: None: empty.
+        done: dict[Cell, HBitmap | None] = {}
+
+        def now(cell: Cell) -> HBitmap | None:
+            plan = self.draft.plans.get(cell)
+            if plan is None:  # of another graph
+                return cell.state.bits
+            return done.get(cell, plan.before.content)
+
+        buffers: dict[Cell, HBitmap] = {}
+        for each in self.draft.work:
+            target = each.target
+            if isinstance(each, Clear):
+                done[target] = None
+                continue
+            old, sources = now(target), [now(source) for source in each.sources]
+            if target not in buffers:
+                buffers[target] = self._buffer(self.draft.plans[target])
+            buffer = done[target] = buffers[target]
+            if old is None:
+                buffer.reset_all()
+            for bits in [old, *sources]:
+                if bits is not None and bits is not buffer:
+                    buffer.merge(bits)
+        for target, bits in done.items():
+            content = self.draft.plans[target].content
+            if bits is None and buffers.get(target) is content:
+                content.reset_all()
+
+    def _buffer(self, plan: Plan) -> HBitmap:
+        """To work in: the content of afterwards, unless that is marked in already."""
+        if plan.content is plan.recorder:
+            return HBitmap(plan.content.size, plan.content.granularity)
+        return plan.content
+
 
 class Diverted(Commit):
     """Contents are worked on while recorders have the writes: see the head of the module."""
 
+    #: Have recorders the writes?
     started = False
 
     def begin(self) -> None:
@@ -473,7 +515,7 @@ class Diverted(Commit):
             plan.show(self.draft.stage)
         self.started = True
         self.diverted.publish()  # T
-        self._work()
+        self.work()
         self.both.publish()
         for plan in self.plans:
             if plan.recorder is not None and recorders(plan.after):
@@ -530,46 +572,10 @@ class Diverted(Commit):
             if plan.cell.device is device
         )
 
-    def _work(self) -> None:
-        """The new contents, from what is constant now."""
-        #: None: empty.
-        done: dict[Cell, HBitmap | None] = {}
-
-        def now(cell: Cell) -> HBitmap | None:
-            plan = self.draft.plans.get(cell)
-            if plan is None:  # of another graph
-                return cell.state.bits
-            return done.get(cell, plan.before.content)
-
-        buffers: dict[Cell, HBitmap] = {}
-        for each in self.draft.work:
-            target = each.target
-            if isinstance(each, Clear):
-                done[target] = None
-                continue
-            old, sources = now(target), [now(source) for source in each.sources]
-            if target not in buffers:
-                buffers[target] = self._buffer(self.draft.plans[target])
-            buffer = done[target] = buffers[target]
-            if old is None:
-                buffer.reset_all()
-            for bits in [old, *sources]:
-                if bits is not None and bits is not buffer:
-                    buffer.merge(bits)
-        for target, bits in done.items():
-            content = self.draft.plans[target].content
-            if bits is None and buffers.get(target) is content:
-                content.reset_all()
-
-    def _buffer(self, plan: Plan) -> HBitmap:
-        """To work in: the content of afterwards, unless that is marked in already."""
-        if plan.content is plan.recorder:
-            return HBitmap(plan.content.size, plan.content.granularity)
-        return plan.content
-
     def go_back(self) -> None:
         if not self.started:
             return
+        assert self.back is not None
         self.back.publish()
         for plan in self.plans:
             if plan.recorder is not None and recorders(plan.before):
@@ -581,6 +587,7 @@ class Thawed(Commit):
 
     def begin(self) -> None:
         super().begin()
+        assert self.both is not None
         self.both.publish()
         self.decided = True
 
@@ -588,31 +595,32 @@ class Thawed(Commit):
         for plan in self.plans:
             if plan.before.successor is not None:
                 plan.before.content.merge(plan.before.successor.content)
-        self.final.publish()
+        super().go_on()
 
 
 class Held(Commit):
-    """Writes wait until it is done: the node gets another size, or is closed.
-
-    :param purpose: None: the store is not told
-    :param size: of the node afterwards; None: it is closed
-    """
-
-    def __init__(
-        self, draft: Draft, device: Device, purpose: Purpose | None, size: int | None
-    ) -> None:
-        super().__init__(draft, purpose or Purpose.CLOSE, [device])
-        self.device = device
-        self.size = size
-        self.tells = purpose is not None and device.stored is not None
+    """Writes wait from T until all is done."""
 
     def begin(self) -> None:
-        size = self.size
         self.back = self.publication(lambda plan: recorders(plan.before))
-        self.final = self.publication(lambda plan: [], 0) if size is None else self.back
-        self.device.hold()
-        if size is None:
-            return
+        for device in self.draft.devices:
+            device.hold()
+
+    def go_back(self) -> None:
+        if self.back is not None:
+            self.back.publish()
+
+
+class Resized(Held):
+    """A node gets another size."""
+
+    def __init__(self, draft: Draft, device: Device, size: int) -> None:
+        super().__init__(draft)
+        self.device = device
+        self.size = size
+
+    def begin(self) -> None:
+        super().begin()
         for plan in self.plans:
             state = plan.before
             plan.content = self._resized(state, state.content)
@@ -621,11 +629,10 @@ class Held(Commit):
                 successor = replace(state.successor, content=content, preserved=Preserved())
                 plan.prepared = replace(state, successor=successor)
             plan.show(self.draft.stage)
-        self.final = self.publication(lambda plan: recorders(plan.after), size)
+        self.final = self.publication(lambda plan: recorders(plan.after), self.size)
 
     def _resized(self, state: State, content: HBitmap) -> HBitmap:
         """A copy of another size, in new memory of the same kind."""
-        assert self.size is not None
         copy = content.copy()
         copy.truncate(self.size)
         if not state.persistent:
@@ -636,33 +643,62 @@ class Held(Commit):
 
     def switch(self) -> StoreError | MemoryError | None:
         volume = self.device.stored
-        if volume is None or not self.tells:
+        if volume is None:
             return None
-        if self.size is None:
-            wanted = self.device.wanted(self.state_of(lambda plan: plan.before))
-        else:
-            wanted = self.device.wanted(self.state_of(lambda plan: plan.after), self.size)
+        wanted = self.device.wanted(self.state_of(lambda plan: plan.after), self.size)
         return Switches({volume: wanted}, self.purpose).switch()
 
     def go_on(self) -> None:
-        if self.size is None:
-            self.device.closed = True
-        else:
-            self.device.size = self.size
-            if self.device.volume is not None:
-                self.device.volume.size = self.size
-        self.final.publish()
+        self.device.size = self.size
+        if self.device.volume is not None:
+            self.device.volume.size = self.size
+        super().go_on()
+
+
+class Closed(Held):
+    """Nodes are closed, with what has been drafted.
+
+    :param stores: are the stores told?
+    """
+
+    purpose = Purpose.CLOSE
+
+    def __init__(self, draft: Draft, devices: Iterable[Device], *, stores: bool) -> None:
+        super().__init__(draft)
+        draft.whole = True
+        self.telling = [device for device in devices if stores and device.stored is not None]
+        for device in devices:
+            draft.devices[device] = None
+            for cell in device.present():
+                draft.plan(cell).closes = True
+
+    def begin(self) -> None:
+        super().begin()
+        self.final = self.publication(lambda plan: [], 0)
+        for plan in self.plans:
+            if plan.worked_on and not plan.before.removed:
+                granularity, stored = plan.prepared.granularity, plan.prepared.persistent
+                plan.content = plan.cell.device.make(granularity, stored=stored)
+        self.work()
+        for plan in self.plans:
+            plan.show(self.draft.stage)
+
+    def go_on(self) -> None:
+        for device in self.draft.devices:
+            device.closed = True
+        super().go_on()
 
     def go_back(self) -> None:
-        volume = self.device.stored
-        try:
-            if self.size is None and self.tells and volume is not None and volume.pending:
+        wanted = {}
+        for device in self.telling:
+            if device.stored is not None and device.stored.pending:
                 # It may be stored as closed, but what goes on has to be in use.
-                wanted = self.device.wanted(self.state_of(lambda plan: plan.before))
-                with suppress(StoreError, MemoryError):
-                    Switches({volume: wanted}, Purpose.COMMIT).switch()
+                wanted[device.stored] = device.wanted(self.state_of(lambda plan: plan.before))
+        try:
+            with suppress(StoreError, MemoryError):
+                Switches(wanted, Purpose.COMMIT).switch()
         finally:
-            self.back.publish()
+            super().go_back()
 
 
 # ---- who may ----------------------------------------------------------------------------------
@@ -695,13 +731,13 @@ class Coordinator:
         """
         return Alone(self)
 
-    def drafting(self, *, whole: bool = False) -> Drafting:
+    def drafting(self, *, whole: bool = False, closes: bool = False) -> Drafting:
         """``with`` ... ``as draft``: a change that is committed when the block ends, or dropped.
 
-        :param whole: see :class:`Draft`
+        :param whole, closes: see :class:`Draft`
         :raises StateError: as :meth:`alone`
         """
-        return Drafting(self, whole)
+        return Drafting(self, Draft(self, whole=whole, closes=closes))
 
     def owns(self, device: Device) -> bool:
         return self.devices.get(device.name) is device
@@ -721,6 +757,9 @@ class Coordinator:
         :raises StoreError, MemoryError: nothing has changed; or, and then the error says so, all
             has, and a store has still to be told
         """
+        if draft.closes:
+            self.close(self.devices.values(), draft, discard=False)
+            return
         failed = self._way(draft).run()
         if failed is not None:
             raise StoreError(
@@ -818,24 +857,24 @@ class Coordinator:
         """
         :raises StoreError, MemoryError: nothing has changed
         """
-        Held(self._of_all(device), device, Purpose.COMMIT, size).run()
-
-    def close(self, device: Device, *, discard: bool) -> None:
-        """
-        :raises StoreError, MemoryError: it is open as before
-        """
-        draft = self._of_all(device)
-        for plan in draft.plans.values():
-            plan.removed = True
-            plan.show(draft.stage)
-        Held(draft, device, None if discard else Purpose.CLOSE, None).run()
-
-    def _of_all(self, device: Device) -> Draft:
         draft = Draft(self)
         draft.devices[device] = None
         for cell in device.present():
             draft.plan(cell)
-        return draft
+        Resized(draft, device, size).run()
+
+    def close(
+        self, devices: Iterable[Device], draft: Draft | None = None, *, discard: bool
+    ) -> None:
+        """
+        :param draft: done in the same step
+        :raises StoreError, MemoryError: they are open as before
+        """
+        devices = [device for device in devices if not device.closed]
+        Closed(draft or Draft(self), devices, stores=not discard).run()
+        for device in devices:
+            if device.volume is not None:
+                device.volume.close()
 
     def check_idle(self) -> None:
         """
@@ -925,9 +964,9 @@ class Alone(Hold):
 class Drafting(Alone):
     """See :meth:`Coordinator.drafting`."""
 
-    def __init__(self, coordinator: Coordinator, whole: bool) -> None:
+    def __init__(self, coordinator: Coordinator, draft: Draft) -> None:
         super().__init__(coordinator)
-        self.draft = Draft(coordinator, whole)
+        self.draft = draft
 
     def __enter__(self) -> Draft:  # type: ignore[override]
         self._enter()

@@ -168,27 +168,23 @@ class Publication:
         self._lists = lists
         self._trackers = _core.new("HBTracker *[]", [device.tracker for device in lists])
         self._sets = _core.new("HBTrackerSet *[]", len(lists))
-        try:
-            for i, (device, bitmaps) in enumerate(lists.items()):
-                readonly = device.read_only or any(
-                    cell.state.readonly for cell in list(device.cells.values())
-                )
-                self._sets[i] = _core.hbtracker_set_alloc(
-                    device.size if size is None else size, pointers(bitmaps), readonly
-                )
-        except BaseException:
-            self.discard()
-            raise
+        for i, (device, bitmaps) in enumerate(lists.items()):
+            readonly = device.read_only or any(
+                cell.state.readonly for cell in list(device.cells.values())
+            )
+            self._sets[i] = _core.hbtracker_set_alloc(
+                device.size if size is None else size, pointers(bitmaps), readonly
+            )
 
     @property
     def waiting(self) -> bool:
-        """Was it neither published nor discarded?"""
+        """Was it not published?"""
         return len(self._sets) > 0 and bool(self._sets[0])
 
     def publish(self) -> None:
         """Make it so at one instant; when this returns, nothing else is marked any more.
 
-        The second time, and after :meth:`discard`, nothing.
+        The second time, nothing.
         """
         if not self.waiting:
             return
@@ -198,8 +194,8 @@ class Publication:
         for device, bitmaps in self._lists.items():
             device.listed = device.kept = list(bitmaps)
 
-    def discard(self) -> None:
-        """It is not going to be published."""
+    def __del__(self) -> None:
+        """What was not published is freed."""
         for i in range(len(self._sets)):
             tracker_set, self._sets[i] = self._sets[i], _core.NULL
             _core.hbtracker_set_free(tracker_set)

@@ -109,7 +109,7 @@ class BlockGraph:
         with self._coordinator.held():
             return [(node, node.query()) for node in reversed(list(self._nodes.values()))]
 
-    def transaction(self) -> _Transacting:
+    def transaction(self, *, close: bool = False) -> _Transacting:
         """``with graph.transaction() as tx``: actions on any nodes, all or none of them.
 
         There is one instant T for all of it, over all nodes, when the block has ended. Each write
@@ -130,12 +130,14 @@ class BlockGraph:
         With a clear or a merge of stored bitmaps the store is changed twice, and has one more file
         per bitmap meanwhile.
 
+        :param close: close all nodes in the same step: either all is done, stored and closed, or
+            nothing has changed and all is open
         :raises StateError: if the thread has a transaction open
         :raises StoreError: if the bitmaps cannot be stored; then all is as before. If only a
             further store fails, all is done, that store stays as it was until a flush or close
             succeeds, and the error says so.
         """
-        return _Transacting(self._coordinator)
+        return _Transacting(self._coordinator, close)
 
     def freeze(self, bitmaps: Iterable[DirtyBitmap]) -> Frozen:
         """``with graph.freeze([...]) as frozen``: read bitmaps while writes go on.
@@ -304,9 +306,9 @@ class _Action:
 class _Transacting:
     """See :meth:`BlockGraph.transaction`."""
 
-    def __init__(self, coordinator: Coordinator) -> None:
+    def __init__(self, coordinator: Coordinator, close: bool = False) -> None:
         self._coordinator = coordinator
-        self._drafting: Drafting = coordinator.drafting()
+        self._drafting: Drafting = coordinator.drafting(closes=close)
 
     def __enter__(self) -> Transaction:
         return Transaction(self._coordinator, self._drafting.__enter__())

@@ -236,10 +236,7 @@ class BlockNode(NodeBase):
         :raises StateError: inside a transaction
         """
         with self._coordinator.alone():
-            if not self._device.closed:
-                self._coordinator.close(self._device, discard=discard)
-            if self._device.volume is not None:
-                self._device.volume.close()
+            self._coordinator.close([self._device], discard=discard)
 
 
 class _Bitmaps(Mapping[str, DirtyBitmap]):
