@@ -30,7 +30,7 @@ from ..errors import InvalidError, StateError, StoreError
 from ..hbitmap import HBitmap
 from .commit import Coordinator
 from .device import Cell
-from .state import CHANGE, REMOVAL, Forbidding, State, forbid
+from .state import CHANGE, Forbidding, State, forbid
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -283,15 +283,7 @@ class DirtyBitmap:
         :raises StoreError: if that cannot be stored; nothing has changed
         """
         with self._coordinator.drafting() as draft:
-            self.check(REMOVAL)
-            state = self._state
-            if state.reason is None:
-                raise StateError(f"Bitmap '{self.name}' is not inconsistent")
-            content = self._cell.device.make(state.granularity, stored=state.persistent)
-            content.set(0, self.size)
-            enabled = state.enabled_if_repaired
-            repaired = replace(state, content=content, reason=None, enabled=enabled)
-            draft.alter(self._cell, repaired, content)
+            draft.repair(self._cell)
 
     def _keep_stored(self) -> None:
         """What is stored under the name stays as it is, whatever becomes of the bitmap."""

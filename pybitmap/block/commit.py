@@ -268,6 +268,21 @@ class Draft:
         forbid(cell.name, cell.state, USE)
         self.alter(cell, replace(cell.state, enabled=enabled))
 
+    def repair(self, cell: Cell) -> None:
+        """
+        :raises StateError: if a flag forbids it, or it is not inconsistent
+        :raises StoreError, MemoryError: if there is no space for its bits
+        """
+        forbid(cell.name, cell.state, REMOVAL)
+        state, device = cell.state, cell.device
+        if state.reason is None:
+            raise StateError(f"Bitmap '{cell.name}' is not inconsistent")
+        content = device.make(state.granularity, stored=state.persistent)
+        content.set(0, device.size)
+        enabled = state.enabled_if_repaired
+        repaired = replace(state, content=content, reason=None, enabled=enabled)
+        self.alter(cell, repaired, content)
+
     def clear(self, cell: Cell) -> None:
         """
         :raises StateError: if a flag forbids it

@@ -258,6 +258,11 @@ class Transaction:
             )
             self._draft.merge(self._find(node, target), found)
 
+    def repair(self, node: str, name: str) -> None:
+        """See :meth:`DirtyBitmap.repair`: an inconsistent bitmap is all dirty, and usable."""
+        with self._action():
+            self._draft.repair(self._find(node, name))
+
     def enable(self, node: str, name: str) -> None:
         """See :meth:`DirtyBitmap.enable`; it records from T on."""
         with self._action():
