@@ -81,7 +81,7 @@ def publish(node: BlockNode) -> None:
     """What records after :func:`set_flag`."""
     device = node._device
     device.listed = None
-    node._coordinator.publish_exactly([device])
+    node._coordinator._publish_exactly([device])
 
 
 def transaction(node: BlockNode) -> AbstractContextManager[Transaction]:

@@ -486,7 +486,7 @@ for thread in threads:
     thread.join(0.05)
     assert thread.is_alive()
 assert bitmap.count == 512
-node._coordinator.publish_exactly([node._device])
+node._coordinator._publish_exactly([node._device])
 for thread in threads:
     thread.join()
 print(list(bitmap.areas()))

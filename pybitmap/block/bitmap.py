@@ -28,7 +28,7 @@ from weakref import ref
 
 from ..errors import InvalidError, StateError, StoreError
 from ..hbitmap import HBitmap
-from .commit import Coordinator
+from .coordinator import Coordinator
 from .device import Cell
 from .state import CHANGE, Forbidding, State, forbid
 

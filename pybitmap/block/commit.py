@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
 """The one way in which named bitmaps change, for writers that run on meanwhile.
 
-A :class:`Draft` collects what is to be different: new states, and work on contents (clear, merge).
-A :class:`Commit` makes all of it so at one instant T, or nothing. Each write is before T or after
-it, on whatever nodes: the work is done on what is before T, in the order of the draft; what comes
-after T is marked in what records then. If it fails, each write is where it would be without it.
+A :class:`~.draft.Draft` has what is to be different: new states, and work on contents (clear,
+merge). A :class:`Commit` makes all of it so at one instant T, or nothing. Each write is before T or
+after it, on whatever nodes: the work is done on what is before T, in the order of the draft; what
+comes after T is marked in what records then. If it fails, each write is where it would be without
+it.
 
 =========  ==========================================================  ==========================
 action     as soon as it is drafted                                    committed
@@ -41,308 +42,22 @@ step 2 there is nothing to do where marks do not survive a kill (see store/base.
 taken, without work, if several stores are switched and a bitmap stops recording: a store that could
 not be switched goes on to name what no longer is the bitmap's.
 
-**Where writes wait** (:meth:`Coordinator.resize`, :meth:`Coordinator.close`), they do so from T
-until what records then is published.
-
-A change that was cut short, by an exception in the midst of taking it back for example, is brought
-to its end by whoever takes the lock next.
+**Where writes wait** (another size, closing), they do so from T until what records then is
+published.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from threading import RLock
-from types import TracebackType
-from typing import Union
+from dataclasses import replace
 
-from ..errors import (
-    AbortedError,
-    ClosedError,
-    ExistsError,
-    InvalidError,
-    MismatchError,
-    NotFoundError,
-    StateError,
-    StoreError,
-    UnsupportedError,
-)
+from ..errors import StoreError
 from ..hbitmap import HBitmap
-from ..store.base import Purpose, Store, Switches, Volume, Wanted
-from . import state as states
-from .device import Cell, Device, Publication, Stage, same, unique
-from .state import CHANGE, REMOVAL, USE, Preserved, State, forbid, new_serial, recorders
-
-#: Bytes of UTF-8.
-MAX_NAME = 1023
-MIN_GRANULARITY = 512
-DEFAULT_GRANULARITY = 65536
-
-_OPEN_ALREADY = "this thread has a transaction open already"
-
-
-def check_granularity(granularity: int) -> None:
-    """
-    :raises InvalidError: for what is no granularity of a named bitmap, in bytes
-    """
-    if granularity < MIN_GRANULARITY or granularity & (granularity - 1):
-        raise InvalidError("Granularity must be power of 2 and at least 512")
-
-
-# ---- what is to be different ----------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Clear:
-    """Work on contents: everything is clean."""
-
-    target: Cell
-
-
-@dataclass(frozen=True)
-class Merge:
-    """Work on contents: what is dirty in the sources is marked, at the target's granularity."""
-
-    target: Cell
-    sources: tuple[Cell, ...]
-
-
-Work = Union[Clear, Merge]
-
-
-@dataclass(eq=False)
-class Plan:
-    """What a change makes of one bitmap.
-
-    :param before: its state without the change; not there, if the change adds it
-    :param prepared: flags as they will be, content as it is
-    :param removed: is it gone afterwards?
-    :param content: afterwards
-    """
-
-    cell: Cell
-    before: State
-    prepared: State
-    content: HBitmap
-    removed: bool = False
-    #: Does it end with its node?
-    closes: bool = False
-    #: Is there work on its content? Is something from before T left in it? Is it a source of work?
-    worked_on: bool = False
-    keeps: bool = True
-    read: bool = False
-    #: Has the writes since T.
-    recorder: HBitmap | None = None
-
-    @property
-    def after(self) -> State:
-        """As it is then, and is stored."""
-        return replace(self.prepared, content=self.content, recorder=None, removed=self.removed)
-
-    @property
-    def settled(self) -> State:
-        """As its users see it then."""
-        return replace(self.after, removed=True) if self.closes else self.after
-
-    def show(self, stage: Stage) -> None:
-        """To whoever asks, as far as the change has come."""
-        prepared = replace(self.prepared, recorder=self.recorder)
-        self.cell.change(stage, self.before, prepared, self.settled)
-
-
-class Draft:
-    """What is to be different; bitmaps show it at once, but for their contents.
-
-    :param whole: is nothing to be done if one of several stores fails, rather than all but that?
-    :param closes: are all nodes closed with it?
-    """
-
-    def __init__(
-        self, coordinator: Coordinator, *, whole: bool = False, closes: bool = False
-    ) -> None:
-        self.coordinator = coordinator
-        self.whole = whole
-        self.closes = closes
-        self.stage = Stage(Stage.PREPARED)
-        self.plans: dict[Cell, Plan] = {}
-        self.devices: dict[Device, None] = {}
-        self.work: list[Work] = []
-        self.dropped = self.ended = False
-
-    def plan(self, cell: Cell) -> Plan:
-        """That of a bitmap which is there."""
-        plan = self.plans.get(cell)
-        if plan is None:
-            plan = Plan(cell, cell.state, cell.state, cell.state.content)
-            self._add(plan)
-        return plan
-
-    def _add(self, plan: Plan) -> None:
-        self.devices[plan.cell.device] = None
-        self.plans[plan.cell] = plan
-        plan.show(self.stage)
-
-    def alter(self, cell: Cell, prepared: State, content: HBitmap | None = None) -> None:
-        """
-        :param content: afterwards; None: as it is
-        """
-        plan = self.plan(cell)
-        plan.prepared = prepared
-        if content is not None:
-            plan.content = content
-        plan.show(self.stage)
-
-    def drop(self) -> None:
-        """Everything is as it was, before anything was committed; may be called twice."""
-        self.dropped = True
-        self.stage.now = Stage.BEFORE
-        self.settle()
-
-    def settle(self) -> None:
-        """Bitmaps are as they show, and there is no draft any more."""
-        for plan in self.plans.values():
-            cell = plan.cell
-            cell.settle(plan.settled if self.stage.now == Stage.AFTER else plan.before)
-            if cell.state.removed and cell.device.cells.get(cell.name) is cell:
-                del cell.device.cells[cell.name]
-        self.plans = {}
-        self.ended = True
-
-    # ---- actions ----------------------------------------------------------------------------
-
-    def add(
-        self,
-        device: Device,
-        name: str,
-        granularity: int | None = None,
-        *,
-        persistent: bool = False,
-        disabled: bool = False,
-    ) -> Cell:
-        """
-        :raises InvalidError: for a name or a granularity that cannot be
-        :raises ExistsError: if the name is taken
-        :raises UnsupportedError: if it cannot be stored, but is to be persistent
-        :raises StoreError, MemoryError: if there is no space for it
-        """
-        device_check_open(device)
-        if not name:
-            raise InvalidError("Bitmap name cannot be empty")
-        try:
-            name_nbytes = len(name.encode())
-        except UnicodeEncodeError:
-            raise InvalidError(f"Bitmap name is no valid Unicode: {name!r}") from None
-        if granularity is None:
-            stored = None if device.volume is None else device.volume.default_granularity
-            granularity = DEFAULT_GRANULARITY if stored is None else stored
-        check_granularity(granularity)
-        if persistent:
-            _check_storable(device, name, granularity)
-        if name in device.cells:
-            raise ExistsError(f"Bitmap already exists: {name}")
-        if name_nbytes > MAX_NAME:
-            raise InvalidError(f"Bitmap name too long: {name}")
-        content = device.make(granularity, stored=persistent)
-        prepared = State(content, new_serial(), enabled=not disabled, persistent=persistent)
-        before = replace(prepared, removed=True)
-        cell = Cell(device, name, before)
-        self._add(Plan(cell, before, prepared, content))
-        device.cells[name] = cell
-        return cell
-
-    def remove(self, cell: Cell) -> None:
-        """
-        :raises StateError: if a flag forbids it
-        """
-        forbid(cell.name, cell.state, REMOVAL)
-        plan = self.plan(cell)
-        plan.removed = True
-        self.alter(cell, replace(cell.state, busy=True, skip_store=True))
-
-    def enable(self, cell: Cell, enabled: bool) -> None:
-        """
-        :raises StateError: if a flag forbids it
-        """
-        forbid(cell.name, cell.state, USE)
-        self.alter(cell, replace(cell.state, enabled=enabled))
-
-    def repair(self, cell: Cell) -> None:
-        """
-        :raises StateError: if a flag forbids it, or it is not inconsistent
-        :raises StoreError, MemoryError: if there is no space for its bits
-        """
-        forbid(cell.name, cell.state, REMOVAL)
-        state, device = cell.state, cell.device
-        if state.reason is None:
-            raise StateError(f"Bitmap '{cell.name}' is not inconsistent")
-        content = device.make(state.granularity, stored=state.persistent)
-        content.set(0, device.size)
-        enabled = state.enabled_if_repaired
-        repaired = replace(state, content=content, reason=None, enabled=enabled)
-        self.alter(cell, repaired, content)
-
-    def clear(self, cell: Cell) -> None:
-        """
-        :raises StateError: if a flag forbids it
-        """
-        forbid(cell.name, cell.state, CHANGE)
-        plan = self.plan(cell)
-        plan.worked_on, plan.keeps = True, False
-        self.work.append(Clear(cell))
-
-    def merge(self, target: Cell, sources: Iterable[Cell]) -> None:
-        """
-        :param sources: of the same size; those of another graph are taken as they are when the
-            contents are worked on
-        :raises StateError: if a flag forbids it
-        :raises MismatchError: if a source is of another size
-        """
-        found = []
-        for source in sources:
-            forbid(target.name, target.state, CHANGE)  # before the source's flags, as in QEMU
-            forbid(source.name, source.state, USE)
-            if source.device.size != target.device.size:
-                raise MismatchError(
-                    f"Bitmaps are of different sizes (destination size is {target.device.size}, "
-                    f"source size is {source.device.size}) and can't be merged"
-                )
-            found.append(source)
-        forbid(target.name, target.state, CHANGE)
-        plan = self.plan(target)
-        plan.worked_on = plan.keeps = True
-        for source in found:
-            if self.coordinator.owns(source.device):
-                self.plan(source).read = True
-        self.work.append(Merge(target, tuple(found)))
-
-
-def device_check_open(device: Device) -> None:
-    """
-    :raises ClosedError: if it is closed
-    """
-    if device.closed:
-        raise ClosedError(f"node '{device.name}' is closed")
-
-
-def _check_storable(device: Device, name: str, granularity: int) -> None:
-    if device.volume is None:
-        raise UnsupportedError(
-            f"Can't store persistent bitmaps to {device.name}: Operation not supported"
-        )
-    if name in device.cells:
-        return  # which is complained of before what the store has against it
-    if device.read_only:
-        raise UnsupportedError(
-            f"Can't make bitmap '{name}' persistent in '{device.name}': the node is read-only"
-        )
-    present = [(cell.name, cell.state) for cell in device.present()]
-    names = [each for each, state in present if state.persistent and not state.skip_store]
-    device.volume.check_new(name, granularity, names)
-
-
-# ---- making it so ---------------------------------------------------------------------------
+from ..store.base import Purpose, Switches, Volume, Wanted
+from .device import Cell, Device, Publication, Stage, unique
+from .draft import Clear, Draft, Plan
+from .state import Preserved, State, recorders
 
 
 class Commit:
@@ -366,21 +81,16 @@ class Commit:
         return list(self.draft.plans.values())
 
     def run(self) -> StoreError | MemoryError | None:
-        """
+        """All but the end, which is :meth:`finish`, also if this raises.
+
         :returns: what a store has still to be told although others were, and why; None: nothing
         :raises StoreError, MemoryError: nothing has changed
         """
-        self.draft.coordinator.unfinished = self
-        try:
-            self.begin()
-            failed = self.switch()
-            if failed is not None and self.draft.whole:
-                raise failed
-            self.decided = True
-        except BaseException:
-            self.finish()
-            raise
-        self.finish()
+        self.begin()
+        failed = self.switch()
+        if failed is not None and self.draft.whole:
+            raise failed
+        self.decided = True
         return failed
 
     def finish(self) -> None:
@@ -391,10 +101,7 @@ class Commit:
         else:
             self.go_back()
             self.draft.stage.now = Stage.BEFORE
-        devices = list(self.draft.devices)
         self.draft.settle()
-        self.draft.coordinator.publish_exactly(devices)
-        self.draft.coordinator.unfinished = None
 
     # ---- steps ------------------------------------------------------------------------------
 
@@ -463,7 +170,7 @@ class Commit:
                 wanted[device.stored] = device.wanted(self.state_of(choose))
         # And what a store could not be told before.
         stores = {volume.store for volume in wanted}
-        for device in self.draft.coordinator.devices.values():
+        for device in self.draft.graph.values():
             volume = device.stored
             if volume is None or device.closed or volume in wanted:
                 continue
@@ -716,299 +423,10 @@ class Closed(Held):
             super().go_back()
 
 
-# ---- who may ----------------------------------------------------------------------------------
-
-
-class Coordinator:
-    """The devices of one graph, the lock of their bitmaps, and the change that is under way."""
-
-    def __init__(self) -> None:
-        self.lock = RLock()
-        self.depth = 0
-        self.devices: dict[str, Device] = {}
-        #: Of the transaction that is open.
-        self.draft: Draft | None = None
-        #: What has not come to its end, if no thread is in the midst of it.
-        self.unfinished: Commit | None = None
-        #: Frozen bitmaps that nobody has any more, for the next call to thaw: finalizers add them.
-        self.abandoned: deque[Cell] = deque()
-        #: Devices that mark in more than what their bitmaps show.
-        self.owing: dict[Device, None] = {}
-
-    def held(self) -> Hold:
-        """``with``: the lock, for questions."""
-        return Hold(self)
-
-    def alone(self) -> Alone:
-        """``with``: the lock, for a change.
-
-        :raises StateError: if the thread has a transaction open, or is in the midst of a change
-        """
-        return Alone(self)
-
-    def drafting(self, *, whole: bool = False, closes: bool = False) -> Drafting:
-        """``with`` ... ``as draft``: a change that is committed when the block ends, or dropped.
-
-        :param whole, closes: see :class:`Draft`
-        :raises StateError: as :meth:`alone`
-        """
-        return Drafting(self, Draft(self, whole=whole, closes=closes))
-
-    def owns(self, device: Device) -> bool:
-        return self.devices.get(device.name) is device
-
-    def find(self, name: str) -> Device:
-        """
-        :raises NotFoundError: (a KeyError) if there is none of that name
-        """
-        try:
-            return self.devices[name]
-        except KeyError:
-            raise NotFoundError(f"Node '{name}' not found") from None
-
-    def commit(self, draft: Draft) -> None:
-        """Make it so.
-
-        :raises StoreError, MemoryError: nothing has changed; or, and then the error says so, all
-            has, and a store has still to be told
-        """
-        if draft.closes:
-            self.close(self.devices.values(), draft, discard=False)
-            return
-        failed = self._way(draft).run()
-        if failed is not None:
-            raise StoreError(
-                f"the transaction is done, but not stored everywhere: {failed}; "
-                f"flush() or close() of the node tries it again",
-                getattr(failed, "errno", None),
-            ) from failed
-
-    def _way(self, draft: Draft) -> Commit:
-        if draft.work:
-            return Diverted(draft)
-        plain = Commit(draft)
-        plain.find_telling()
-        stores = {d.volume.store for d in plain.telling if d.volume is not None}
-        stop = any(recorders(plan.before) and not recorders(plan.after) for plan in plain.plans)
-        return Diverted(draft) if stop and len(stores) > 1 else plain
-
-    def flush(self, device: Device) -> None:
-        """What is marked before the call is stored; what a transaction has drafted is passed over.
-
-        :raises StoreError: what was stored before is still stored
-        :raises StateError: if the thread is in the midst of a change
-        """
-        self.check_idle()
-        volume = device.stored
-        if volume is not None:
-            Switches({volume: device.wanted(self._undrafted)}, Purpose.FLUSH).switch()
-            self.publish_exactly([device])
-
-    def _undrafted(self, cell: Cell) -> State:
-        plan = None if self.draft is None else self.draft.plans.get(cell)
-        if plan is None:
-            return cell.state
-        return replace(plan.before, skip_store=plan.prepared.skip_store)
-
-    def freeze(self, cells: Iterable[Cell], holder: object) -> None:
-        """All of them at one instant, or none.
-
-        :param holder: whose it is to end this
-        :raises InvalidError: if one is named twice, or is of another graph
-        :raises StateError: if a flag forbids it
-        :raises StoreError, MemoryError: if there is no space for a second content
-        """
-        with self.drafting(whole=True) as draft:
-            for cell in cells:
-                if cell in draft.plans:
-                    raise InvalidError(f"Bitmap '{cell.name}' is to be frozen twice")
-                if not self.owns(cell.device):
-                    raise InvalidError(f"Bitmap '{cell.name}' is of another graph")
-                forbid(cell.name, cell.state, USE)  # a backup of QEMU's says so first
-                forbid(cell.name, cell.state, CHANGE)
-                state = cell.state
-                content = cell.device.make(state.granularity, stored=state.persistent)
-                draft.alter(cell, states.freeze(state, content, holder))
-
-    def abdicate(self, cells: Iterable[Cell]) -> None:
-        """Of frozen bitmaps: the successors take over, store by store.
-
-        :raises StoreError, MemoryError: of the first store that refused; its bitmaps are thawed
-        """
-        parts: dict[Store | None, list[Cell]] = {}
-        for cell in cells:
-            volume = cell.device.stored if cell.state.persistent else None
-            parts.setdefault(None if volume is None else volume.store, []).append(cell)
-        errors = []
-        for part in parts.values():
-            draft = Draft(self)
-            for cell in part:
-                after = states.abdicate(cell.state)
-                draft.alter(cell, after, after.content)
-            try:
-                self.commit(draft)
-            except (StoreError, MemoryError) as error:
-                errors.append(error)
-                with suppress(StoreError, MemoryError):
-                    self.thaw(part)
-        if errors:
-            raise errors[0]
-
-    def thaw(self, cells: Iterable[Cell]) -> None:
-        """Of frozen bitmaps: the successors' marks are taken back.
-
-        :raises StoreError: that could not be stored; it is so all the same
-        """
-        draft = Draft(self)
-        for cell in cells:
-            if cell.state.successor is not None and not cell.state.removed:
-                draft.alter(cell, states.thaw(cell.state))
-        if draft.plans:
-            failed = Thawed(draft).run()
-            if failed is not None:
-                raise failed
-
-    def resize(self, device: Device, size: int) -> None:
-        """
-        :raises StoreError, MemoryError: nothing has changed
-        """
-        draft = Draft(self)
-        draft.devices[device] = None
-        for cell in device.present():
-            draft.plan(cell)
-        Resized(draft, device, size).run()
-
-    def close(
-        self, devices: Iterable[Device], draft: Draft | None = None, *, discard: bool
-    ) -> None:
-        """
-        :param draft: done in the same step
-        :raises StoreError, MemoryError: they are open as before
-        """
-        devices = [device for device in devices if not device.closed]
-        Closed(draft or Draft(self), devices, stores=not discard).run()
-        for device in devices:
-            if device.volume is not None:
-                device.volume.close()
-
-    def check_idle(self) -> None:
-        """
-        :raises StateError: if the thread is in the midst of a change
-        """
-        if self.unfinished is not None:
-            raise StateError("this thread is in the midst of a change of the bitmaps")
-
-    def tidy(self) -> None:
-        """Bring to its end what was left; by whoever takes the lock."""
-        if self.unfinished is not None:
-            self.unfinished.finish()
-        if self.abandoned:
-            cells = list(self.abandoned)
-            with suppress(StoreError, MemoryError):
-                self.thaw(cells)
-            for _ in cells:
-                self.abandoned.popleft()
-
-    def publish_exactly(self, devices: Iterable[Device]) -> None:
-        """Let what records on the devices record, and nothing else.
-
-        Without memory for that, writes go on being marked in more than that.
-        """
-        if self.draft is not None:
-            return  # what it shows is not what records
-        for device in dict.fromkeys([*devices, *self.owing]):
-            own, owed = device.recording(), device.owed()
-            everything = unique([*own, *owed])
-            self.owing.pop(device, None)
-            if len(everything) > len(unique(own)):
-                self.owing[device] = None
-            if device.closed or same(everything, device.listed):
-                continue
-            with suppress(MemoryError):
-                Publication({device: everything}).publish()
-
-
-class Hold:
-    """The lock of a coordinator, as a context manager.
-
-    No generator: an exception where one begins would keep the lock for as long as its traceback.
-    """
-
-    def __init__(self, coordinator: Coordinator) -> None:
-        self.coordinator = coordinator
-
-    def __enter__(self) -> None:
-        self._enter()
-
-    def _enter(self) -> None:
-        coordinator = self.coordinator
-        coordinator.lock.acquire()
-        try:
-            if coordinator.depth == 0:
-                coordinator.tidy()
-            self.check()
-            coordinator.depth += 1
-        except BaseException:
-            coordinator.lock.release()
-            raise
-
-    def check(self) -> None:
-        """
-        :raises StateError: not now
-        """
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.coordinator.depth -= 1
-        self.coordinator.lock.release()
-
-
-class Alone(Hold):
-    """See :meth:`Coordinator.alone`."""
-
-    def check(self) -> None:
-        if self.coordinator.draft is not None:
-            raise StateError(_OPEN_ALREADY)
-        self.coordinator.check_idle()
-
-
-class Drafting(Alone):
-    """See :meth:`Coordinator.drafting`."""
-
-    def __init__(self, coordinator: Coordinator, draft: Draft) -> None:
-        super().__init__(coordinator)
-        self.draft = draft
-
-    def __enter__(self) -> Draft:  # type: ignore[override]
-        self._enter()
-        self.coordinator.draft = self.draft
-        return self.draft
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        coordinator, draft = self.coordinator, self.draft
-        coordinator.draft = None
-        try:
-            if kind is not None:
-                draft.drop()
-            elif draft.dropped:
-                raise AbortedError(ABORTED)
-            else:
-                coordinator.commit(draft)
-        except BaseException:
-            if coordinator.unfinished is None:
-                draft.drop()
-            raise
-        finally:
-            super().__exit__(kind, error, traceback)
-
-
-ABORTED = "the transaction was aborted by an action that failed"
+def way(draft: Draft) -> Commit:
+    """The one that a draft has to go."""
+    plain = Commit(draft)
+    plain.find_telling()
+    stores = {d.volume.store for d in plain.telling if d.volume is not None}
+    stop = any(recorders(plan.before) and not recorders(plan.after) for plan in plain.plans)
+    return Diverted(draft) if draft.work or (stop and len(stores) > 1) else plain

@@ -14,7 +14,7 @@ from operator import is_
 from weakref import ReferenceType
 
 from .. import _core
-from ..errors import NotFoundError
+from ..errors import ClosedError, NotFoundError
 from ..hbitmap import HBitmap, pointers
 from ..store.base import Volume, Wanted
 from .state import State, record, recorders
@@ -97,6 +97,13 @@ class Device:
     def stored(self) -> Volume | None:
         """The volume, if it is written to."""
         return None if self.read_only else self.volume
+
+    def check_open(self) -> None:
+        """
+        :raises ClosedError: if it is closed
+        """
+        if self.closed:
+            raise ClosedError(f"node '{self.name}' is closed")
 
     def find(self, name: str) -> Cell:
         """

@@ -12,8 +12,9 @@ from .. import _core
 from ..errors import AbortedError, ExistsError, InvalidError, NotFoundError, StateError, StoreError
 from ..store.base import Store
 from .bitmap import DirtyBitmap, Frozen, bitmap_of
-from .commit import ABORTED, Coordinator, Draft, Drafting, device_check_open
+from .coordinator import ABORTED, Coordinator, Drafting
 from .device import Cell, Device, Publication
+from .draft import Draft
 from .node import BlockNode, load
 
 #: A bitmap to merge from: its name, on the node of the target, or (node, name).
@@ -283,7 +284,7 @@ class Transaction:
 
     def _find(self, node: str, name: str) -> Cell:
         device = self._coordinator.find(node)
-        device_check_open(device)
+        device.check_open()
         return device.find(name)
 
     def _action(self) -> _Action:

@@ -24,7 +24,7 @@ from ..errors import ClosedError, RangeError, ReadonlyError, UnsupportedError
 from ..hbitmap import HBitmap
 from ..store.base import Loaded, Volume
 from .bitmap import DirtyBitmap, bitmap_of
-from .commit import Coordinator, device_check_open
+from .coordinator import Coordinator
 from .device import Cell, Device
 from .state import Forbidding, State, forbid, new_serial
 from .writing import Before, Writing
@@ -171,7 +171,7 @@ class BlockNode(NodeBase):
         :raises NotFoundError: (a KeyError) if there is none of that name
         """
         with self._coordinator.held():
-            device_check_open(self._device)
+            self._device.check_open()
             return bitmap_of(self._device.find(name), self._coordinator)
 
     def remove_bitmap(self, name: str) -> None:
@@ -181,7 +181,7 @@ class BlockNode(NodeBase):
         :raises StateError: if it is busy or readonly
         """
         with self._coordinator.drafting() as draft:
-            device_check_open(self._device)
+            self._device.check_open()
             draft.remove(self._device.find(name))
 
     def query(self) -> list[dict[str, Any]]:
@@ -204,7 +204,7 @@ class BlockNode(NodeBase):
         size = index(size)
         device = self._device
         with self._coordinator.alone():
-            device_check_open(device)
+            device.check_open()
             if device.volume is not None and not device.volume.resizable:
                 raise UnsupportedError(
                     f"node '{device.name}' has the size of its image, which is not resized here"
@@ -224,7 +224,7 @@ class BlockNode(NodeBase):
         :raises StoreError: what was stored before is still stored
         """
         with self._coordinator.held():
-            device_check_open(self._device)
+            self._device.check_open()
             self._coordinator.flush(self._device)
 
     def close(self, *, discard: bool = False) -> None:

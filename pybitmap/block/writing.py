@@ -22,7 +22,7 @@ from typing import Callable, Optional
 from .. import _core
 from ..hbitmap import HBitmap
 from .bitmap import DirtyBitmap, bitmap_of
-from .commit import Coordinator
+from .coordinator import Coordinator
 from .device import Cell, Device
 from .state import Successor
 

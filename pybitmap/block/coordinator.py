@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: MIT
+"""Who may change bitmaps, and when: the lock of a graph, and the change that is under way.
+
+A change that was cut short, by an exception in the midst of taking it back for example, is brought
+to its end by whoever takes the lock next; so are frozen bitmaps that nobody has any more.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import replace
+from threading import RLock
+from types import TracebackType
+
+from ..errors import AbortedError, InvalidError, NotFoundError, StateError, StoreError
+from ..store.base import Purpose, Store, Switches
+from . import state as states
+from .commit import Closed, Commit, Resized, Thawed, way
+from .device import Cell, Device, Publication, same, unique
+from .draft import Draft
+from .state import CHANGE, USE, State, forbid
+
+ABORTED = "the transaction was aborted by an action that failed"
+_OPEN_ALREADY = "this thread has a transaction open already"
+
+
+class Coordinator:
+    """The devices of one graph, the lock of their bitmaps, and the change that is under way."""
+
+    def __init__(self) -> None:
+        self.lock = RLock()
+        self.depth = 0
+        self.devices: dict[str, Device] = {}
+        #: Of the transaction that is open.
+        self.draft: Draft | None = None
+        #: What has not come to its end, if no thread is in the midst of it.
+        self.unfinished: Commit | None = None
+        #: Frozen bitmaps that nobody has any more, for the next call to thaw: finalizers add them.
+        self.abandoned: deque[Cell] = deque()
+        #: Devices that mark in more than what their bitmaps show.
+        self.owing: dict[Device, None] = {}
+
+    def held(self) -> Hold:
+        """``with``: the lock, for questions."""
+        return Hold(self)
+
+    def alone(self) -> Alone:
+        """``with``: the lock, for a change.
+
+        :raises StateError: if the thread has a transaction open, or is in the midst of a change
+        """
+        return Alone(self)
+
+    def drafting(self, *, whole: bool = False, closes: bool = False) -> Drafting:
+        """``with`` ... ``as draft``: a change that is committed when the block ends, or dropped.
+
+        :param whole, closes: see :class:`Draft`
+        :raises StateError: as :meth:`alone`
+        """
+        return Drafting(self, Draft(self.devices, whole=whole, closes=closes))
+
+    def find(self, name: str) -> Device:
+        """
+        :raises NotFoundError: (a KeyError) if there is none of that name
+        """
+        try:
+            return self.devices[name]
+        except KeyError:
+            raise NotFoundError(f"Node '{name}' not found") from None
+
+    def commit(self, draft: Draft) -> None:
+        """Make it so.
+
+        :raises StoreError, MemoryError: nothing has changed; or, and then the error says so, all
+            has, and a store has still to be told
+        """
+        if draft.closes:
+            self.close(self.devices.values(), draft, discard=False)
+            return
+        failed = self._run(way(draft))
+        if failed is not None:
+            raise StoreError(
+                f"the transaction is done, but not stored everywhere: {failed}; "
+                f"flush() or close() of the node tries it again",
+                getattr(failed, "errno", None),
+            ) from failed
+
+    def _run(self, commit: Commit) -> StoreError | MemoryError | None:
+        """
+        :returns: what a store has still to be told although others were, and why; None: nothing
+        """
+        self.unfinished = commit
+        try:
+            failed = commit.run()
+        except BaseException:
+            self._finish(commit)
+            raise
+        self._finish(commit)
+        return failed
+
+    def _finish(self, commit: Commit) -> None:
+        devices = list(commit.draft.devices)
+        commit.finish()
+        self._publish_exactly(devices)
+        self.unfinished = None
+
+    def flush(self, device: Device) -> None:
+        """What is marked before the call is stored; what a transaction has drafted is passed over.
+
+        :raises StoreError: what was stored before is still stored
+        :raises StateError: if the thread is in the midst of a change
+        """
+        self.check_idle()
+        volume = device.stored
+        if volume is not None:
+            Switches({volume: device.wanted(self._undrafted)}, Purpose.FLUSH).switch()
+            self._publish_exactly([device])
+
+    def _undrafted(self, cell: Cell) -> State:
+        plan = None if self.draft is None else self.draft.plans.get(cell)
+        if plan is None:
+            return cell.state
+        return replace(plan.before, skip_store=plan.prepared.skip_store)
+
+    def freeze(self, cells: Iterable[Cell], holder: object) -> None:
+        """All of them at one instant, or none.
+
+        :param holder: whose it is to end this
+        :raises InvalidError: if one is named twice, or is of another graph
+        :raises StateError: if a flag forbids it
+        :raises StoreError, MemoryError: if there is no space for a second content
+        """
+        with self.drafting(whole=True) as draft:
+            for cell in cells:
+                if cell in draft.plans:
+                    raise InvalidError(f"Bitmap '{cell.name}' is to be frozen twice")
+                if not draft.owns(cell.device):
+                    raise InvalidError(f"Bitmap '{cell.name}' is of another graph")
+                forbid(cell.name, cell.state, USE)  # a backup of QEMU's says so first
+                forbid(cell.name, cell.state, CHANGE)
+                state = cell.state
+                content = cell.device.make(state.granularity, stored=state.persistent)
+                draft.alter(cell, states.freeze(state, content, holder))
+
+    def abdicate(self, cells: Iterable[Cell]) -> None:
+        """Of frozen bitmaps: the successors take over, store by store.
+
+        :raises StoreError, MemoryError: of the first store that refused; its bitmaps are thawed
+        """
+        parts: dict[Store | None, list[Cell]] = {}
+        for cell in cells:
+            volume = cell.device.stored if cell.state.persistent else None
+            parts.setdefault(None if volume is None else volume.store, []).append(cell)
+        errors = []
+        for part in parts.values():
+            draft = Draft(self.devices)
+            for cell in part:
+                after = states.abdicate(cell.state)
+                draft.alter(cell, after, after.content)
+            try:
+                self.commit(draft)
+            except (StoreError, MemoryError) as error:
+                errors.append(error)
+                with suppress(StoreError, MemoryError):
+                    self.thaw(part)
+        if errors:
+            raise errors[0]
+
+    def thaw(self, cells: Iterable[Cell]) -> None:
+        """Of frozen bitmaps: the successors' marks are taken back.
+
+        :raises StoreError: that could not be stored; it is so all the same
+        """
+        draft = Draft(self.devices)
+        for cell in cells:
+            if cell.state.successor is not None and not cell.state.removed:
+                draft.alter(cell, states.thaw(cell.state))
+        if draft.plans:
+            failed = self._run(Thawed(draft))
+            if failed is not None:
+                raise failed
+
+    def resize(self, device: Device, size: int) -> None:
+        """
+        :raises StoreError, MemoryError: nothing has changed
+        """
+        draft = Draft(self.devices)
+        draft.devices[device] = None
+        for cell in device.present():
+            draft.plan(cell)
+        self._run(Resized(draft, device, size))
+
+    def close(
+        self, devices: Iterable[Device], draft: Draft | None = None, *, discard: bool
+    ) -> None:
+        """
+        :param draft: done in the same step
+        :raises StoreError, MemoryError: they are open as before
+        """
+        devices = [device for device in devices if not device.closed]
+        self._run(Closed(draft or Draft(self.devices), devices, stores=not discard))
+        for device in devices:
+            if device.volume is not None:
+                device.volume.close()
+
+    def check_idle(self) -> None:
+        """
+        :raises StateError: if the thread is in the midst of a change
+        """
+        if self.unfinished is not None:
+            raise StateError("this thread is in the midst of a change of the bitmaps")
+
+    def tidy(self) -> None:
+        """Bring to its end what was left; by whoever takes the lock."""
+        if self.unfinished is not None:
+            self._finish(self.unfinished)
+        if self.abandoned:
+            cells = list(self.abandoned)
+            with suppress(StoreError, MemoryError):
+                self.thaw(cells)
+            for _ in cells:
+                self.abandoned.popleft()
+
+    def _publish_exactly(self, devices: Iterable[Device]) -> None:
+        """Let what records on the devices record, and nothing else.
+
+        Without memory for that, writes go on being marked in more than that.
+        """
+        if self.draft is not None:
+            return  # what it shows is not what records
+        for device in dict.fromkeys([*devices, *self.owing]):
+            own, owed = device.recording(), device.owed()
+            everything = unique([*own, *owed])
+            self.owing.pop(device, None)
+            if len(everything) > len(unique(own)):
+                self.owing[device] = None
+            if device.closed or same(everything, device.listed):
+                continue
+            with suppress(MemoryError):
+                Publication({device: everything}).publish()
+
+
+class Hold:
+    """The lock of a coordinator, as a context manager.
+
+    No generator: an exception where one begins would keep the lock for as long as its traceback.
+    """
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self.coordinator = coordinator
+
+    def __enter__(self) -> None:
+        self._enter()
+
+    def _enter(self) -> None:
+        coordinator = self.coordinator
+        coordinator.lock.acquire()
+        try:
+            if coordinator.depth == 0:
+                coordinator.tidy()
+            self.check()
+            coordinator.depth += 1
+        except BaseException:
+            coordinator.lock.release()
+            raise
+
+    def check(self) -> None:
+        """
+        :raises StateError: not now
+        """
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.coordinator.depth -= 1
+        self.coordinator.lock.release()
+
+
+class Alone(Hold):
+    """See :meth:`Coordinator.alone`."""
+
+    def check(self) -> None:
+        if self.coordinator.draft is not None:
+            raise StateError(_OPEN_ALREADY)
+        self.coordinator.check_idle()
+
+
+class Drafting(Alone):
+    """See :meth:`Coordinator.drafting`."""
+
+    def __init__(self, coordinator: Coordinator, draft: Draft) -> None:
+        super().__init__(coordinator)
+        self.draft = draft
+
+    def __enter__(self) -> Draft:  # type: ignore[override]
+        self._enter()
+        self.coordinator.draft = self.draft
+        return self.draft
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        coordinator, draft = self.coordinator, self.draft
+        coordinator.draft = None
+        try:
+            if kind is not None:
+                draft.drop()
+            elif draft.dropped:
+                raise AbortedError(ABORTED)
+            else:
+                coordinator.commit(draft)
+        except BaseException:
+            if coordinator.unfinished is None:
+                draft.drop()
+            raise
+        finally:
+            super().__exit__(kind, error, traceback)
