@@ -8,7 +8,7 @@ is refused then, in QEMU's words and order.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Union
 
@@ -277,6 +277,22 @@ def _check_storable(device: Device, name: str, granularity: int) -> None:
         raise UnsupportedError(
             f"Can't make bitmap '{name}' persistent in '{device.name}': the node is read-only"
         )
-    present = [(cell.name, cell.state) for cell in device.present()]
-    names = [each for each, state in present if state.persistent and not state.skip_store]
-    device.volume.check_new(name, granularity, names)
+    device.volume.check_new(name, granularity, _StoredNames(device))
+
+
+class _StoredNames(Collection[str]):
+    """The names that a device's store has to hold; most stores do not ask for them."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+
+    def __iter__(self) -> Iterator[str]:
+        for cell in self._device.present():
+            if cell.state.persistent and not cell.state.skip_store:
+                yield cell.name
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __contains__(self, name: object) -> bool:
+        return any(name == each for each in self)
