@@ -396,7 +396,7 @@ class Closed(Held):
 
     def begin(self) -> None:
         super().begin()
-        self.final = self.publication(lambda plan: [], 0)
+        self.final = Publication(dict.fromkeys(self.draft.devices, ()), 0, closed=True)
         for plan in self.plans:
             if plan.worked_on and not plan.before.removed:
                 granularity, stored = plan.prepared.granularity, plan.prepared.persistent

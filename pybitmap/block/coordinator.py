@@ -13,7 +13,10 @@ from contextlib import suppress
 from dataclasses import replace
 from threading import RLock
 from types import TracebackType
+from weakref import ReferenceType
 
+from .. import _core
+from .._core import CData
 from ..errors import AbortedError, InvalidError, NotFoundError, StateError, StoreError
 from ..store.base import Purpose, Store, Switches
 from . import state as states
@@ -37,6 +40,8 @@ class Coordinator:
         self.draft: Draft | None = None
         #: What has not come to its end, if no thread is in the midst of it.
         self.unfinished: Commit | None = None
+        #: Open writes by what C has of them: whose they are, and on which device.
+        self.writes: dict[int, tuple[ReferenceType[object], Device, CData]] = {}
         #: Frozen bitmaps that nobody has any more, for the next call to thaw: finalizers add them.
         self.abandoned: deque[Cell] = deque()
         #: Devices that mark in more than what their bitmaps show.
@@ -212,10 +217,22 @@ class Coordinator:
         if self.unfinished is not None:
             raise StateError("this thread is in the midst of a change of the bitmaps")
 
+    def end_write(self, device: Device, write: CData) -> int:
+        """The closing mark of an open write; the second time, nothing.
+
+        :returns: 0, or why it could not be made
+        """
+        code = _core.hbtracker_end_write(device.tracker, write)
+        self.writes.pop(id(write), None)
+        return code
+
     def tidy(self) -> None:
         """Bring to its end what was left; by whoever takes the lock."""
         if self.unfinished is not None:
             self._finish(self.unfinished)
+        for owner, device, write in list(self.writes.values()):
+            if owner() is None:  # its finalizer was interrupted
+                self.end_write(device, write)
         if self.abandoned:
             cells = list(self.abandoned)
             with suppress(StoreError, MemoryError):

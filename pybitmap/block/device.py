@@ -168,17 +168,23 @@ class Publication:
 
     :param lists: by device
     :param size: of the devices, None: as they are
+    :param closed: writes are refused
     :raises MemoryError: nothing has changed
     """
 
-    def __init__(self, lists: Mapping[Device, Sequence[HBitmap]], size: int | None = None) -> None:
+    def __init__(
+        self,
+        lists: Mapping[Device, Sequence[HBitmap]],
+        size: int | None = None,
+        *,
+        closed: bool = False,
+    ) -> None:
         self._lists = lists
         self._trackers = _core.new("HBTracker *[]", [device.tracker for device in lists])
         self._sets = _core.new("HBTrackerSet *[]", len(lists))
         for i, (device, bitmaps) in enumerate(lists.items()):
-            readonly = device.read_only or any(
-                cell.state.readonly for cell in list(device.cells.values())
-            )
+            cells = list(device.cells.values())
+            readonly = closed or device.read_only or any(cell.state.readonly for cell in cells)
             self._sets[i] = _core.hbtracker_set_alloc(
                 device.size if size is None else size, pointers(bitmaps), readonly
             )

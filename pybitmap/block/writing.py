@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from types import TracebackType
 from typing import Callable, Optional
+from weakref import ref
 
 from .. import _core
 from ..hbitmap import HBitmap
@@ -52,6 +53,7 @@ class Writing:
         self._refused = refused
         # Where C puts the open write: there also if an interruption comes right then.
         self._write = _core.new("HBWrite **")
+        coordinator.writes[id(self._write)] = ref(self), device, self._write
 
     def __enter__(self) -> None:
         if self._write[0]:
@@ -99,9 +101,9 @@ class Writing:
     def _end(self) -> int:
         """The closing mark, also if an interruption comes before it."""
         try:
-            return _core.hbtracker_end_write(self._device.tracker, self._write)
+            return self._coordinator.end_write(self._device, self._write)
         except BaseException:
-            _core.hbtracker_end_write(self._device.tracker, self._write)
+            self._coordinator.end_write(self._device, self._write)
             raise
 
     def _check(self, code: int) -> None:
@@ -109,9 +111,10 @@ class Writing:
             raise self._refused(code, f"range [{self._offset}, {self._offset + self._nbytes})")
 
     def __del__(self) -> None:
-        # Left without __exit__: a generator that was dropped, an interruption right before it.
-        if self._write[0]:
-            _core.hbtracker_end_write(self._device.tracker, self._write)
+        # Left without __exit__: a generator that was dropped, an interruption right before it. If
+        # one comes right here, the next call on the graph ends it.
+        if hasattr(self, "_write"):
+            self._end()
 
 
 def _without(content: HBitmap, groups: HBitmap, start: int, end: int) -> list[tuple[int, int]]:
