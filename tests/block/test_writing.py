@@ -409,9 +409,9 @@ node = BlockGraph().add_node("disk", 1 << 20)
 bitmap = node.add_bitmap("daily", 512)
 interrupted = 0
 for _ in range(4000):
-    bitmap.clear()
     wrote = False
     try:
+        bitmap.clear()
         signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, 3e-5))
         try:
             with node.writing(0, 1):
@@ -421,8 +421,6 @@ for _ in range(4000):
                     pass
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            for _ in range(3):
-                pass  # a signal that has come is handled here
     except KeyboardInterrupt as error:
         interrupted += 1
         error.__traceback__ = None
