@@ -10,10 +10,18 @@
 #define _GNU_SOURCE         /* posix_memalign */
 #endif
 
+#include <limits.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
+
+#ifdef __linux__
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "slots.h"
 
@@ -96,6 +104,52 @@ struct hb_slot *hb_slots_first(void)
     return atomic_load(&hb_slots);
 }
 
+static struct timespec hb_microseconds(unsigned long n)
+{
+    return (struct timespec){ .tv_sec = (time_t)(n / 1000000),
+                              .tv_nsec = (long)(n % 1000000 * 1000) };
+}
+
+void hb_relax(unsigned *round)
+{
+    enum { YIELDS = 16, MOST = 10 };    /* 2 to the power of that, in microseconds */
+
+    if (*round < YIELDS) {
+        ++*round;
+        sched_yield();
+    } else {
+        struct timespec time = hb_microseconds(1ul << (*round - YIELDS));
+
+        (void)nanosleep(&time, NULL);
+        *round += *round < YIELDS + MOST;
+    }
+}
+
+void hb_park(atomic_uint *word, unsigned seen, unsigned milliseconds)
+{
+#ifdef __linux__
+    struct timespec time = hb_microseconds(1000ul * milliseconds);
+
+    (void)syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, seen,
+                  milliseconds == UINT_MAX ? NULL : &time, NULL, 0);
+#else
+    struct timespec time = hb_microseconds(1000);
+
+    if (milliseconds && atomic_load(word) == seen) {
+        (void)nanosleep(&time, NULL);
+    }
+#endif
+}
+
+void hb_wake(atomic_uint *word)
+{
+#ifdef __linux__
+    (void)syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+#else
+    (void)word;
+#endif
+}
+
 void hb_wait_for_summarising(void)
 {
 #ifdef HB_BREAK_NO_WAIT
@@ -106,11 +160,11 @@ void hb_wait_for_summarising(void)
         uint64_t seen = atomic_load(&slot->summarising);
 
         hb_test_delay();
-        while (seen % 2 && atomic_load(&slot->summarising) == seen) {
-            sched_yield();
+        for (unsigned round = 0; seen % 2 && atomic_load(&slot->summarising) == seen;) {
+            hb_relax(&round);
         }
     }
-    while (atomic_load(&hb_without_slot)) {
-        sched_yield();
+    for (unsigned round = 0; atomic_load(&hb_without_slot);) {
+        hb_relax(&round);
     }
 }

@@ -59,6 +59,23 @@ void hb_test_delay(void);
 #define hb_test_delay() ((void)0)
 #endif
 
+/*
+ * To wait for another thread without burning its processor: *round is 0 the first
+ * time.  Yields a few times, then sleeps, longer and longer, up to a millisecond:
+ * who is waited for may have been preempted, and at real-time priority yielding
+ * would keep it so.
+ */
+void hb_relax(unsigned *round);
+
+/*
+ * Sleeps while *word is `seen`, until hb_wake, a signal, or so many milliseconds
+ * are over; may return sooner.  UINT_MAX: as long as it takes.
+ */
+void hb_park(atomic_uint *word, unsigned seen, unsigned milliseconds);
+
+/* Wakes all that sleep on the word, which was changed before. */
+void hb_wake(atomic_uint *word);
+
 /* Threads without a slot that are setting summary bits. */
 extern __attribute__((visibility("hidden"))) atomic_uint hb_without_slot;
 

@@ -55,8 +55,8 @@
 #endif
 
 #include <errno.h>
+#include <limits.h>
 #include <pthread.h>
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -89,6 +89,7 @@ struct HBWrite {
 
 struct HBTracker {
     _Atomic(const struct hb_head *) published;  /* NULL: writes wait */
+    atomic_uint changes;                /* grows when they need not any more: they sleep on it */
     pthread_mutex_t mutex;
     HBWrite *open;                      /* under the mutex */
 };
@@ -104,18 +105,23 @@ static void hb_leave(struct hb_slot *slot)
     atomic_store_explicit(&slot->set, NULL, memory_order_release);
 }
 
-/* The set to mark in, which stays until hb_leave.  NULL: there is no memory for
- * a slot (*slot is NULL), or no set is published and `wait` is false. */
-static const HBTrackerSet *hb_enter(HBTracker *tracker, bool wait, struct hb_slot **slot)
+/* Is nothing published?  A fork that leads nowhere yet is something: it will lead
+ * somewhere in a moment. */
+static bool hb_must_wait(HBTracker *tracker)
 {
-    *slot = hb_slot();
-    if (!*slot) {
-        return NULL;
-    }
-    for (;;) {
-        const struct hb_head *head = atomic_load(&tracker->published);
+    return !atomic_load(&tracker->published);
+}
 
-        atomic_store(&(*slot)->set, head);
+/* What hb_enter does where no set is published, or another one right now. */
+__attribute__((noinline))
+static const HBTrackerSet *hb_enter_slowly(HBTracker *tracker, bool wait,
+                                           struct hb_slot *slot)
+{
+    for (unsigned round = 0;;) {
+        const struct hb_head *head = atomic_load(&tracker->published);
+        unsigned changes;
+
+        atomic_store(&slot->set, head);
         hb_test_delay();
         if (head && atomic_load(&tracker->published) == head) {
             const HBTrackerSet *set;
@@ -128,7 +134,7 @@ static const HBTrackerSet *hb_enter(HBTracker *tracker, bool wait, struct hb_slo
                 set = head->before;
             } else {
                 set = head->after;
-                atomic_store(&(*slot)->set, &set->head);
+                atomic_store(&slot->set, &set->head);
             }
             hb_test_delay();
             if (set) {
@@ -137,13 +143,38 @@ static const HBTrackerSet *hb_enter(HBTracker *tracker, bool wait, struct hb_slo
             head = NULL;
         }
         if (!head) {
+            hb_leave(slot);
             if (!wait) {
-                hb_leave(*slot);
                 return NULL;
             }
-            sched_yield();
+            changes = atomic_load(&tracker->changes);
+            if (hb_must_wait(tracker)) {
+                hb_park(&tracker->changes, changes, UINT_MAX);
+            } else {
+                hb_relax(&round);
+            }
         }
     }
+}
+
+/* The set to mark in, which stays until hb_leave.  NULL: there is no memory for
+ * a slot (*slot is NULL), or no set is published and `wait` is false. */
+static inline const HBTrackerSet *hb_enter(HBTracker *tracker, bool wait,
+                                           struct hb_slot **slot)
+{
+    const struct hb_head *head;
+
+    *slot = hb_slot();
+    if (!*slot) {
+        return NULL;
+    }
+    head = atomic_load(&tracker->published);
+    atomic_store(&(*slot)->set, head);
+    hb_test_delay();
+    if (head && atomic_load(&tracker->published) == head && !head->turn) {
+        return (const HBTrackerSet *)head;
+    }
+    return hb_enter_slowly(tracker, wait, *slot);
 }
 
 /* ---- life --------------------------------------------------------------- */
@@ -223,10 +254,17 @@ static void hb_wait_for(const struct hb_head *head)
 #ifdef HB_BREAK_NO_WAIT
         continue;       /* for the stress test, as in slots.c */
 #endif
-        while (atomic_load(&slot->set) == head) {
-            sched_yield();
+        for (unsigned round = 0; atomic_load(&slot->set) == head;) {
+            hb_relax(&round);
         }
     }
+}
+
+/* Writes that sleep need not any more. */
+static void hb_let_go_on(HBTracker *tracker)
+{
+    atomic_fetch_add(&tracker->changes, 1);
+    hb_wake(&tracker->changes);
 }
 
 /* Marks the writes that are open in what is published now. */
@@ -246,6 +284,9 @@ void hbtracker_publish(HBTracker *tracker, HBTrackerSet *set)
 {
     const struct hb_head *old = atomic_exchange(&tracker->published, set ? &set->head : NULL);
 
+    if (!old) {
+        hb_let_go_on(tracker);
+    }
     hb_wait_for(old);
     hb_free(old);
     if (set) {
@@ -268,7 +309,7 @@ void hbtracker_publish_all(HBTracker *const *trackers, HBTrackerSet **sets, size
         fork->before = (const HBTrackerSet *)atomic_load(&trackers[i]->published);
         fork->after = sets[i];
 #ifdef HB_BREAK_NO_TURN
-        atomic_store(&sets[0]->turn, true);     /* for the stress test: one after the other */
+        atomic_store(&sets[0]->turn, true);     /* for the stress test: too early */
 #endif
         atomic_store(&trackers[i]->published, fork);
         hb_test_delay();
@@ -289,6 +330,8 @@ void hbtracker_publish_all(HBTracker *const *trackers, HBTrackerSet **sets, size
         if (before) {
             hb_wait_for(&before->head);
             hb_free(&before->head);
+        } else {
+            hb_let_go_on(trackers[i]);
         }
         hb_mark_open(trackers[i], sets[i]);
         sets[i] = NULL;
@@ -340,39 +383,67 @@ int hbtracker_try_mark(HBTracker *tracker, uint64_t offset, uint64_t length)
     return hb_mark_write(tracker, offset, length, false);
 }
 
-int hbtracker_mark_many(HBTracker *tracker, const uint64_t *offsets,
-                        const uint64_t *lengths, size_t n)
+bool hbtracker_wait(HBTracker *tracker, unsigned milliseconds)
+{
+    unsigned changes = atomic_load(&tracker->changes);
+
+    if (hb_must_wait(tracker)) {
+        hb_park(&tracker->changes, changes, milliseconds);
+    }
+    return !hb_must_wait(tracker);
+}
+
+static int hb_mark_writes(HBTracker *tracker, const uint64_t *offsets,
+                          const uint64_t *lengths, size_t n, size_t *done, bool wait)
 {
     struct hb_slot *slot;
-    const HBTrackerSet *set = hb_enter(tracker, true, &slot);
+    const HBTrackerSet *set = hb_enter(tracker, wait, &slot);
     uint64_t size;
     bool readonly;
     int err;
 
+    *done = 0;
     if (!set) {
-        return -ENOMEM;
+        return slot ? -EAGAIN : -ENOMEM;
     }
     /* All of them before the first is marked, but nobody waits for that. */
     size = set->size;
     readonly = set->readonly;
     hb_leave(slot);
     err = hb_refused(size, readonly, offsets, lengths, n);
-    for (size_t done = 0; done < n && !err;) {
-        size_t next = n - done < HB_STRIDE ? n : done + HB_STRIDE;
+    while (*done < n && !err) {
+        size_t next = n - *done < HB_STRIDE ? n : *done + HB_STRIDE;
 
-        set = hb_enter(tracker, true, &slot);
+        set = hb_enter(tracker, wait, &slot);
+        if (!set) {
+            return -EAGAIN;
+        }
         if (set->size != size || set->readonly != readonly) {
-            err = hb_refused(set->size, set->readonly, offsets + done, lengths + done,
-                             next - done);
+            err = hb_refused(set->size, set->readonly, offsets + *done, lengths + *done,
+                             next - *done);
         }
         for (size_t i = 0; i < set->n && !err; i++) {
-            err = hbitmap_set_many(set->bitmaps[i], offsets + done,
-                                   lengths + done, next - done);
+            err = hbitmap_set_many(set->bitmaps[i], offsets + *done,
+                                   lengths + *done, next - *done);
         }
         hb_leave(slot);
-        done = next;
+        *done = next;
     }
     return err;
+}
+
+int hbtracker_mark_many(HBTracker *tracker, const uint64_t *offsets,
+                        const uint64_t *lengths, size_t n)
+{
+    size_t done;
+
+    return hb_mark_writes(tracker, offsets, lengths, n, &done, true);
+}
+
+int hbtracker_try_mark_many(HBTracker *tracker, const uint64_t *offsets,
+                            const uint64_t *lengths, size_t n, size_t *done)
+{
+    return hb_mark_writes(tracker, offsets, lengths, n, done, false);
 }
 
 /* ---- writes that are open ------------------------------------------------- */
@@ -400,8 +471,8 @@ static void hb_unlist(HBTracker *tracker, HBWrite *write)
     free(write);
 }
 
-int hbtracker_begin_write(HBTracker *tracker, uint64_t offset, uint64_t length,
-                          HBWrite **write)
+static int hb_begin_write(HBTracker *tracker, uint64_t offset, uint64_t length,
+                          HBWrite **write, bool wait)
 {
     HBWrite *begun = malloc(sizeof(*begun));
     int err;
@@ -413,7 +484,7 @@ int hbtracker_begin_write(HBTracker *tracker, uint64_t offset, uint64_t length,
     begun->offset = offset;
     begun->length = length;
     hb_list(tracker, begun);
-    err = hbtracker_mark(tracker, offset, length);
+    err = hb_mark_write(tracker, offset, length, wait);
     if (err) {
         hb_unlist(tracker, begun);
     } else {
@@ -422,7 +493,19 @@ int hbtracker_begin_write(HBTracker *tracker, uint64_t offset, uint64_t length,
     return err;
 }
 
-int hbtracker_end_write(HBTracker *tracker, HBWrite **write)
+int hbtracker_begin_write(HBTracker *tracker, uint64_t offset, uint64_t length,
+                          HBWrite **write)
+{
+    return hb_begin_write(tracker, offset, length, write, true);
+}
+
+int hbtracker_try_begin_write(HBTracker *tracker, uint64_t offset, uint64_t length,
+                              HBWrite **write)
+{
+    return hb_begin_write(tracker, offset, length, write, false);
+}
+
+static int hb_end_write(HBTracker *tracker, HBWrite **write, bool wait)
 {
     HBWrite *ended = *write;
     struct hb_slot *slot;
@@ -432,9 +515,9 @@ int hbtracker_end_write(HBTracker *tracker, HBWrite **write)
     if (!ended) {
         return 0;
     }
-    set = hb_enter(tracker, true, &slot);
+    set = hb_enter(tracker, wait, &slot);
     if (!set) {
-        return -ENOMEM;
+        return slot ? -EAGAIN : -ENOMEM;
     }
     if (set->readonly && ended->length) {
         err = -EROFS;
@@ -447,4 +530,14 @@ int hbtracker_end_write(HBTracker *tracker, HBWrite **write)
     hb_unlist(tracker, ended);
     *write = NULL;
     return err;
+}
+
+int hbtracker_end_write(HBTracker *tracker, HBWrite **write)
+{
+    return hb_end_write(tracker, write, true);
+}
+
+int hbtracker_try_end_write(HBTracker *tracker, HBWrite **write)
+{
+    return hb_end_write(tracker, write, false);
 }

@@ -9,7 +9,7 @@
  * set have its size.  Errors are as in hbitmap.h.
  *
  * THREADS.  Marks take no lock and may run beside everything but
- * hbtracker_free.  One thread at a time may publish, of all the trackers that
+ * hbtracker_free.  While NULL is published they sleep.  One thread at a time may publish, of all the trackers that
  * are ever published together.  In the child of a fork(2), a tracker of the
  * parent may be freed and no more.
  */
@@ -69,19 +69,34 @@ void hbtracker_publish(HBTracker *tracker, HBTrackerSet *set);
  */
 void hbtracker_publish_all(HBTracker *const *trackers, HBTrackerSet **sets, size_t n);
 
-/* A write.  -ERANGE: not inside the device; -EROFS: some bitmap must not
- * change.  Nothing was marked then. */
+/*
+ * A write.  -ERANGE: not inside the device; -EROFS: some bitmap must not
+ * change; -ENOMEM: no memory for the slot of a thread that marks for the first
+ * time.  Nothing was marked then.
+ *
+ * Of a node of Python's: after node.truncate() the new size counts, after
+ * node.close() every write is -ERANGE, since the device is empty then.
+ */
 int hbtracker_mark(HBTracker *tracker, uint64_t offset, uint64_t length);
 
 /* The same for callers that must not wait: -EAGAIN, and nothing marked, where
- * hbtracker_mark would wait for the next publish. */
+ * hbtracker_mark would sleep until the next publish. */
 int hbtracker_try_mark(HBTracker *tracker, uint64_t offset, uint64_t length);
+
+/* Sleeps while marks would have to wait, for so many milliseconds at most, or
+ * until a signal was handled.  False: they would still. */
+bool hbtracker_wait(HBTracker *tracker, unsigned milliseconds);
 
 /* n writes, in their order.  As hbtracker_mark, for all of them; but what is
  * published meanwhile is seen from the next 4096 writes on, and if it refuses
  * these, those before them were marked. */
 int hbtracker_mark_many(HBTracker *tracker, const uint64_t *offsets,
                         const uint64_t *lengths, size_t n);
+
+/* The same for callers that must not wait: -EAGAIN where it would; the first
+ * *done writes were marked then. */
+int hbtracker_try_mark_many(HBTracker *tracker, const uint64_t *offsets,
+                            const uint64_t *lengths, size_t n, size_t *done);
 
 /*
  * A write of data that bitmaps must not miss, whatever is published while it is
@@ -108,6 +123,12 @@ int hbtracker_mark_many(HBTracker *tracker, const uint64_t *offsets,
 int hbtracker_begin_write(HBTracker *tracker, uint64_t offset, uint64_t length,
                           HBWrite **write);
 int hbtracker_end_write(HBTracker *tracker, HBWrite **write);
+
+/* The same for callers that must not wait for a publish: -EAGAIN, and nothing
+ * has changed, where hbtracker_mark would. */
+int hbtracker_try_begin_write(HBTracker *tracker, uint64_t offset, uint64_t length,
+                              HBWrite **write);
+int hbtracker_try_end_write(HBTracker *tracker, HBWrite **write);
 
 /* cdef: end */
 
