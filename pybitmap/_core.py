@@ -74,10 +74,14 @@ hbitmap_deserialize_part: Callable[[CData, CData, int, int, bool], int] = (
 hbtracker_publish: Callable[[CData, CData], None] = lib.hbtracker_publish
 hbtracker_publish_all: Callable[[CData, CData, int], None] = lib.hbtracker_publish_all
 hbtracker_set_free: Callable[[CData], None] = lib.hbtracker_set_free
-hbtracker_mark: Callable[[CData, int, int], int] = lib.hbtracker_mark
-hbtracker_mark_many: Callable[[CData, CData, CData, int], int] = lib.hbtracker_mark_many
-hbtracker_begin_write: Callable[[CData, int, int, CData], int] = lib.hbtracker_begin_write
-hbtracker_end_write: Callable[[CData, CData], int] = lib.hbtracker_end_write
+# Of marks only those that do not wait: a signal handler of Python's can run in between.
+hbtracker_try_mark: Callable[[CData, int, int], int] = lib.hbtracker_try_mark
+hbtracker_try_mark_many: Callable[[CData, CData, CData, int, CData], int] = (
+    lib.hbtracker_try_mark_many
+)
+hbtracker_try_begin_write: Callable[[CData, int, int, CData], int] = lib.hbtracker_try_begin_write
+hbtracker_try_end_write: Callable[[CData, CData], int] = lib.hbtracker_try_end_write
+hbtracker_wait: Callable[[CData, int], bool] = lib.hbtracker_wait
 
 #: A C pointer to nothing.
 NULL: CData = ffi.NULL

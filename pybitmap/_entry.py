@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from operator import index
-from typing import TYPE_CHECKING, Any, Callable, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from . import _core
 from ._core import (
@@ -23,7 +23,7 @@ from ._core import (
     hbitmap_iter_fill,
     hbitmap_iter_init,
     hbitmap_set,
-    hbtracker_mark,
+    hbtracker_try_mark,
 )
 
 #: How many items or areas an iterator fetches at a time: the first time, and at most.
@@ -123,17 +123,29 @@ class CffiNodeBase(_CffiEntry):
         :raises RangeError: if it is not inside the node
         :raises ReadonlyError: if the node is read-only, or a bitmap of it must not change
         :raises ClosedError: if the node is closed
+        :raises StateError: where it would have to wait for the thread that calls it, which is
+            truncating or closing the node, and has come here by a callback or a signal handler
         """
         if type(offset) is not int or type(length) is not int:
             offset, length = index(offset), index(length)
         try:
-            code = hbtracker_mark(self._tracker, offset, length)
+            code = hbtracker_try_mark(self._tracker, offset, length)
+            if code == -errno.EAGAIN:
+                code = self._patiently(lambda: hbtracker_try_mark(self._tracker, offset, length))
         except OverflowError:
             code = -errno.ERANGE
         if code:
             raise self._refused(code, f"range [{offset}, {offset + length})")
 
+    def _patiently(self, call: Callable[[], int]) -> int:
+        """Call until the answer is another than that it would have to wait.
+
+        :raises StateError: if this thread waits for itself
+        """
+        raise NotImplementedError
+
     def _refused(self, code: int, what: str) -> Exception:
+        """What the code of a call means."""
         raise NotImplementedError
 
 

@@ -391,7 +391,9 @@ static PyMethodDef node_methods[] = {
         "A write: mark it in every bitmap that records.\n\n"
         ":raises RangeError: if it is not inside the node\n"
         ":raises ReadonlyError: if the node is read-only, or a bitmap of it must not change\n"
-        ":raises ClosedError: if the node is closed") },
+        ":raises ClosedError: if the node is closed\n"
+        ":raises StateError: where it would have to wait for the thread that calls it, which is\n"
+        "    truncating or closing the node, and has come here by a callback or a signal handler") },
     { "_attach", entry_attach, METH_VARARGS, NULL },
     { 0 },
 };

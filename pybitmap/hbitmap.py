@@ -18,12 +18,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import sys
+import warnings
 from array import array
 from collections.abc import Iterable, Iterator, MutableSet
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from operator import index
 from pickle import PickleBuffer
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Callable, cast
 
 from . import _core
@@ -664,7 +666,7 @@ class HBitmap(Base, MutableSet[int]):
         """Move the dirty bits of a range out of here; returns the bitmap that has them now.
 
         A mark that another thread makes meanwhile is in one of the two bitmaps, never in none
-        and never in both.
+        and never in both. If what was taken may have to be put back, use :meth:`taking`.
 
         :param start: a whole number of groups, in items
         :param count: None: to the end
@@ -692,6 +694,25 @@ class HBitmap(Base, MutableSet[int]):
             raise _core.failed(code, self._hb, start, count)
         self._clears += 1
         return into
+
+    def taking(self) -> Taken:
+        """``with hb.taking() as taken``: what is dirty, to be dropped only if that is said.
+
+        >>> hb = HBitmap(100)
+        >>> hb.update([1, 2])
+        >>> with hb.taking() as taken:
+        ...     copied = list(taken)
+        ...     hb.add(3)                     # marks go on, and are not in what was taken
+        ...     taken.done()                  # without this, all is put back
+        >>> copied, list(hb)
+        ([1, 2], [3])
+
+        Writer: a mark is in what was taken or here, never in none. Left without ``done()``, by
+        whichever way: all is marked here again. Dropped: the same, with a ResourceWarning. A killed
+        process has lost the one as the other. Twin: who takes meanwhile gets what is marked
+        meanwhile.
+        """
+        return Taken(self)
 
     def truncate(self, size: int) -> None:
         """Change the size. New items are clean; groups wholly beyond the end go.
@@ -849,6 +870,54 @@ class HBitmap(Base, MutableSet[int]):
         elif not isinstance(data, bytes):
             data = bytes(data)
         return _unpickle, (self.size, self._granularity, dense, data)
+
+
+class Taken(HBitmap):
+    """What was dirty in a bitmap, out of it for now; made by :meth:`HBitmap.taking`."""
+
+    __slots__ = ("_source",)
+
+    def __init__(self, source: HBitmap) -> None:
+        super().__init__(source.size, source.granularity)
+        self._source: HBitmap | None = source  # first: whatever was taken goes back there
+        source.drain(into=self)
+
+    def done(self) -> None:
+        """It need not be put back."""
+        self._source = None
+
+    def close(self) -> None:
+        """Mark it in its bitmap again, unless it is done; may be called twice."""
+        source = self._source
+        if source is None:
+            return
+        if source.size == self.size:
+            source.merge(self)
+        else:  # it was truncated meanwhile
+            for start, count in self.areas(0, source.size):
+                source.set(start, count)
+        self._source = None
+
+    def __enter__(self) -> Taken:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_source", None) is not None:
+            self.close()
+            warnings.warn(
+                "what was taken from a bitmap was dropped without close(); it is put back",
+                ResourceWarning,
+                source=self,
+                stacklevel=2,
+            )
 
 
 def pointers(bitmaps: Iterable[HBitmap]) -> list[CData]:

@@ -511,6 +511,7 @@ class Lib:
         seen.append(lib.hbitmap_granularity(hb))
         lib.hbitmap_unpin(hb)
 
+_core.fast = None  # which calls C by itself
 _core.lib = Lib()
 _core.hbitmap_unpin = Lib.hbitmap_unpin
 

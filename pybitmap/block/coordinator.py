@@ -7,11 +7,12 @@ to its end by whoever takes the lock next; so are frozen bitmaps that nobody has
 
 from __future__ import annotations
 
+import errno
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
-from threading import RLock
+from threading import RLock, get_ident
 from types import TracebackType
 from weakref import ReferenceType
 
@@ -26,6 +27,10 @@ from .draft import Draft
 from .state import CHANGE, USE, State, forbid
 
 ABORTED = "the transaction was aborted by an action that failed"
+#: Milliseconds that a write sleeps at most before it looks whether a signal has come, which may
+#: have woken another thread.
+_PATIENCE = 100
+
 _OPEN_ALREADY = "this thread has a transaction open already"
 
 
@@ -34,7 +39,9 @@ class Coordinator:
 
     def __init__(self) -> None:
         self.lock = RLock()
+        #: How often the lock is held, and by which thread.
         self.depth = 0
+        self.owner = 0
         self.devices: dict[str, Device] = {}
         #: Of the transaction that is open.
         self.draft: Draft | None = None
@@ -217,13 +224,35 @@ class Coordinator:
         if self.unfinished is not None:
             raise StateError("this thread is in the midst of a change of the bitmaps")
 
-    def end_write(self, device: Device, write: CData) -> int:
+    def patiently(self, device: Device, call: Callable[[], int]) -> int:
+        """Call until the answer is not -EAGAIN: writes wait while a node is truncated or closed.
+
+        Signal handlers run meanwhile.
+
+        :raises StateError: if this thread is the one that is at it
+        """
+        while (code := call()) == -errno.EAGAIN:
+            if self.owner == get_ident():
+                raise StateError(
+                    f"node '{device.name}' is being truncated or closed by this very thread: "
+                    f"the write is not marked"
+                )
+            _core.hbtracker_wait(device.tracker, _PATIENCE)
+        return code
+
+    def end_write(self, device: Device, write: CData, *, wait: bool) -> int:
         """The closing mark of an open write; the second time, nothing.
 
-        :returns: 0, or why it could not be made
+        :returns: 0, or why it could not be made; -EAGAIN: the write is open still
+        :raises StateError: as :meth:`patiently`, which is for ``wait``
         """
-        code = _core.hbtracker_end_write(device.tracker, write)
-        self.writes.pop(id(write), None)
+
+        def end() -> int:
+            return _core.hbtracker_try_end_write(device.tracker, write)
+
+        code = self.patiently(device, end) if wait else end()
+        if not write[0]:
+            self.writes.pop(id(write), None)
         return code
 
     def tidy(self) -> None:
@@ -232,7 +261,7 @@ class Coordinator:
             self._finish(self.unfinished)
         for owner, device, write in list(self.writes.values()):
             if owner() is None:  # its finalizer was interrupted
-                self.end_write(device, write)
+                self.end_write(device, write, wait=False)
         if self.abandoned:
             cells = list(self.abandoned)
             with suppress(StoreError, MemoryError):
@@ -278,6 +307,7 @@ class Hold:
             if coordinator.depth == 0:
                 coordinator.tidy()
             self.check()
+            coordinator.owner = get_ident()
             coordinator.depth += 1
         except BaseException:
             coordinator.lock.release()
@@ -294,8 +324,11 @@ class Hold:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.coordinator.depth -= 1
-        self.coordinator.lock.release()
+        coordinator = self.coordinator
+        coordinator.depth -= 1
+        if coordinator.depth == 0:
+            coordinator.owner = 0
+        coordinator.lock.release()
 
 
 class Alone(Hold):

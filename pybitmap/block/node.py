@@ -13,7 +13,7 @@ writes never take it.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from operator import index
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from .._core import CData
 from .._entry import NodeBase
 from ..errors import ClosedError, RangeError, ReadonlyError, UnsupportedError
 from ..hbitmap import HBitmap
-from ..store.base import Loaded, Volume
+from ..store.base import StoredBitmap, Volume
 from .bitmap import DirtyBitmap, bitmap_of
 from .coordinator import Coordinator
 from .device import Cell, Device
@@ -85,9 +85,22 @@ class BlockNode(NodeBase):
         _core.with_ranges(self._mark_ranges, ("offsets", "lengths"), offsets, lengths)
 
     def _mark_ranges(self, offsets: CData, lengths: CData, nwrites: int) -> None:
-        code = _core.hbtracker_mark_many(self._tracker, offsets, lengths, nwrites)
+        marked = 0
+        done = _core.new("size_t *")
+
+        def mark() -> int:
+            nonlocal marked
+            marked += done[0]
+            return _core.hbtracker_try_mark_many(
+                self._tracker, offsets + marked, lengths + marked, nwrites - marked, done
+            )
+
+        code = self._patiently(mark)
         if code:
             raise self._refused(code, f"one of {nwrites} writes")
+
+    def _patiently(self, call: Callable[[], int]) -> int:
+        return self._coordinator.patiently(self._device, call)
 
     def writing(self, offset: int, nbytes: int, before: Before = None) -> Writing:
         """``with node.writing(offset, nbytes):`` write the data inside.
@@ -269,23 +282,23 @@ def load(device: Device) -> None:
     """
     volume = device.volume
     if volume is not None:
-        for loaded in volume.load():
-            state = _loaded(loaded, readonly=device.read_only)
-            device.cells[loaded.name] = Cell(device, loaded.name, state)
+        for stored in volume.load():
+            state = _loaded(stored, readonly=device.read_only)
+            device.cells[stored.name] = Cell(device, stored.name, state)
         volume.outcomes = [device.wanted(lambda cell: cell.state)]
 
 
-def _loaded(loaded: Loaded, *, readonly: bool) -> State:
+def _loaded(stored: StoredBitmap, *, readonly: bool) -> State:
     # An inconsistent one has no content: with 65,535 of them that matters.
-    content = loaded.content
+    content = stored.content
     if content is None:
-        content = HBitmap(0, loaded.granularity.bit_length() - 1)
+        content = HBitmap(0, stored.granularity.bit_length() - 1)
     return State(
         content,
         new_serial(),
-        enabled=loaded.enabled and loaded.reason is None,
+        enabled=stored.enabled and not stored.inconsistent,
         persistent=True,
         readonly=readonly,
-        reason=loaded.reason,
-        enabled_if_repaired=loaded.enabled,
+        reason=stored.reason,
+        enabled_if_repaired=stored.enabled,
     )

@@ -21,6 +21,7 @@ from typing import Callable, Optional
 from weakref import ref
 
 from .. import _core
+from ..errors import StateError
 from ..hbitmap import HBitmap
 from .bitmap import DirtyBitmap, bitmap_of
 from .coordinator import Coordinator
@@ -59,11 +60,7 @@ class Writing:
         if self._write[0]:
             raise RuntimeError("a write is begun once")
         try:
-            self._check(
-                _core.hbtracker_begin_write(
-                    self._device.tracker, self._offset, self._nbytes, self._write
-                )
-            )
+            self._check(self._coordinator.patiently(self._device, self._begin))
             if self._before is not None:
                 for cell in list(self._device.cells.values()):
                     successor = cell.state.successor
@@ -72,6 +69,11 @@ class Writing:
         except BaseException:
             self._end()
             raise
+
+    def _begin(self) -> int:
+        return _core.hbtracker_try_begin_write(
+            self._device.tracker, self._offset, self._nbytes, self._write
+        )
 
     def _preserve(self, cell: Cell, successor: Successor) -> None:
         """Let what the frozen bitmap has of the range be seen to, once."""
@@ -101,9 +103,11 @@ class Writing:
     def _end(self) -> int:
         """The closing mark, also if an interruption comes before it."""
         try:
-            return self._coordinator.end_write(self._device, self._write)
+            return self._coordinator.end_write(self._device, self._write, wait=True)
+        except StateError:
+            raise  # whoever truncates or closes ends it
         except BaseException:
-            self._coordinator.end_write(self._device, self._write)
+            self._coordinator.end_write(self._device, self._write, wait=True)
             raise
 
     def _check(self, code: int) -> None:
@@ -114,7 +118,7 @@ class Writing:
         # Left without __exit__: a generator that was dropped, an interruption right before it. If
         # one comes right here, the next call on the graph ends it.
         if hasattr(self, "_write"):
-            self._end()
+            self._coordinator.end_write(self._device, self._write, wait=False)
 
 
 def _without(content: HBitmap, groups: HBitmap, start: int, end: int) -> list[tuple[int, int]]:
