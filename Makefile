@@ -65,8 +65,8 @@ types: $(VENV)/.dev ## Check types with mypy --strict
 asan: asan-c asan-py ## Run the tests in C and those of the core under ASan and UBSan
 
 tsan: build/tsan/test_threads build/tsan/test_tracker ## Run the threads in C under TSan
-	for program in $^; do for clone in $(CLONES); do \
-	    PYBITMAP_CLONE=$$clone $$program $(SEED) || exit 1; done; done
+	for clone in $(CLONES); do PYBITMAP_CLONE=$$clone build/tsan/test_threads $(SEED) || exit 1; done
+	build/tsan/test_tracker $(SEED)
 
 lockstep: $(VENV)/.test ## Send N=20000 steps to a real QEMU and to ours, and compare
 	PYBITMAP_REQUIRE_PEERS=1 PYBITMAP_LOCKSTEP_STEPS=$(N) $(BIN)/python -m pytest -s tests/test_lockstep.py

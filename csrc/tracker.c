@@ -81,6 +81,7 @@ struct HBTrackerSet {
 };
 
 struct HBWrite {
+    HBTracker *tracker;
     uint64_t offset;
     uint64_t length;
     HBWrite *next;
@@ -238,6 +239,14 @@ void hbtracker_set_free(HBTrackerSet *set)
     free(set);
 }
 
+void hbtracker_sets_free(HBTrackerSet **sets)
+{
+    for (; *sets; sets++) {
+        free(*sets);
+        *sets = NULL;
+    }
+}
+
 /* How much of a range is inside a device of that size, from its offset on. */
 static uint64_t hb_inside(uint64_t size, uint64_t offset, uint64_t length)
 {
@@ -271,7 +280,7 @@ static void hb_let_go_on(HBTracker *tracker)
 static void hb_mark_open(HBTracker *tracker, const HBTrackerSet *set)
 {
     (void)pthread_mutex_lock(&tracker->mutex);
-    for (const HBWrite *write = tracker->open; write; write = write->next) {
+    for (const HBWrite *write = tracker->open; write && !set->readonly; write = write->next) {
         for (size_t i = 0; i < set->n; i++) {
             (void)hbitmap_set(set->bitmaps[i], write->offset,
                               hb_inside(set->size, write->offset, write->length));
@@ -320,6 +329,9 @@ void hbtracker_publish_all(HBTracker *const *trackers, HBTrackerSet **sets, size
     for (size_t i = 0; i < n; i++) {
         hb_test_delay();
         atomic_store(&trackers[i]->published, &sets[i]->head);
+        if (!sets[i]->fork.before) {
+            hb_let_go_on(trackers[i]);
+        }
     }
     for (size_t i = 0; i < n; i++) {
         const HBTrackerSet *before = sets[i]->fork.before;
@@ -330,8 +342,6 @@ void hbtracker_publish_all(HBTracker *const *trackers, HBTrackerSet **sets, size
         if (before) {
             hb_wait_for(&before->head);
             hb_free(&before->head);
-        } else {
-            hb_let_go_on(trackers[i]);
         }
         hb_mark_open(trackers[i], sets[i]);
         sets[i] = NULL;
@@ -397,12 +407,16 @@ static int hb_mark_writes(HBTracker *tracker, const uint64_t *offsets,
                           const uint64_t *lengths, size_t n, size_t *done, bool wait)
 {
     struct hb_slot *slot;
-    const HBTrackerSet *set = hb_enter(tracker, wait, &slot);
+    const HBTrackerSet *set;
     uint64_t size;
     bool readonly;
     int err;
 
     *done = 0;
+    if (!n) {
+        return 0;
+    }
+    set = hb_enter(tracker, wait, &slot);
     if (!set) {
         return slot ? -EAGAIN : -ENOMEM;
     }
@@ -481,6 +495,7 @@ static int hb_begin_write(HBTracker *tracker, uint64_t offset, uint64_t length,
     if (!begun) {
         return -ENOMEM;
     }
+    begun->tracker = tracker;
     begun->offset = offset;
     begun->length = length;
     hb_list(tracker, begun);
@@ -540,4 +555,14 @@ int hbtracker_end_write(HBTracker *tracker, HBWrite **write)
 int hbtracker_try_end_write(HBTracker *tracker, HBWrite **write)
 {
     return hb_end_write(tracker, write, false);
+}
+
+void hbtracker_drop_write(HBWrite **write)
+{
+    HBWrite *dropped = *write;
+
+    if (dropped && hb_end_write(dropped->tracker, write, false) && *write) {
+        hb_unlist(dropped->tracker, dropped);
+        *write = NULL;
+    }
 }

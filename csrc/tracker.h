@@ -46,6 +46,9 @@ HBTrackerSet *hbtracker_set_alloc(uint64_t size, HBitmap *const *bitmaps,
 /* Frees a set that was never published.  NULL is fine. */
 void hbtracker_set_free(HBTrackerSet *set);
 
+/* Frees the sets of an array that ends with NULL, not the array. */
+void hbtracker_sets_free(HBTrackerSet **sets);
+
 /*
  * From now on `set` records; the tracker owns it.  When this returns, no mark
  * is under way any more that does not see it: a bitmap that it leaves out does
@@ -129,6 +132,11 @@ int hbtracker_end_write(HBTracker *tracker, HBWrite **write);
 int hbtracker_try_begin_write(HBTracker *tracker, uint64_t offset, uint64_t length,
                               HBWrite **write);
 int hbtracker_try_end_write(HBTracker *tracker, HBWrite **write);
+
+/* For finalizers: ends a write without waiting; *write may be NULL.  Where it
+ * would wait, the range is not marked again: what is published next has it
+ * from before. */
+void hbtracker_drop_write(HBWrite **write);
 
 /* cdef: end */
 
