@@ -9,6 +9,8 @@ that is not in the set is :class:`KeyError`, and a resize while the memory is le
 
 from __future__ import annotations
 
+from errno import ENOTSUP
+
 
 class BitmapError(Exception):
     """The base of all errors of this package."""
@@ -57,10 +59,6 @@ class InconsistentError(StateError):
     """The bitmap was not stored in an orderly way; it can only be removed."""
 
 
-class UnsupportedError(BitmapError):
-    """The node cannot do that."""
-
-
 class StoreError(BitmapError, OSError):
     """What is stored cannot be read or written; ``errno`` says why, if a system call knew."""
 
@@ -73,6 +71,14 @@ class StoreError(BitmapError, OSError):
 
     # OSError would show its errno.
     __str__ = Exception.__str__
+
+
+class UnsupportedError(StoreError):
+    """Something that cannot be done here, however often it is tried: not by this node, which may
+    have no store, nor by its store, the format of its image, or the machine."""
+
+    def __init__(self, message: str, errno: int | None = ENOTSUP) -> None:
+        super().__init__(message, errno)
 
 
 class LockedError(StoreError):

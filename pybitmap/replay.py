@@ -11,23 +11,21 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice, zip_longest
-from typing import Any, NoReturn, Optional, cast
+from typing import Any, NoReturn, cast
 
 from .errors import InvalidError
 from .hbitmap import HBitmap
 from .sizes import MAX_SIZE, exact_size, exact_sizes, is_granularity
+from .store.base import Progress
 from .trace import Trace, printable, read_trace
 
 DEFAULT_GRANULARITY = 65536
 
 #: What is marked in one call, or a single request: a call cannot be interrupted.
 _MOST_GROUPS = 1 << 28
-
-#: Called now and then: what is being done, and how much of how much is (None: not known).
-Progress = Callable[[str, int, Optional[int]], object]
 
 
 # ---- marking ----------------------------------------------------------------

@@ -14,7 +14,6 @@ from peers import peer
 
 from pybitmap import HBitmap
 from pybitmap.store import (
-    Loaded,
     Purpose,
     Qcow2Store,
     Record,
@@ -153,7 +152,9 @@ class Opened:
         self.store.open_file = open_file
         self.volume = self.store.open("n", None, read_only=read_only)
         try:
-            self.loaded: Mapping[str, Loaded] = {each.name: each for each in self.volume.load()}
+            self.loaded: Mapping[str, StoredBitmap] = {
+                each.name: each for each in self.volume.load()
+            }
         except BaseException:
             self.volume.close()
             raise

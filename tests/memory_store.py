@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pybitmap import HBitmap, InvalidError, LockedError, MismatchError, StoreError
 from pybitmap.store import (
     Change,
-    Loaded,
     Purpose,
     Record,
     Store,
@@ -68,9 +67,9 @@ class MemoryStore(Store):
 
     def open(self, node: str, size: int | None, *, read_only: bool) -> MemoryVolume:
         known = self.medium.nodes.get(node)
-        if known is not None and size is not None and known[0] != size:
+        if known is not None and size not in (None, known[0]) and known[1]:
             raise MismatchError(f"node '{node}' has {known[0]} bytes in the store, not {size}")
-        if known is not None:
+        if known is not None and size is None:
             size = known[0]
         if size is None:
             raise InvalidError(f"the store does not know the size of node '{node}'")
@@ -88,7 +87,9 @@ class MemoryStore(Store):
     def _entry(self, node: str, each: Stored) -> StoredBitmap:
         lost = each.in_use and node not in self.medium.opened
         reason = "it was in use when its program ended" if lost else None
-        return StoredBitmap(each.name, each.granularity, each.enabled, each.in_use, reason)
+        return StoredBitmap(
+            each.name, each.granularity, each.enabled, reason=reason, in_use=each.in_use
+        )
 
     def prepare(self, wanted: Mapping[Volume, Wanted], purpose: Purpose) -> MemoryChange:
         self.fault("prepare")
@@ -121,10 +122,10 @@ class MemoryVolume(Volume):
     resizable = True
     store: MemoryStore
 
-    def load(self) -> list[Loaded]:
+    def load(self) -> list[StoredBitmap]:
         loaded = []
         for stored in self.store.medium.nodes.get(self.node, (0, []))[1]:
-            content, reason = None, None
+            content, reason, in_use = None, None, stored.in_use
             if stored.in_use:
                 reason = "it was in use when its program ended"
             else:
@@ -132,7 +133,11 @@ class MemoryVolume(Volume):
                 assert stored.data is not None
                 content.deserialize(stored.data)
                 stored.in_use = not self.read_only
-            loaded.append(Loaded(stored.name, stored.granularity, stored.enabled, content, reason))
+            loaded.append(
+                StoredBitmap(
+                    stored.name, stored.granularity, stored.enabled, content, reason, in_use
+                )
+            )
         return loaded
 
     def check_new(self, name: str, granularity: int, names: Collection[str]) -> None:

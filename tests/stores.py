@@ -24,6 +24,8 @@ SIZE = (1 << 20) + 512
 class Place(ABC):
     #: May a store have several nodes?
     shared: bool
+    #: May a node have another size?
+    resizes = True
     #: After a kill, is what was marked there, or is the bitmap inconsistent?
     exact_after_kill: bool
     #: Are bitmaps as old as before when they are loaded again? (QEMU writes the newest first.)
@@ -59,6 +61,7 @@ class LocalPlace(Place):
 
 class Qcow2Place(Place):
     shared = False
+    resizes = False
     exact_after_kill = False
     keeps_order = False
 

@@ -27,6 +27,7 @@ from pybitmap import (
 )
 from pybitmap.store import LocalStore, Purpose, Record, Wanted, local
 from pybitmap.store.base import Switches
+from pybitmap.store.catalog import Catalog
 
 pytestmark = pytest.mark.core
 
@@ -235,7 +236,9 @@ def test_a_node_is_open_once(path: Path) -> None:
 
 
 def test_the_store_knows_the_size(path: Path) -> None:
-    Part(LocalStore(path)).close()
+    part = Part(LocalStore(path))
+    part.add("a")
+    part.close()
     with opened(path, size=None) as part:
         assert part.volume.size == SIZE
     with pytest.raises(MismatchError, match=f"'disk' has 1 bytes, but {SIZE} in store"):
@@ -243,6 +246,18 @@ def test_the_store_knows_the_size(path: Path) -> None:
     with pytest.raises(InvalidError, match="does not know the size of node 'other'"):
         LocalStore(path).open("other", None, read_only=False)
     LocalStore(path).open("disk", None, read_only=False).close()  # nothing is left open
+
+
+def test_a_node_without_bitmaps_may_have_another_size(path: Path) -> None:
+    Part(LocalStore(path)).close()
+    with opened(path, size=2 * SIZE) as part:
+        assert part.volume.size == 2 * SIZE
+    assert LocalStore(path).entries()[0].size == SIZE
+    with opened(path, size=2 * SIZE) as part:
+        part.add("a").set(2 * SIZE - 1)
+    assert LocalStore(path).entries()[0].size == 2 * SIZE
+    with opened(path) as part:
+        assert list(part["a"]) == [2 * SIZE - GROUP]
 
 
 def test_a_node_that_was_never_stored_is_forgotten(path: Path) -> None:
@@ -535,6 +550,84 @@ def test_a_creation_that_was_cut_short_is_taken_up(path: Path) -> None:
     (path / "catalog.sqlite-journal").unlink()
     (path / "catalog.sqlite").write_bytes(b"")
     Part(LocalStore(path)).close()
+
+
+def test_a_store_is_made_where_nothing_is(path: Path) -> None:
+    assert LocalStore.vacant(path)
+    path.mkdir()
+    for left in ("lock", "catalog.sqlite", "catalog.sqlite-journal"):
+        assert LocalStore.vacant(path)
+        (path / left).touch()
+    assert LocalStore.vacant(path)
+    (path / "letter.txt").touch()
+    assert not LocalStore.vacant(path)
+    assert not LocalStore.vacant(path / "letter.txt")
+    (path / "letter.txt").unlink()
+    Part(LocalStore(path)).drop()
+    assert not LocalStore.vacant(path)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "number"),
+    [
+        (5, LockedError, None),  # SQLITE_BUSY
+        (6 | 1 << 8, LockedError, None),  # SQLITE_LOCKED_SHAREDCACHE
+        (8 | 3 << 8, StoreError, errno.EROFS),  # SQLITE_READONLY_ROLLBACK
+        (10 | 4 << 8, StoreError, errno.EIO),  # SQLITE_IOERR_FSYNC
+        (11 | 1 << 8, CorruptError, None),  # SQLITE_CORRUPT_VTAB
+        (13, StoreError, errno.ENOSPC),  # SQLITE_FULL
+        (26, CorruptError, None),  # SQLITE_NOTADB
+        (14, StoreError, None),  # SQLITE_CANTOPEN
+    ],
+)
+def test_errors_of_sqlite_are_told_apart_by_their_codes(
+    path: Path, code: int, kind: type[StoreError], number: int | None
+) -> None:
+    class Broken:
+        def execute(self, statement: str, values: object) -> None:
+            error = sqlite3.OperationalError("whatever it says, locked or malformed")
+            error.sqlite_errorcode = code  # type: ignore[attr-defined, unused-ignore]
+            raise error
+
+    Part(LocalStore(path)).drop()
+    catalog = Catalog(path, writing=False)
+    catalog.close()
+    catalog._sql = Broken()  # type: ignore[assignment]
+    with pytest.raises(StoreError, match=r"catalog .*: whatever it says") as caught:
+        catalog.nodes()
+    assert type(caught.value) is kind
+    assert caught.value.errno == number
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "number"),
+    [
+        ("database is locked", LockedError, None),
+        ("database table is locked: bitmap", LockedError, None),
+        ("attempt to write a readonly database", StoreError, errno.EROFS),
+        ("disk I/O error", StoreError, errno.EIO),
+        ("database disk image is malformed", CorruptError, None),
+        ("database or disk is full", StoreError, errno.ENOSPC),
+        ("file is not a database", CorruptError, None),
+        ("Could not decode to UTF-8 column 'words' with text", CorruptError, None),
+        ("unable to open database file", StoreError, None),
+    ],
+)
+def test_errors_of_sqlite_without_a_code_are_told_apart_by_their_texts(
+    path: Path, text: str, kind: type[StoreError], number: int | None
+) -> None:
+    class Broken:
+        def execute(self, statement: str, values: object) -> None:
+            raise sqlite3.OperationalError(text)
+
+    Part(LocalStore(path)).drop()
+    catalog = Catalog(path, writing=False)
+    catalog.close()
+    catalog._sql = Broken()  # type: ignore[assignment]
+    with pytest.raises(StoreError) as caught:
+        catalog.nodes()
+    assert type(caught.value) is kind
+    assert caught.value.errno == number
 
 
 def _sql(*statements: str) -> Callable[[Path], None]:

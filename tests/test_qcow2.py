@@ -250,8 +250,8 @@ def test_entries_lists_without_reading_bits(path: Path) -> None:
         image.add("a", 512).set(0, 600)
         image.add("b", 65536, enabled=False)
     assert entries(path) == [
-        StoredBitmap("b", 65536, False, False, None),
-        StoredBitmap("a", 512, True, False, None),
+        StoredBitmap("b", 65536, False, in_use=False, reason=None),
+        StoredBitmap("a", 512, True, in_use=False, reason=None),
     ]
     Opened(path).volume.close()
     b, a = entries(path)
@@ -383,24 +383,45 @@ def test_version_2_has_no_bitmaps_and_gets_none(tmp_path: Path) -> None:
         image.commit()
         with pytest.raises(UnsupportedError) as caught:
             image.volume.check_new("b", 512, [])
+    assert isinstance(caught.value, StoreError)
     assert str(caught.value) == (
         "Can't make bitmap 'b' persistent in 'n': Cannot store dirty bitmaps in qcow2 v2 files"
     )
+    with pytest.raises(
+        UnsupportedError, match=r"image: .* version 2, which has no bitmaps; .*amend"
+    ):
+        Qcow2Store.probe(path)
     assert path.read_bytes() == before
+
+
+def test_an_image_is_known_by_its_first_bytes(path: Path, tmp_path: Path) -> None:
+    assert Qcow2Store.probe(path)
+    with Opened(path):
+        assert Qcow2Store.probe(str(path))
+    (tmp_path / "short").write_bytes(b"QFI")
+    (tmp_path / "empty").touch()
+    (tmp_path / "raw").write_bytes(bytes(512))
+    os.mkfifo(tmp_path / "fifo")
+    for other in ("short", "empty", "raw", "fifo", "."):
+        assert not Qcow2Store.probe(tmp_path / other)
+    with pytest.raises(FileNotFoundError):
+        Qcow2Store.probe(tmp_path / "missing")
+    patch(path, 20, b"\0\0\0\x16")  # which opening it refuses
+    assert Qcow2Store.probe(path)
 
 
 @pytest.mark.parametrize(
     ("offset", "data", "error", "text", "reading"),
     [
         (0, b"QFI\0", CorruptError, "not a qcow2 image", True),
-        (4, b"\0\0\0\4", StoreError, "version 4", True),
-        (20, b"\0\0\0\x16", StoreError, "2\\*\\*22", True),
-        (20, b"\0\0\0\x08", StoreError, "2\\*\\*8", True),
+        (4, b"\0\0\0\4", UnsupportedError, "version 4", True),
+        (20, b"\0\0\0\x16", UnsupportedError, "2\\*\\*22", True),
+        (20, b"\0\0\0\x08", UnsupportedError, "2\\*\\*8", True),
         (24, b"\xff" * 8, CorruptError, "bytes", True),
-        (32, b"\0\0\0\1", StoreError, "encrypted", True),
+        (32, b"\0\0\0\1", UnsupportedError, "encrypted", True),
         (72, b"\0\0\0\0\0\0\0\1", StoreError, "qemu-img check -r all", False),
         (72, b"\0\0\0\0\0\0\0\2", CorruptError, "marked as corrupt", True),
-        (72, b"\0\0\0\0\0\0\0\x20", StoreError, "incompatible feature bit 5", True),
+        (72, b"\0\0\0\0\0\0\0\x20", UnsupportedError, "incompatible feature bit 5", True),
         (88, b"\0\0\0\0\0\0\0\1", CorruptError, "no such extension", True),
         (96, b"\0\0\0\7", CorruptError, "refcounts", True),
         (100, b"\0\0\0\x65", CorruptError, "header", True),
@@ -427,7 +448,7 @@ def test_an_unknown_feature_is_called_as_the_image_calls_it(path: Path) -> None:
     table = data.index(bytes.fromhex("6803f857")) + 8
     patch(path, table, bytes([0, 60]) + b"time travel".ljust(46, b"\0"))
     patch(path, 72, (1 << 60).to_bytes(8, "big"))
-    with pytest.raises(StoreError, match="'time travel'"):
+    with pytest.raises(UnsupportedError, match="'time travel'"):
         Opened(path)
 
 
@@ -455,8 +476,9 @@ def test_the_size_of_a_node_is_the_disks(path: Path) -> None:
     with Opened(path) as image:
         image.add("a")
         wanted = {volume: replace(each, size=MIB) for volume, each in image.wanted().items()}
-        with pytest.raises(StoreError, match="resize"):
+        with pytest.raises(UnsupportedError, match="resize") as caught:
             image.store.prepare(wanted, Purpose.COMMIT)
+        assert caught.value.errno == errno.ENOTSUP
 
 
 def test_reading_writes_nothing(path: Path) -> None:

@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from memory_store import Medium, MemoryStore
+from memory_store import Medium, MemoryChange, MemoryStore, MemoryVolume
 from stores import PLACES, SIZE, Place
 from support import transaction, writers
 
@@ -31,7 +31,9 @@ from pybitmap import (
     StateError,
     StoreError,
     UnsupportedError,
+    offline,
 )
+from pybitmap.store import Purpose, Volume, Wanted, probe
 
 pytestmark = pytest.mark.core
 
@@ -230,6 +232,40 @@ def test_a_size_is_taken_from_the_store_and_must_not_differ(place: Place) -> Non
         assert list(node.bitmaps) == ["b"]
 
 
+def test_a_node_without_bitmaps_has_the_size_of_whoever_opens_it(place: Place) -> None:
+    with opened(place):
+        pass
+    with BlockGraph() as graph:
+        if not place.resizes:
+            with pytest.raises(MismatchError, match=str(SIZE)):
+                graph.add_node("n", 2 * SIZE, place.store())
+            return
+        graph.add_node("n", 2 * SIZE, place.store()).close(discard=True)
+        assert place.store().entries()[0].size == SIZE
+    with BlockGraph() as graph:
+        node = graph.add_node("n", 2 * SIZE, place.store())
+        node.add_bitmap("b", 512, persistent=True).set(2 * SIZE - 1, 1)
+    with BlockGraph() as graph:
+        node = graph.add_node("n", store=place.store())
+        assert list(node.bitmaps["b"].areas()) == [(2 * SIZE - 512, 512)]
+
+
+def test_a_store_is_known_by_what_is_at_its_path(place: Place, tmp_path: Path) -> None:
+    with opened(place) as node:
+        node.add_bitmap("b", persistent=True)
+        store = place.store()
+        assert not store.path or probe(store.path) is type(store)
+    assert not store.path or probe(store.path) is type(store)
+    raw, empty = tmp_path / "raw", tmp_path / "empty"
+    raw.write_bytes(bytes(512))
+    empty.mkdir()
+    for path in (raw, empty, tmp_path):
+        assert not type(store).probe(path)
+        assert probe(path) is None
+    with pytest.raises(FileNotFoundError):
+        probe(tmp_path / "none")
+
+
 def test_what_is_open_is_refused_to_others(place: Place) -> None:
     with opened(place) as node:
         bitmap = node.add_bitmap("b", persistent=True)
@@ -273,8 +309,9 @@ def test_a_node_without_a_store_has_no_persistent_bitmaps() -> None:
     graph = BlockGraph()
     node = graph.add_node("n", SIZE)
     text = "^Can't store persistent bitmaps to n: Operation not supported$"
-    with pytest.raises(UnsupportedError, match=text):
+    with pytest.raises(UnsupportedError, match=text) as caught:
         node.add_bitmap("b", persistent=True)
+    assert isinstance(caught.value, StoreError)
     with pytest.raises(InvalidError, match="needs a size"):
         graph.add_node("m")
 
@@ -725,3 +762,161 @@ def test_what_was_given_up_is_not_told_to_its_store_again() -> None:
     stays.add_bitmap("b", persistent=True)
     assert [[each.name for each in node.bitmaps] for node in store.entries()] == [["b"], ["b"]]
     graph.close()
+
+
+# ---- bitmaps that no program has open ---------------------------------------
+
+
+def silent(what: str, done: int, total: int | None) -> None:
+    pass
+
+
+OFFLINE: dict[str, Callable[[MemoryStore], None]] = {
+    "add": lambda store: offline.add(store, ("n", "new"), silent),
+    "add to a new node": lambda store: offline.add(store, ("new", "b"), silent, size=SIZE),
+    "add to an empty node": lambda store: offline.add(store, ("none", "b"), silent, size=2 * SIZE),
+    "remove": lambda store: offline.remove(store, [("n", "b"), ("m", "b")], silent),
+    "clear": lambda store: offline.clear(store, [("n", "b"), ("m", "b")], silent),
+    "enable": lambda store: offline.enable(store, [("m", "off")], True, silent),
+    "disable": lambda store: offline.enable(store, [("n", "b"), ("m", "b")], False, silent),
+    "merge": lambda store: offline.merge(store, ("n", "b"), [("m", "b"), ("n", "c")], silent),
+    "repair": lambda store: offline.repair(store, [("n", "broken")], silent),
+}
+
+
+def two_nodes() -> MemoryStore:
+    """With bitmaps of every kind, and a node that has none."""
+    medium = Medium()
+    with BlockGraph() as graph:
+        store = MemoryStore(medium)
+        n, m = (graph.add_node(name, SIZE, store) for name in "nm")
+        graph.add_node("none", SIZE, store)
+        for node, name in ((n, "broken"), (n, "b"), (n, "c"), (m, "b")):
+            node.add_bitmap(name, persistent=True).set(0, 512)
+        m.add_bitmap("off", persistent=True, disabled=True)
+        m.bitmaps["b"].set(8192, 512)
+    medium.nodes["n"][1][0].in_use = True
+    return MemoryStore(medium)
+
+
+def everything(store: MemoryStore) -> list[object]:
+    return [store.medium.opened, store.entries(), offline.counted(store, silent)]
+
+
+def usable(store: MemoryStore) -> dict[tuple[str | None, str], tuple[bool, int | None]]:
+    return {
+        (node.name, each.name): (each.enabled, each.count)
+        for node in offline.counted(store, silent)
+        for each in node.bitmaps
+        if not each.in_use
+    }
+
+
+ALL_DIRTY = (True, -(-SIZE // 4096) * 4096)
+
+
+@pytest.mark.parametrize("change", OFFLINE.values(), ids=OFFLINE)
+def test_a_change_that_no_program_sees_leaves_nothing_open(
+    change: Callable[[MemoryStore], None],
+) -> None:
+    store = two_nodes()
+    before = everything(store)
+    change(store)
+    assert everything(store) != before
+    assert not store.medium.opened
+    used = [each.name for node in store.entries() for each in node.bitmaps if each.in_use]
+    assert used in ([], ["broken"])
+
+
+@pytest.mark.parametrize("kind", [StoreError, MemoryError, KeyboardInterrupt])
+@pytest.mark.parametrize("step", ["make", "prepare", "switch", "switched"])
+@pytest.mark.parametrize("change", OFFLINE.values(), ids=OFFLINE)
+def test_a_change_that_no_program_sees_is_done_or_leaves_all_as_it_was(
+    change: Callable[[MemoryStore], None], step: str, kind: type[BaseException]
+) -> None:
+    """One step fails, whichever, and what closes the nodes then does not.
+
+    If nobody knows whether a switch came through, a node that is new may stay, without bitmaps, and
+    a bitmap be repaired, as all dirty is right in either case.
+    """
+    for nth in range(10):
+        store = two_nodes()
+        before = everything(store)
+        left = nth
+
+        def fault(now: str) -> None:
+            nonlocal left
+            left -= now == step
+            if now == step and left == -1:
+                raise kind("no space")
+
+        store.fault = fault
+        try:
+            change(store)
+        except kind:
+            store.mend()
+            if step in ("make", "prepare"):
+                assert everything(store) == before
+            assert not store.medium.opened
+            after = usable(store)
+            assert after.pop(("n", "broken"), ALL_DIRTY) == ALL_DIRTY
+            assert after == usable(two_nodes())
+            continue
+        assert left >= 0
+        return
+    raise AssertionError("it never succeeds")
+
+
+class Telling(MemoryStore):
+    """Says what it does."""
+
+    def open(self, node: str, size: int | None, *, read_only: bool) -> MemoryVolume:
+        self._tell("loading")
+        return super().open(node, size, read_only=read_only)
+
+    def prepare(self, wanted: Mapping[Volume, Wanted], purpose: Purpose) -> MemoryChange:
+        self._tell("storing")
+        return super().prepare(wanted, purpose)
+
+    def _tell(self, what: str) -> None:
+        assert self.progress is not None
+        self.progress(what, 0, None)
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_progress_stops_a_change_until_all_is_loaded(
+    number: int, kind: type[BaseException]
+) -> None:
+    store = two_nodes()
+    before = everything(store)
+    told = []
+
+    def progress(what: str, done: int, total: int | None) -> None:
+        told.append(what)
+        if len(told) == number:
+            raise kind
+
+    names = [("n", "b"), ("m", "b")]
+    if number < 3:
+        with pytest.raises(kind):
+            offline.clear(Telling(store.medium), names, progress)
+        assert everything(store) == before
+    else:
+        offline.clear(Telling(store.medium), names, progress)
+        assert told == ["loading", "loading", "storing"]
+        assert [usable(store)[name] for name in names] == [(True, 0)] * 2
+
+
+def test_sources_of_another_store_are_only_read(tmp_path: Path) -> None:
+    """Of a node of the same name, too."""
+    target, source = two_nodes(), two_nodes()
+    before = everything(source)
+    source.fault = lambda step: pytest.fail(f"{step} of what is only read")
+    offline.merge(target, ("n", "b"), [("m", "b"), ("n", "c")], silent, source)
+    with offline.areas(target, ("n", "b"), silent) as found:
+        assert list(found) == [(0, 4096), (8192, 4096)]
+    assert everything(source) == before
+    with pytest.raises(InconsistentError, match=r"^Bitmap 'broken' is inconsistent .* in use"):
+        offline.merge(target, ("n", "b"), [("n", "broken")], silent, source)
+    assert everything(source) == before

@@ -413,8 +413,8 @@ class Closed(Held):
     def go_back(self) -> None:
         wanted = {}
         for device in self.telling:
-            if device.stored is not None and device.stored.pending:
-                # It may be stored as closed, but what goes on has to be in use.
+            if device.stored is not None and device.stored.may_be_closed:
+                # What goes on has to be in use.
                 wanted[device.stored] = device.wanted(self.state_of(lambda plan: plan.before))
         try:
             with suppress(StoreError, MemoryError):

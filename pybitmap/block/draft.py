@@ -20,11 +20,10 @@ from ..errors import (
     UnsupportedError,
 )
 from ..hbitmap import HBitmap
+from ..store.base import MAX_NAME
 from .device import Cell, Device, Stage
 from .state import CHANGE, REMOVAL, USE, State, forbid, new_serial
 
-#: Bytes of UTF-8.
-MAX_NAME = 1023
 MIN_GRANULARITY = 512
 DEFAULT_GRANULARITY = 65536
 

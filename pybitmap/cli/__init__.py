@@ -2,8 +2,9 @@
 """The `pybitmap` command.
 
 A command here reads its arguments, has the work done by a module that knows
-nothing of terminals (replay.py, offline.py), and prints.  Errors are exceptions
-everywhere; `main` alone turns them into words on stderr and an exit code:
+nothing of terminals (replay.py, offline.py), and prints.  What names mean that
+people give is in targets.py.  Errors are exceptions everywhere; `main` alone
+turns them into words on stderr and an exit code:
 
     0    done; with --expect, equal; with check, all good
     1    done, and different from what was expected, or broken

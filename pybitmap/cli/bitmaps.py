@@ -17,25 +17,13 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ..offline import (
-    Bitmap,
-    Node,
-    Target,
-    add,
-    areas,
-    clear,
-    counted,
-    enable,
-    find_target,
-    merge,
-    problems,
-    remove,
-    repair,
-)
+from ..offline import Name, add, areas, clear, counted, enable, merge, problems, remove, repair
 from ..sizes import exact_size, rough_size
+from ..store import Store, StoredBitmap, StoredNode
 from ..store.base import Progress
 from ..trace import printable
 from .common import deferred, one_size, print_line, progress_bars, rendered, write
+from .targets import Target, find_target
 
 EXIT_BROKEN = 1
 
@@ -99,17 +87,18 @@ def info_command(path: str, as_json: bool, count: bool | None) -> None:
       pybitmap info disk.qcow2 --json | jq '.bitmaps[].count'
     """
     target = find_target(path)
-    nodes = target.nodes()
     if as_json if count is None else count:
         with progress_bars() as progress:
-            nodes = counted(target, nodes, progress)
+            nodes = counted(target.store, progress)
+    else:
+        nodes = target.nodes()
     if as_json:
         write(json.dumps(_as_json(target, nodes), indent=1) + "\n")
     else:
         write(rendered(lambda console, _: _print_info(target, nodes, console, bool(count))))
 
 
-def _as_json(target: Target, nodes: Sequence[Node]) -> dict[str, Any]:
+def _as_json(target: Target, nodes: Sequence[StoredNode]) -> dict[str, Any]:
     """For programs; names and meanings are QMP's where it has them."""
     return {
         "target": target.path,
@@ -117,9 +106,9 @@ def _as_json(target: Target, nodes: Sequence[Node]) -> dict[str, Any]:
         "nodes": [{"name": node.name, "size": node.size} for node in nodes],
         "bitmaps": [
             {
-                "node": bitmap.node,
+                "node": node.name,
                 "name": bitmap.name,
-                "size": bitmap.size,
+                "size": node.size,
                 "granularity": bitmap.granularity,
                 "count": bitmap.count,
                 "enabled": bitmap.enabled,
@@ -134,8 +123,12 @@ def _as_json(target: Target, nodes: Sequence[Node]) -> dict[str, Any]:
     }
 
 
-def _print_info(target: Target, nodes: Sequence[Node], console: Console, count: bool) -> None:
-    bitmaps = [bitmap for node in nodes for bitmap in node.bitmaps]
+def _print_info(target: Target, nodes: Sequence[StoredNode], console: Console, count: bool) -> None:
+    bitmaps = [
+        (target.label((node.name, bitmap.name), nodes), bitmap)
+        for node in nodes
+        for bitmap in node.bitmaps
+    ]
     print_line(console, printable(f"{target.path}: {target.kind}"))
     for node in nodes:
         what = "disk" if node.name is None else f"node {node.name}"
@@ -150,27 +143,26 @@ def _print_info(target: Target, nodes: Sequence[Node], console: Console, count: 
     if count:
         table.add_column("dirty", justify="right", overflow="fold")
     table.add_column("flags", overflow="fold")
-    for bitmap in bitmaps:
-        row = [printable(target.label(bitmap, nodes)), exact_size(bitmap.granularity)]
+    for label, bitmap in bitmaps:
+        row = [printable(label), exact_size(bitmap.granularity)]
         if count:
             row.append("-" if bitmap.count is None else _bytes(bitmap.count))
         table.add_row(*row, ", ".join(_flags(bitmap)))
     console.print(table)
-    broken = [bitmap for bitmap in bitmaps if bitmap.inconsistent]
+    broken = [(label, bitmap.reason) for label, bitmap in bitmaps if bitmap.inconsistent]
     if broken:
         print_line(console, "")
-    for bitmap in broken:
-        name = target.label(bitmap, nodes)
-        print_line(console, printable(f"Bitmap '{name}' is inconsistent: {bitmap.reason}."))
+    for label, reason in broken:
+        print_line(console, printable(f"Bitmap '{label}' is inconsistent: {reason}."))
     if broken:
         print_line(
             console,
             "Mark everything dirty in it, so that nothing is missed:"
-            f" {_command('repair', target.path, target.label(broken[0], nodes))}",
+            f" {_command('repair', target.path, broken[0][0])}",
         )
 
 
-def _flags(bitmap: Bitmap) -> Iterator[str]:
+def _flags(bitmap: StoredBitmap) -> Iterator[str]:
     if bitmap.inconsistent:
         yield "inconsistent"
     yield "enabled" if bitmap.enabled else "disabled"
@@ -234,12 +226,11 @@ def add_command(
     target = find_target(path, new=True)
     with _until_stored() as progress:
         add(
-            target,
-            name,
+            target.store,
+            target.place(name, node, size),
             progress,
             granularity=granularity,
             disabled=disabled,
-            node=node,
             size=size,
         )
 
@@ -279,13 +270,13 @@ def clear_command(path: str, names: tuple[str, ...], node: str | None) -> None:
     """
     target = find_target(path)
     with _until_stored() as progress:
-        clear(target, target.find(names, node), progress)
+        clear(target.store, target.find(names, node), progress)
 
 
 def _enable(path: str, names: tuple[str, ...], node: str | None, enabled: bool) -> None:
     target = find_target(path)
     with _until_stored() as progress:
-        enable(target, target.find(names, node), enabled, progress)
+        enable(target.store, target.find(names, node), enabled, progress)
 
 
 @click.command("enable")
@@ -345,12 +336,14 @@ def merge_command(
     """
     target = find_target(path)
     [bitmap] = target.find([name], node)
-    source_target = target
-    if source_path is not None and not os.path.samefile(path, source_path):
+    source_store = None
+    if source_path is None or os.path.samefile(path, source_path):
+        found = target.find(sources, node)
+    else:
         source_target = find_target(source_path)
-    found = source_target.find(sources, node if source_target is target else None)
+        source_store, found = source_target.store, source_target.find(sources)
     with _until_stored() as progress:
-        merge(target, bitmap, source_target, found, progress)
+        merge(target.store, bitmap, found, progress, source_store)
 
 
 @click.command("repair")
@@ -378,7 +371,7 @@ def _change_some(
     node: str | None,
     broken: bool,
     option: str,
-    change: Callable[[Target, Sequence[Bitmap], Progress], None],
+    change: Callable[[Store, Sequence[Name], Progress], None],
 ) -> None:
     """Either those that are named or those that are inconsistent."""
     if broken == bool(names):
@@ -386,19 +379,19 @@ def _change_some(
     target = find_target(path)
     nodes = target.nodes()
     if names:
-        bitmaps = target.find(names, node)
+        found = target.find(names, node)
     else:
-        bitmaps = [
-            bitmap
+        found = [
+            (each.name, bitmap.name)
             for each in nodes
             for bitmap in each.bitmaps
             if bitmap.inconsistent and node in (None, each.name)
         ]
-    if bitmaps:
+    if found:
         with _until_stored() as progress:
-            change(target, bitmaps, progress)
+            change(target.store, found, progress)
     if broken:
-        write("".join(f"{printable(target.label(each, nodes))}\n" for each in bitmaps))
+        write("".join(f"{printable(target.label(each, nodes))}\n" for each in found))
 
 
 # ---- dump, check ------------------------------------------------------------
@@ -431,7 +424,7 @@ def dump_command(path: str, name: str, form: str, node: str | None) -> None:
     [bitmap] = target.find([name], node)
     with contextlib.ExitStack() as stack:
         with progress_bars() as progress:
-            found = stack.enter_context(areas(target, bitmap, progress))
+            found = stack.enter_context(areas(target.store, bitmap, progress))
         write_all = _write_json if form == "json" else _write_csv
         write_all(found)
 
@@ -469,17 +462,16 @@ def check_command(path: str) -> int:
     """
     target = find_target(path)
     with progress_bars() as progress:
-        found = list(dict.fromkeys(problems(target, progress)))
-    nodes = {bitmap.node for bitmap, _ in found if bitmap is not None}
+        found = list(dict.fromkeys(problems(target.store, progress)))
+    nodes = {name[0] for name, _ in found if name is not None}
     code = 0
     lines = []
-    for bitmap, problem in found:
+    for name, problem in found:
         code = EXIT_BROKEN if problem else code
-        if bitmap is None:
+        if name is None:
             lines.append(str(problem))
         else:
-            name = f"{bitmap.node}/{bitmap.name}" if len(nodes) > 1 else bitmap.name
-            lines.append(f"{name}: {problem or 'good'}")
+            lines.append(f"{target.label(name, nodes)}: {problem or 'good'}")
     if not found:
         lines.append(f"{path}: no bitmaps")
     write("".join(printable(line) + "\n" for line in lines))

@@ -22,8 +22,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from ..replay import Progress as Report
 from ..sizes import parse_size
+from ..store.base import Progress as Report
 from ..trace import printable
 
 MOST_BARS = 4  # of progress, at a time

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""Where persistent bitmaps live: the protocol, and the stores themselves."""
+"""Where persistent bitmaps live: the protocol, the stores, and which of them is at a path."""
 
 from __future__ import annotations
 
+import os
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .base import (
     Change,
-    Loaded,
     Purpose,
     Record,
     Store,
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Change",
-    "Loaded",
     "LocalStore",
     "Purpose",
     "Qcow2Store",
@@ -33,17 +33,28 @@ __all__ = [
     "StoredNode",
     "Volume",
     "Wanted",
+    "probe",
 ]
+
+#: By name, in the order in which :func:`probe` asks: that of images is imported sooner.
+_STORES = {"Qcow2Store": ".qcow2", "LocalStore": ".local"}
 
 
 def __getattr__(name: str) -> Any:
     # Each store when it is asked for: who uses one does not wait for the others.
-    if name == "LocalStore":
-        from .local import LocalStore
-
-        return LocalStore
-    if name == "Qcow2Store":
-        from .qcow2 import Qcow2Store
-
-        return Qcow2Store
+    if name in _STORES:
+        return getattr(import_module(_STORES[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def probe(path: str | os.PathLike[str]) -> type[Store] | None:
+    """Which store there is at a path, see :meth:`Store.probe`; None: none of these.
+
+    :raises UnsupportedError: if it can have no bitmaps, as a qcow2 image of version 2
+    :raises OSError: if it cannot be looked at, for example because nothing is there
+    """
+    for name in _STORES:
+        store: type[Store] = __getattr__(name)
+        if store.probe(path):
+            return store
+    return None

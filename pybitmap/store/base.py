@@ -31,6 +31,7 @@ graph held; a store that nodes of several graphs share has a lock of its own.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,9 @@ from typing import Callable, Optional
 
 from ..errors import StoreError
 from ..hbitmap import HBitmap
+
+#: Bytes of UTF-8 that the name of a bitmap can have: QEMU's limit.
+MAX_NAME = 1023
 
 #: Told how far a long work is: what it is, bytes done, bytes in all.
 Progress = Callable[[str, int, Optional[int]], object]
@@ -113,43 +117,36 @@ class Wanted:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class Loaded:
-    """A bitmap that was stored.
-
-    :param enabled: is it to record? Also said of an inconsistent one, which does not.
-    :param content: made as by :meth:`Volume.make`, with a successor's bits merged; None if
-        inconsistent
-    :param reason: why it is inconsistent, a sentence for its user; None if it is not
-    """
-
-    name: str
-    granularity: int
-    enabled: bool
-    content: HBitmap | None
-    reason: str | None = None
-
-
 @dataclass(frozen=True)
 class StoredBitmap:
-    """A bitmap as :meth:`Store.entries` lists it, without its bits.
+    """A bitmap that is stored, as :meth:`Store.entries` lists it or :meth:`Volume.load` has it.
 
-    :param granularity: in bytes
-    :param enabled: does it record when it is loaded for writing?
+    :param granularity: bytes that a bit stands for
+    :param enabled: does it record when it is loaded for writing? Also said of an inconsistent one,
+        which does not
+    :param content: the bits, if it was loaded: made as by :meth:`Volume.make`, with a successor's
+        merged; None of an inconsistent one
+    :param reason: why it is inconsistent, a sentence for its user; None if it is not
     :param in_use: it was not closed in an orderly way, or is open now
-    :param reason: why it is inconsistent, a sentence; None if it is not
+    :param count: dirty bytes in whole groups, for whoever has counted them
     """
 
     name: str
     granularity: int
     enabled: bool
-    in_use: bool
-    reason: str | None
+    content: HBitmap | None = field(default=None, compare=False, repr=False)
+    reason: str | None = None
+    in_use: bool = False
+    count: int | None = None
+
+    @property
+    def inconsistent(self) -> bool:
+        return self.reason is not None
 
 
 @dataclass(frozen=True)
 class StoredNode:
-    """A node as :meth:`Store.entries` lists it.
+    """A node that is stored.
 
     :param name: None in a store that holds one node, whatever it is called
     :param size: in bytes
@@ -186,6 +183,8 @@ class Volume(ABC):
         self.outcomes: list[Wanted] = []
         #: Is what is stored not (or maybe not) what was last wanted? Kept by :class:`Switches`.
         self.pending = False
+        #: Is, or may, it be stored as no longer in use? Kept by :class:`Switches`.
+        self.may_be_closed = False
 
     @property
     def names(self) -> frozenset[str]:
@@ -193,7 +192,7 @@ class Volume(ABC):
         return frozenset().union(*(each.names for each in self.outcomes))
 
     @abstractmethod
-    def load(self) -> list[Loaded]:
+    def load(self) -> list[StoredBitmap]:
         """What is stored, the oldest first; called once.
 
         Unless read-only, the volume is *in use* afterwards: whoever opens it after a crash either
@@ -251,15 +250,30 @@ class Store(ABC):
     first and released with the last.
     """
 
+    #: Where it is, for people; empty if at no path.
+    path: str | os.PathLike[str] = ""
     #: Who wants to know how far a long store or load is.
     progress: Progress | None = None
+
+    @classmethod
+    def probe(cls, path: str | os.PathLike[str]) -> bool:
+        """Is there such a store at a path?
+
+        Found out by looks, without a lock: it may be damaged all the same, or in use. Nothing is
+        written, nor open when this returns.
+
+        :raises UnsupportedError: if it can have no bitmaps, as a qcow2 image of version 2
+        :raises OSError: if it cannot be looked at, for example because nothing is there
+        """
+        return False
 
     @abstractmethod
     def open(self, node: str, size: int | None, *, read_only: bool) -> Volume:
         """The volume of a node.
 
         :param size: of the node in bytes; None: as the store knows it
-        :raises MismatchError: (a ValueError) if the store knows another size
+        :raises MismatchError: (a ValueError) if the store knows another size, and not only from a
+            node of which it has no bitmaps
         :raises InvalidError: (a ValueError) if there is no size, nor does the store know one
         :raises LockedError: if another process has the store open
         :raises CorruptError: if it is damaged
@@ -347,10 +361,10 @@ class Switches:
         try:
             while self._steps:
                 change, part = self._steps.pop(0)
-                _switch(change, part, self.wanted)
+                self._switch(change, part)
                 first = False
             for store, part in self._late:
-                _switch(store.prepare(part, self.purpose), part, self.wanted)
+                self._switch(store.prepare(part, self.purpose), part)
         except (StoreError, MemoryError) as error:
             self.abort()
             if first:
@@ -358,27 +372,28 @@ class Switches:
             return error
         return None
 
+    def _switch(self, change: Change, part: Mapping[Volume, Wanted]) -> None:
+        """Switch one store, and note what is stored then."""
+        before = {volume: (volume.outcomes, volume.may_be_closed) for volume in part}
+        closes = self.purpose is Purpose.CLOSE
+        for volume, wanted in part.items():
+            others = [each for each in volume.outcomes if not each.same(wanted)]
+            volume.outcomes = [*others, wanted]
+            volume.may_be_closed |= closes
+        try:
+            change.switch()
+        except BaseException:
+            if not change.unknown:
+                for volume, known in before.items():
+                    volume.outcomes, volume.may_be_closed = known
+            raise
+        for volume, wanted in part.items():
+            volume.outcomes, volume.may_be_closed = [wanted], closes
+            volume.pending = wanted is not self.wanted[volume]
+
 
 def _with_lost(volume: Volume, wanted: Wanted) -> Wanted:
     """The same, without losing a bitmap."""
     there = {record.name: record for each in volume.outcomes for record in each.records}
     kept = [there[name] for name in sorted(volume.names - wanted.names)]
     return Wanted(wanted.size, [*kept, *wanted.records])
-
-
-def _switch(change: Change, part: Mapping[Volume, Wanted], final: Mapping[Volume, Wanted]) -> None:
-    """Switch one store, and note what is stored then."""
-    before = {volume: volume.outcomes for volume in part}
-    for volume, wanted in part.items():
-        others = [each for each in before[volume] if not each.same(wanted)]
-        volume.outcomes = [*others, wanted]
-    try:
-        change.switch()
-    except BaseException:
-        if not change.unknown:
-            for volume, outcomes in before.items():
-                volume.outcomes = outcomes
-        raise
-    for volume, wanted in part.items():
-        volume.outcomes = [wanted]
-        volume.pending = wanted is not final[volume]

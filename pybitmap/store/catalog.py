@@ -40,12 +40,21 @@ SCHEMA = (
     "CREATE TABLE node (name TEXT NOT NULL PRIMARY KEY, size INTEGER NOT NULL) WITHOUT ROWID",
 )
 
+#: Result codes of SQLite, for which Python has names from 3.11 on.
+_BUSY, _LOCKED, _READONLY, _IOERR, _CORRUPT, _FULL, _NOTADB = 5, 6, 8, 10, 11, 13, 26
 
-#: What Python before 3.11 keeps of SQLite's error codes is their texts.
-_ERRNO = {
-    "disk is full": errno.ENOSPC,
-    "disk I/O error": errno.EIO,
-    "readonly database": errno.EROFS,
+_ERRNO = {_FULL: errno.ENOSPC, _IOERR: errno.EIO, _READONLY: errno.EROFS}
+
+#: The texts of those codes, which are all that Python keeps of them before 3.11; and those of
+#: Python's own errors.
+_TEXTS = {
+    "locked": _BUSY,
+    "malformed": _CORRUPT,
+    "not a database": _NOTADB,
+    "decode": _CORRUPT,
+    "disk is full": _FULL,
+    "disk I/O error": _IOERR,
+    "readonly database": _READONLY,
 }
 
 #: Is it the name of a file of words?
@@ -176,15 +185,12 @@ class Catalog:
 
     def _translated(self, error: sqlite3.Error) -> Exception:
         message = f"catalog '{self._path}': {error}"
-        text = str(error)
-        if "locked" in text:
+        code = _code(error)
+        if code in (_BUSY, _LOCKED):
             return LockedError(message)
-        if type(error) is sqlite3.DatabaseError or "decode" in text or "malformed" in text:
+        if code in (_CORRUPT, _NOTADB):
             return CorruptError(message)
-        for words, code in _ERRNO.items():
-            if words in text:
-                return StoreError(message, code)
-        return StoreError(message)
+        return StoreError(message, _ERRNO.get(code))
 
     def _is_empty(self) -> bool:
         return not self._execute("SELECT 1 FROM sqlite_master LIMIT 1")
@@ -285,6 +291,14 @@ class Catalog:
     def put(self, row: Row) -> None:
         marks = ", ".join("?" * len(fields(row)))
         self._execute(f"INSERT OR REPLACE INTO bitmap VALUES ({marks})", astuple(row))
+
+
+def _code(error: sqlite3.Error) -> int:
+    """The result code of SQLite, without what extends it; 0: not known."""
+    code: int | None = getattr(error, "sqlite_errorcode", None)
+    if code is not None:
+        return code & 0xFF
+    return next((code for text, code in _TEXTS.items() if text in str(error)), 0)
 
 
 def _first_byte(path: Path) -> int:

@@ -54,7 +54,6 @@ from ..errors import (
 from ..hbitmap import HBitmap
 from .base import (
     Change,
-    Loaded,
     Purpose,
     Record,
     Store,
@@ -84,7 +83,7 @@ class LocalStore(Store):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(os.path.abspath(path))
+        self.path: Path = Path(os.path.abspath(path))
         self._lock = RLock()
         self._volumes: dict[str, LocalVolume] = {}
         self._pid = 0
@@ -96,6 +95,24 @@ class LocalStore(Store):
 
     def __repr__(self) -> str:
         return f"LocalStore({str(self.path)!r})"
+
+    @classmethod
+    def probe(cls, path: str | os.PathLike[str]) -> bool:
+        return stat.S_ISDIR(os.stat(path).st_mode) and CATALOG in os.listdir(path)
+
+    @classmethod
+    def vacant(cls, path: str | os.PathLike[str]) -> bool:
+        """May a store be made at a path? Where nothing is, or a directory that is empty but for
+        what is left of an attempt to make one.
+
+        :raises OSError: if it cannot be looked at
+        """
+        try:
+            if not stat.S_ISDIR(os.stat(path).st_mode):
+                return False
+        except FileNotFoundError:
+            return True
+        return not _has_catalog(path) and not _others(path)
 
     def open(self, node: str, size: int | None, *, read_only: bool) -> LocalVolume:
         with self._lock:
@@ -115,7 +132,7 @@ class LocalStore(Store):
                     size = known
                 if size is None:
                     raise InvalidError(unknown)
-                if known is not None and size != known:
+                if known is not None and size != known and self._sql().rows(node):
                     raise MismatchError(
                         f"node '{node}' has {size} bytes, but {known} in store '{self.path}'"
                     )
@@ -152,19 +169,19 @@ class LocalStore(Store):
             try:
                 catalog = self._sql()
                 return [
-                    StoredNode(name, size, [self._entry(row, size) for row in catalog.rows(name)])
+                    StoredNode(name, size, [self._stored(row, size) for row in catalog.rows(name)])
                     for name, size in catalog.nodes()
                 ]
             finally:
                 self._release_if_unused()
 
-    def _entry(self, row: Row, size: int) -> StoredBitmap:
+    def _stored(self, row: Row, size: int) -> StoredBitmap:
         return StoredBitmap(
             row.name,
             row.granularity,
             bool(row.enabled),
-            row.in_use is not None,
-            self._broken(row, size),
+            reason=self._broken(row, size),
+            in_use=row.in_use is not None,
         )
 
     # ---- opening and closing ----------------------------------------------------------------
@@ -225,13 +242,9 @@ class LocalStore(Store):
 
     def _check_directory(self) -> None:
         """Without a catalog, a directory with anything else in it is not ours."""
-        catalog = self.path / CATALOG
-        if not catalog.exists() or not catalog.stat().st_size:
-            others = set(os.listdir(self.path)) - {_LOCK, CATALOG, JOURNAL}
-            if others:
-                raise CorruptError(
-                    f"'{self.path}' is no store: it has no catalog, but '{min(others)}'"
-                )
+        others = set() if _has_catalog(self.path) else _others(self.path)
+        if others:
+            raise CorruptError(f"'{self.path}' is no store: it has no catalog, but '{min(others)}'")
 
     def _check_process(self) -> None:
         if self._lock_fd >= 0 and self._pid != os.getpid():
@@ -316,17 +329,17 @@ class LocalStore(Store):
 
     # ---- bitmaps ----------------------------------------------------------------------------
 
-    def _load(self, volume: LocalVolume) -> list[Loaded]:
+    def _load(self, volume: LocalVolume) -> list[StoredBitmap]:
         with self._lock:
             self._check_process()
             catalog = self._sql()
-            rows = [(row, self._broken(row, volume.size)) for row in catalog.rows(volume.node)]
-            total = sum(row.nbytes * len(row.files) for row, broken in rows if not broken)
+            rows = [(row, self._stored(row, volume.size)) for row in catalog.rows(volume.node)]
+            total = sum(row.nbytes * len(row.files) for row, each in rows if not each.inconsistent)
             todo = _Progress(self, "loading", total)
             loaded, changed = [], []
-            for row, broken in rows:
+            for row, stored in rows:
                 content = None
-                if broken is None:
+                if not stored.inconsistent:
                     content = self._load_file(row.words, row, volume, todo)
                     if row.successor is not None:
                         content.merge(self._load_file(row.successor, row, volume, todo))
@@ -335,7 +348,7 @@ class LocalStore(Store):
                         after = replace(after, in_use=self._in_use(after))
                         if after != row:
                             changed.append(after)
-                loaded.append(Loaded(row.name, row.granularity, bool(row.enabled), content, broken))
+                loaded.append(replace(stored, content=content))
             if changed:
                 with self._transaction() as catalog:
                     for row in changed:
@@ -473,7 +486,7 @@ class LocalVolume(Volume):
         super().__init__(store, node, size, read_only=read_only)
         self.filename = str(store.path)
 
-    def load(self) -> list[Loaded]:
+    def load(self) -> list[StoredBitmap]:
         return self.store._load(self)
 
     def check_new(self, name: str, granularity: int, names: Collection[str]) -> None:
@@ -499,6 +512,17 @@ class _LocalChange(Change):
 
     def abort(self) -> None:
         pass
+
+
+def _has_catalog(path: str | os.PathLike[str]) -> bool:
+    """One with something in it: without, it is left of an attempt to make one."""
+    catalog = os.path.join(path, CATALOG)
+    return os.path.exists(catalog) and os.path.getsize(catalog) > 0
+
+
+def _others(path: str | os.PathLike[str]) -> set[str]:
+    """What is in a directory, but for what a store has there before its catalog is made."""
+    return set(os.listdir(path)) - {_LOCK, CATALOG, JOURNAL}
 
 
 # ---- files ----------------------------------------------------------------------------------

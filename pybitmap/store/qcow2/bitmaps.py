@@ -15,12 +15,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from ...errors import CorruptError
+from ..base import MAX_NAME
 from .image import OFFSET_MASK, Claims, Image
 
 #: QEMU's limits.
 MAX_BITMAPS = 65535
 MAX_DIRECTORY = MAX_BITMAPS * 1024
-MAX_NAME = 1023
 MAX_DATA = 512 << 20
 MIN_GRANULARITY_BITS, MAX_GRANULARITY_BITS = 9, 31
 

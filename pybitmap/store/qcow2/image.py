@@ -27,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from ...errors import StoreError
+from ...errors import StoreError, UnsupportedError
 from .file import File
 
 #: What disks write as a whole.
@@ -38,8 +38,8 @@ _V2 = struct.Struct(">4sIQIIQIIQQIIQ")
 _V3 = struct.Struct(">QQQII")
 _V2_NBYTES, _V3_NBYTES = 72, 104
 _MIN_CLUSTER_BITS, _MAX_CLUSTER_BITS = 9, 21
-#: QEMU's limits.
-_MAX_REFCOUNT_TABLE = 8 << 20
+#: QEMU's limits; bytes.
+MAX_REFCOUNT_TABLE = 8 << 20
 _MAX_L1_TABLE = 32 << 20
 _MAX_SNAPSHOTS = 65536
 _MAX_SNAPSHOT_TABLE = 64 << 20
@@ -71,6 +71,11 @@ class Directory:
     nbitmaps: int
     nbytes: int
     offset: int
+
+
+def version_of(head: bytes) -> int | None:
+    """Of a qcow2 image that begins like this, eight bytes at least; None: it is none."""
+    return int.from_bytes(head[4:8], "big") if head.startswith(_MAGIC) else None
 
 
 class Claims:
@@ -114,7 +119,8 @@ class Image:
     """An open image: its header, checked.
 
     :raises CorruptError: if it is damaged, or no qcow2 image
-    :raises StoreError: for an image that we must not touch, and why
+    :raises UnsupportedError: for an image with what is not known here
+    :raises StoreError: for another that we must not touch, and why
     """
 
     def __init__(self, file: File, *, read_only: bool) -> None:
@@ -162,8 +168,8 @@ class Image:
                 errno.EUCLEAN,
             )
 
-    def unsupported(self, what: str) -> StoreError:
-        return StoreError(f"{self.file.path}: {what} is not supported", errno.ENOTSUP)
+    def unsupported(self, what: str) -> UnsupportedError:
+        return UnsupportedError(f"{self.file.path}: {what} is not supported")
 
     def _read_version_3(self) -> None:
         fields = _V3.unpack_from(self._head, _V2_NBYTES)
@@ -265,7 +271,7 @@ class Image:
         :raises CorruptError: if it does not lie in the file
         """
         nbytes = self.refcount_table_clusters << self.cluster_bits
-        if not 0 < nbytes <= _MAX_REFCOUNT_TABLE:
+        if not 0 < nbytes <= MAX_REFCOUNT_TABLE:
             raise self.file.corrupt(f"the refcount table has {nbytes} bytes")
         self.check_area("the refcount table", self.refcount_table_offset, nbytes)
         return self.read_table(self.refcount_table_offset, nbytes // 8)

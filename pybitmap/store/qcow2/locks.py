@@ -16,7 +16,7 @@ import fcntl
 import struct
 import sys
 
-from ...errors import LockedError, StoreError
+from ...errors import LockedError, StoreError, UnsupportedError
 
 # Python's fcntl does not have these names before 3.9, nor without the C library's.
 _F_OFD_GETLK = getattr(fcntl, "F_OFD_GETLK", 36)
@@ -38,10 +38,11 @@ def lock(fd: int, path: str, *, read_only: bool) -> None:
     """Lock an open image; closing it unlocks it.
 
     :raises LockedError: if somebody else has it open, and one of the two is a writer
-    :raises StoreError: if the file system has no such locks
+    :raises UnsupportedError: if the system has no such locks
+    :raises StoreError: if the file system has none
     """
     if sys.platform != "linux":
-        raise StoreError(f"{path}: qcow2 images can be locked on Linux only", errno.ENOTSUP)
+        raise UnsupportedError(f"{path}: qcow2 images can be locked on Linux only")
     uses = _READER if read_only else _WRITER
     mine = [_USED + each for each in uses] + [_FORBIDDEN + each for each in _NOT_FOR_OTHERS]
     theirs = [_FORBIDDEN + each for each in uses] + [_USED + each for each in _NOT_FOR_OTHERS]

@@ -20,10 +20,8 @@ import re
 from collections.abc import Iterable, Iterator
 
 from ...errors import StoreError
-from .image import OFFSET_MASK, SECTOR, Claims, Image, pack_table
+from .image import MAX_REFCOUNT_TABLE, OFFSET_MASK, SECTOR, Claims, Image, pack_table
 
-#: QEMU opens no image with a larger one; bytes.
-_MAX_TABLE = 8 << 20
 #: Refcount blocks kept in memory, beside those that are to be written; bytes.
 _CACHE = 8 << 20
 
@@ -292,10 +290,10 @@ class Refcounts:
         """
         if nentries <= len(self._table):
             return 0
-        if 8 * nentries > _MAX_TABLE:
+        if 8 * nentries > MAX_REFCOUNT_TABLE:
             raise StoreError(f"{self._file.path}: the refcount table is full", errno.EFBIG)
         # Half as much again, so that it does not have to move often.
-        return self._image.clusters(min(8 * (nentries + nentries // 2), _MAX_TABLE))
+        return self._image.clusters(min(8 * (nentries + nentries // 2), MAX_REFCOUNT_TABLE))
 
     # ---- writing ----------------------------------------------------------------------------
 

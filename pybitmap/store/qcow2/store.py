@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import stat
 from array import array
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -31,8 +32,8 @@ from ...errors import (
 )
 from ...hbitmap import HBitmap
 from ..base import (
+    MAX_NAME,
     Change,
-    Loaded,
     Purpose,
     Record,
     Store,
@@ -44,7 +45,7 @@ from ..base import (
 from . import bitmaps
 from .bitmaps import AUTO, EXTRA_COMPATIBLE, IN_USE, ONES, ZEROES, Entry
 from .file import File
-from .image import Claims, Directory, Image, pack_table
+from .image import Claims, Directory, Image, pack_table, version_of
 from .refcounts import Refcounts, Run
 
 #: Bytes of a bitmap that are read or written at a time.
@@ -64,7 +65,7 @@ class Qcow2Store(Store):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
+        self.path: str = os.fspath(path)
         #: Opens the file; for tests.
         self.open_file: Callable[..., File] = File
         self._volume: Qcow2Volume | None = None
@@ -72,12 +73,27 @@ class Qcow2Store(Store):
     def __repr__(self) -> str:
         return f"Qcow2Store({self.path!r})"
 
+    @classmethod
+    def probe(cls, path: str | os.PathLike[str]) -> bool:
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+            return False
+        with open(path, "rb", buffering=0) as file:
+            version = version_of(file.read(8))
+        if version == 2:
+            raise UnsupportedError(
+                f"{os.fspath(path)}: a qcow2 image of version 2, which has no bitmaps; version 3 "
+                "is made of it by qemu-img amend -o compat=1.1"
+            )
+        return version is not None
+
     def open(self, node: str, size: int | None, *, read_only: bool) -> Qcow2Volume:
         """
         :raises LockedError: if another program, or another node, has the image open
         :raises CorruptError: if it is damaged
-        :raises StoreError: if it cannot be used, and why: encrypted, features that are not known,
-            for writing also refcounts that are out of date
+        :raises UnsupportedError: if it is encrypted, or has features that are not known
+        :raises StoreError: if it cannot be used, and why: for writing also refcounts that are out
+            of date
         """
         if self._volume is not None:
             raise LockedError(f"{self.path} is open for node '{self._volume.node}'", errno.EAGAIN)
@@ -145,7 +161,7 @@ class Qcow2Volume(Volume):
 
     # ---- loading ----------------------------------------------------------------------------
 
-    def load(self) -> list[Loaded]:
+    def load(self) -> list[StoredBitmap]:
         """
         :raises CorruptError: if the image is damaged; a bitmap that alone is, is inconsistent
         :raises StoreError: if it cannot be read, or, for writing, has no space to say that its
@@ -162,7 +178,10 @@ class Qcow2Volume(Volume):
             refcounts = Refcounts(image)
             refcounts.check(claims)
         self._check_memory(entries)
-        loaded = [self._load(entry) for entry in entries]
+        loaded = [
+            replace(_stored(entry), content=None if entry.reason else self._read(entry))
+            for entry in entries
+        ]
         self._entries = entries
         self._loaded = [entry.name for entry in entries]
         if not self.read_only:
@@ -185,10 +204,6 @@ class Qcow2Volume(Volume):
                 f"{memory}",
                 errno.ENOMEM,
             )
-
-    def _load(self, entry: Entry) -> Loaded:
-        content = None if entry.reason else self._read(entry)
-        return Loaded(entry.name, entry.granularity, entry.enabled, content, entry.reason)
 
     def _read(self, entry: Entry) -> HBitmap:
         """The bits of a bitmap; what is beyond the end of the disk is dropped."""
@@ -249,10 +264,9 @@ class Qcow2Volume(Volume):
             return _Nothing()
         sizes = {record.content.size for record in wanted.records if record.content is not None}
         if wanted.size != self.size or sizes - {self.size}:
-            raise StoreError(
+            raise UnsupportedError(
                 f"{self.filename} has a disk of {self.size} bytes and cannot store bitmaps for "
-                f"{wanted.size}: see qemu-img resize",
-                errno.ENOTSUP,
+                f"{wanted.size}: see qemu-img resize"
             )
         change = _Qcow2Change(self, self._refs)
         try:
@@ -322,8 +336,8 @@ class Qcow2Volume(Volume):
             raise refuse("Too much space will be occupied by the bitmap. Use larger granularity")
         if not nclusters:
             raise refuse("The disk is empty")
-        if len(name.encode()) > bitmaps.MAX_NAME:
-            raise refuse(f"Name length exceeds maximum ({bitmaps.MAX_NAME} characters)")
+        if len(name.encode()) > MAX_NAME:
+            raise refuse(f"Name length exceeds maximum ({MAX_NAME} characters)")
         if len(names) >= bitmaps.MAX_BITMAPS:
             raise refuse("Maximum number of persistent bitmaps is already reached")
         extra = {entry.name: len(entry.extra) for entry in self._entries if entry.extra}
@@ -353,12 +367,14 @@ def _opened(entry: Entry) -> Entry:
     return replace(entry, flags=entry.flags | IN_USE)
 
 
+def _stored(entry: Entry) -> StoredBitmap:
+    return StoredBitmap(
+        entry.name, entry.granularity, entry.enabled, reason=entry.reason, in_use=entry.in_use
+    )
+
+
 def _listed(image: Image, entries: list[Entry]) -> StoredNode:
-    listed = [
-        StoredBitmap(each.name, each.granularity, each.enabled, each.in_use, each.reason)
-        for each in entries
-    ]
-    return StoredNode(None, image.size, listed)
+    return StoredNode(None, image.size, [_stored(each) for each in entries])
 
 
 def _read_entries(image: Image, claims: Claims) -> list[Entry]:
