@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import errno
 import mmap
+import os
 import sys
 from array import array
 from contextlib import suppress
 from functools import partial
+from importlib import import_module
 from io import BytesIO
 from operator import index, is_
 from typing import TYPE_CHECKING, Any, Callable
@@ -131,7 +133,7 @@ except ImportError:
 
 
 class _LetGo:
-    """Calls a C function (free, unpin) on an address when nothing refers to this any more."""
+    """Calls a C function on an address when nothing refers to this any more."""
 
     __slots__ = ("_address", "_function", "_keep")
 
@@ -146,25 +148,62 @@ class _LetGo:
         self._function(cast("void *", self._address))
 
 
-class Owner:
-    """C memory that is freed when nothing refers to this object any more.
+class _Owner:
+    """What :func:`own` answers where there is no ``_fast``.
 
     Why not ffi.gc: the collector calls the finalizers of a cycle in any order, so one of them might
     use a bitmap that is freed already. Hence a finalizer that frees nothing: it leaves that to an
-    object which is too new for this round of the collector, and so goes with the last reference.
-
-    :param keep: goes after the memory is freed
+    object which is too new for this round of the collector, and so goes with the last reference. An
+    interruption of it leaks the memory.
     """
 
-    __slots__ = ("_address", "_free", "_heir", "keep")
+    __slots__ = ("_address", "_free", "_heir", "_keep")
 
-    def __init__(self, pointer: CData, free: Callable[[CData], None], keep: object = None) -> None:
-        self._address = address(pointer)
+    def __init__(self, address: int, free: Callable[[CData], None], keep: object) -> None:
+        self._address = address
         self._free = free
-        self.keep = keep
+        self._keep = keep
 
     def __del__(self, heir: Callable[..., _LetGo] = _LetGo) -> None:
-        self._heir = heir(self._address, self._free, self.keep)
+        self._heir = heir(self._address, self._free, self._keep)
+
+
+#: Keeps C memory until nothing refers to it any more.
+Owner = Any
+
+
+def own(pointer: CData, free: str, keep: object = None) -> Owner:
+    """C memory that is freed when nothing refers to the answer any more.
+
+    :param free: the name of the C function that does it
+    :param keep: goes after the memory is freed
+    """
+    if fast is None:
+        return _Owner(address(pointer), getattr(lib, free), keep)
+    return fast.Owner(address(pointer), _let_go[free], keep)
+
+
+def _load_fast() -> Any:
+    """The module ``_fast``; None where there is none, or it is to be left aside."""
+    if os.environ.get("PYBITMAP_PURE_CFFI") == "1":
+        return None
+    with suppress(ImportError):
+        return import_module(f"{__package__}._fast")
+    return None
+
+
+fast = _load_fast()
+
+_let_go = {
+    name: int(ffi.cast("uintptr_t", ffi.addressof(lib, name)))
+    for name in (
+        "hbitmap_free",
+        "hbitmap_unpin",
+        "hbtracker_free",
+        "hbtracker_sets_free",
+        "hbtracker_drop_write",
+    )
+}
 
 
 class Memory:
@@ -217,7 +256,7 @@ def hbitmap_union(a: CData, b: CData) -> tuple[CData, Owner]:
 def _own(hb: CData, size: int, granularity: int) -> tuple[CData, Owner]:
     # As if it were marked all over, within reason.
     add_memory_pressure(min((size >> granularity) // 8, 1 << 26))
-    return hb, Owner(hb, lib.hbitmap_free)
+    return hb, own(hb, "hbitmap_free")
 
 
 def hbitmap_alloc_on(size: int, granularity: int, memory: Memory) -> tuple[CData, Owner]:
@@ -234,7 +273,7 @@ def hbitmap_alloc_on(size: int, granularity: int, memory: Memory) -> tuple[CData
     hb = lib.hbitmap_alloc_on(size, granularity, memory.words, nwords)
     if not hb:
         raise no_memory(size, granularity)
-    return hb, Owner(hb, lib.hbitmap_free, memory)
+    return hb, own(hb, "hbitmap_free", memory)
 
 
 def nwords_of(size: int, granularity: int) -> int:
@@ -247,7 +286,7 @@ def hbtracker_alloc() -> tuple[CData, Owner]:
     tracker = lib.hbtracker_alloc()
     if not tracker:
         raise MemoryError("no memory for a tracker")
-    return tracker, Owner(tracker, lib.hbtracker_free)
+    return tracker, own(tracker, "hbtracker_free")
 
 
 def hbtracker_set_alloc(size: int, bitmaps: list[CData], readonly: bool) -> CData:
@@ -326,7 +365,7 @@ def words(hb: CData) -> memoryview:
 def pinned_words(hb: CData, memory: Memory | None) -> memoryview:
     """The leaf words, live, as a read-only view of bytes that pins the bitmap while it exists."""
     hbitmap_pin(hb)
-    pin = _LetGo(address(hb), lib.hbitmap_unpin, memory)
+    pin = own(hb, "hbitmap_unpin", memory)
     nwords = new("size_t *")
     # The view holds the pointer, the pointer its destructor, and that the pin; a destructor that
     # does nothing else (it compares, in vain).

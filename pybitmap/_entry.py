@@ -10,11 +10,9 @@ stand in front: they do the plain case at once and hand everything else to the m
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from operator import index
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from . import _core
 from ._core import (
@@ -159,19 +157,9 @@ _FUNCTIONS = [
 ]
 
 
-def _load() -> Any:
-    """The module ``_fast``, ready; None where there is none."""
-    if os.environ.get("PYBITMAP_PURE_CFFI") == "1":
-        return None
-    try:
-        fast = import_module(f"{__package__}._fast")
-    except ImportError:
-        return None
-    fast.bind({name: _core.function_address(name) for name in _FUNCTIONS})
-    return fast
-
-
-_fast = _load()
+_fast = _core.fast
+if _fast is not None:
+    _fast.bind({name: _core.function_address(name) for name in _FUNCTIONS})
 
 
 def filled_bytes(nbytes: int, fill: Callable[[CData], int]) -> tuple[int, bytes]:

@@ -10,7 +10,9 @@
  *     Base       set, get, in; iteration, for the same reason
  *     NodeBase   mark_dirty
  *
- * and a function that Python lacks: bytes for somebody to fill.
+ * and two things that Python lacks: bytes for somebody to fill, and an owner of C
+ * memory whose end no signal handler can interrupt, as it can any finalizer that
+ * is written in Python.
  *
  * They do nothing but the plain case: exact ints that fit, by position, a
  * range that takes about a microsecond at most, a call that succeeds.
@@ -406,6 +408,69 @@ static PyType_Slot node_slots[] = {
     { 0 },
 };
 
+/* ---- an owner of C memory ------------------------------------------------ */
+
+/*
+ * Not known to the cycle collector, so it goes with the last reference, after all
+ * finalizers of a cycle that refers to it: these may still use the memory.
+ */
+struct owner {
+    PyObject_HEAD
+    void *address;
+    void (*let_go)(void *);
+    PyObject *keep;             /* goes after the memory */
+};
+
+static PyObject *owner_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    PyObject *address, *let_go, *keep = Py_None;
+    struct owner *owner;
+
+    (void)kwargs;
+    if (!PyArg_ParseTuple(args, "OO|O:Owner", &address, &let_go, &keep)) {
+        return NULL;
+    }
+    owner = (struct owner *)alloc(type, 0);
+    if (owner) {
+        owner->address = PyLong_AsVoidPtr(address);
+        owner->let_go = (void (*)(void *))PyLong_AsVoidPtr(let_go);
+        Py_INCREF(keep);
+        owner->keep = keep;
+        if (PyErr_Occurred()) {
+            owner->let_go = NULL;
+            Py_DECREF(owner);
+            return NULL;
+        }
+    }
+    return (PyObject *)owner;
+}
+
+static void owner_dealloc(PyObject *self)
+{
+    struct owner *owner = (struct owner *)self;
+    PyTypeObject *type = Py_TYPE(self);
+    freefunc free_object = (freefunc)PyType_GetSlot(type, Py_tp_free);
+
+    if (owner->let_go) {
+        Py_BEGIN_ALLOW_THREADS      /* large bitmaps take their time */
+        owner->let_go(owner->address);
+        Py_END_ALLOW_THREADS
+    }
+    Py_XDECREF(owner->keep);
+    free_object(self);
+    Py_DECREF(type);
+}
+
+static PyType_Slot owner_slots[] = {
+    { Py_tp_doc, (void *)PyDoc_STR(
+        "Owner(address, let_go, keep=None, /)\n--\n\n"
+        "Calls the C function at let_go with the address when nothing refers to this any more.") },
+    { Py_tp_new, owner_new },
+    { Py_tp_dealloc, owner_dealloc },
+    { 0 },
+};
+
 /* ---- the module --------------------------------------------------------- */
 
 /* A function pointer has room for an address: POSIX wants that for dlsym. */
@@ -467,7 +532,7 @@ static PyObject *add_type(PyObject *module, const char *name, size_t size, unsig
     PyType_Spec spec = {
         .name = name,
         .basicsize = (int)size,
-        .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | flags,
+        .flags = Py_TPFLAGS_DEFAULT | flags,
         .slots = slots,
     };
     PyObject *type = PyType_FromModuleAndSpec(module, &spec, NULL);
@@ -483,7 +548,7 @@ static PyObject *add_type(PyObject *module, const char *name, size_t size, unsig
 static int fast_exec(PyObject *module)
 {
     struct state *state = PyModule_GetState(module);
-    PyObject *base, *node;
+    PyObject *base, *node, *owner;
 
 #ifdef Py_LIMITED_API
     /* METH_FASTCALL is in the limited API from 3.10 on; but 3.9 would load this
@@ -496,14 +561,16 @@ static int fast_exec(PyObject *module)
     }
 #endif
     state->items_type = add_type(module, "pybitmap._fast.Items", sizeof(struct items),
-                                 0, items_slots);
+                                 Py_TPFLAGS_HAVE_GC, items_slots);
     base = add_type(module, "pybitmap._fast.Base", sizeof(struct entry),
-                    Py_TPFLAGS_BASETYPE, base_slots);
+                    Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC, base_slots);
     node = add_type(module, "pybitmap._fast.NodeBase", sizeof(struct entry),
-                    Py_TPFLAGS_BASETYPE, node_slots);
+                    Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC, node_slots);
+    owner = add_type(module, "pybitmap._fast.Owner", sizeof(struct owner), 0, owner_slots);
     Py_XDECREF(base);
     Py_XDECREF(node);
-    return state->items_type && base && node ? 0 : -1;
+    Py_XDECREF(owner);
+    return state->items_type && base && node && owner ? 0 : -1;
 }
 
 static int fast_traverse(PyObject *module, visitproc visit, void *arg)

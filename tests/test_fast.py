@@ -329,7 +329,7 @@ def test_a_second_initialisation_is_refused_and_changes_nothing() -> None:
 def test_what_is_no_address_is_not_attached(address: Any) -> None:
     hb = HBitmap.__new__(HBitmap)
     with pytest.raises((TypeError, OverflowError)):
-        hb._attach(address, None)  # type: ignore[arg-type]
+        hb._attach(address, None)
     with pytest.raises(AttributeError):
         hb.set(1)
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from weakref import ref
@@ -29,14 +28,14 @@ from weakref import ref
 from ..errors import InvalidError, StateError, StoreError
 from ..hbitmap import HBitmap
 from .coordinator import Coordinator
-from .device import Cell
+from .device import Cell, NotCopied
 from .state import CHANGE, Forbidding, State, forbid
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 
-class DirtyBitmap:
+class DirtyBitmap(NotCopied):
     """A named bitmap of a node; made by :meth:`pybitmap.BlockNode.add_bitmap`.
 
     Questions never wait. They are answered as of before a change that another thread is making,
@@ -164,6 +163,24 @@ class DirtyBitmap:
             # QEMU has empty bits for an inconsistent one, we have none.
             return HBitmap(self.size, state.content.granularity).sha256()
 
+    def next_dirty(self, start: int, count: int | None = None) -> int | None:
+        """The first dirty offset in a range, see :meth:`HBitmap.next_dirty`."""
+        return self._state.bits.next_dirty(start, count)
+
+    def next_zero(self, start: int, count: int | None = None) -> int | None:
+        """The first clean offset in a range, see :meth:`HBitmap.next_zero`."""
+        return self._state.bits.next_zero(start, count)
+
+    def next_dirty_area(
+        self, start: int, end: int | None = None, max_count: int | None = None
+    ) -> tuple[int, int] | None:
+        """The first dirty area ``(offset, nbytes)``, see :meth:`HBitmap.next_dirty_area`."""
+        return self._state.bits.next_dirty_area(start, end, max_count)
+
+    def status(self, start: int, count: int | None = None) -> tuple[bool, int]:
+        """Is ``start`` dirty, and for how many bytes does that hold? See :meth:`HBitmap.status`."""
+        return self._state.bits.status(start, count)
+
     # ---- what may be done -------------------------------------------------------------------
 
     def check(self, forbidding: Forbidding) -> None:
@@ -285,13 +302,8 @@ class DirtyBitmap:
         with self._coordinator.drafting() as draft:
             draft.repair(self._cell)
 
-    def _keep_stored(self) -> None:
-        """What is stored under the name stays as it is, whatever becomes of the bitmap."""
-        with self._coordinator.alone():
-            self._cell.settle(replace(self._state, skip_store=True))
 
-
-class Frozen(Collection[DirtyBitmap]):
+class Frozen(NotCopied, Collection[DirtyBitmap]):
     """Bitmaps that are constant and busy, since one instant; made by :meth:`BlockGraph.freeze`.
 
     ::

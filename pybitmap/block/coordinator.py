@@ -14,10 +14,8 @@ from contextlib import suppress
 from dataclasses import replace
 from threading import RLock, get_ident
 from types import TracebackType
-from weakref import ReferenceType
 
 from .. import _core
-from .._core import CData
 from ..errors import AbortedError, InvalidError, NotFoundError, StateError, StoreError
 from ..store.base import Purpose, Store, Switches
 from . import state as states
@@ -47,8 +45,6 @@ class Coordinator:
         self.draft: Draft | None = None
         #: What has not come to its end, if no thread is in the midst of it.
         self.unfinished: Commit | None = None
-        #: Open writes by what C has of them: whose they are, and on which device.
-        self.writes: dict[int, tuple[ReferenceType[object], Device, CData]] = {}
         #: Frozen bitmaps that nobody has any more, for the next call to thaw: finalizers add them.
         self.abandoned: deque[Cell] = deque()
         #: Devices that mark in more than what their bitmaps show.
@@ -240,28 +236,10 @@ class Coordinator:
             _core.hbtracker_wait(device.tracker, _PATIENCE)
         return code
 
-    def end_write(self, device: Device, write: CData, *, wait: bool) -> int:
-        """The closing mark of an open write; the second time, nothing.
-
-        :returns: 0, or why it could not be made; -EAGAIN: the write is open still
-        :raises StateError: as :meth:`patiently`, which is for ``wait``
-        """
-
-        def end() -> int:
-            return _core.hbtracker_try_end_write(device.tracker, write)
-
-        code = self.patiently(device, end) if wait else end()
-        if not write[0]:
-            self.writes.pop(id(write), None)
-        return code
-
     def tidy(self) -> None:
         """Bring to its end what was left; by whoever takes the lock."""
         if self.unfinished is not None:
             self._finish(self.unfinished)
-        for owner, device, write in list(self.writes.values()):
-            if owner() is None:  # its finalizer was interrupted
-                self.end_write(device, write, wait=False)
         if self.abandoned:
             cells = list(self.abandoned)
             with suppress(StoreError, MemoryError):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import is_
+from typing import NoReturn
 from weakref import ReferenceType
 
 from .. import _core
@@ -18,6 +19,13 @@ from ..errors import ClosedError, NotFoundError
 from ..hbitmap import HBitmap, pointers
 from ..store.base import Volume, Wanted
 from .state import State, record, recorders
+
+
+class NotCopied:
+    """What stands for something there is one of."""
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{type(self).__name__!r} objects are neither copied nor pickled")
 
 
 class Stage:
@@ -181,7 +189,9 @@ class Publication:
     ) -> None:
         self._lists = lists
         self._trackers = _core.new("HBTracker *[]", [device.tracker for device in lists])
-        self._sets = _core.new("HBTrackerSet *[]", len(lists))
+        # The last one is NULL. What is not published is freed.
+        self._sets = _core.new("HBTrackerSet *[]", len(lists) + 1)
+        self._owner = _core.own(self._sets, "hbtracker_sets_free", self._sets)
         for i, (device, bitmaps) in enumerate(lists.items()):
             cells = list(device.cells.values())
             readonly = closed or device.read_only or any(cell.state.readonly for cell in cells)
@@ -192,7 +202,7 @@ class Publication:
     @property
     def waiting(self) -> bool:
         """Was it not published?"""
-        return len(self._sets) > 0 and bool(self._sets[0])
+        return bool(self._sets[0])
 
     def publish(self) -> None:
         """Make it so at one instant; when this returns, nothing else is marked any more.
@@ -203,12 +213,6 @@ class Publication:
             return
         for device, bitmaps in self._lists.items():
             device.kept, device.listed = [*device.kept, *bitmaps], None
-        _core.hbtracker_publish_all(self._trackers, self._sets, len(self._sets))
+        _core.hbtracker_publish_all(self._trackers, self._sets, len(self._lists))
         for device, bitmaps in self._lists.items():
             device.listed = device.kept = list(bitmaps)
-
-    def __del__(self) -> None:
-        """What was not published is freed."""
-        for i in range(len(self._sets)):
-            tracker_set, self._sets[i] = self._sets[i], _core.NULL
-            _core.hbtracker_set_free(tracker_set)

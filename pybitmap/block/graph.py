@@ -13,7 +13,7 @@ from ..errors import AbortedError, ExistsError, InvalidError, NotFoundError, Sta
 from ..store.base import Store
 from .bitmap import DirtyBitmap, Frozen, bitmap_of
 from .coordinator import ABORTED, Coordinator, Drafting
-from .device import Cell, Device, Publication
+from .device import Cell, Device, NotCopied, Publication
 from .draft import Draft
 from .node import BlockNode, load
 
@@ -21,7 +21,7 @@ from .node import BlockNode, load
 Source = Union[str, "tuple[str, str]"]
 
 
-class BlockGraph:
+class BlockGraph(NotCopied):
     """The nodes of one program, by name; a context manager that closes them.
 
     >>> with BlockGraph() as graph:
@@ -207,7 +207,7 @@ class BlockGraph:
         self.close()
 
 
-class Transaction:
+class Transaction(NotCopied):
     """The actions of a block ``with graph.transaction() as tx``; nodes and bitmaps by name.
 
     Every action raises what the same change would raise outside, and aborts everything by it.

@@ -25,7 +25,7 @@ from ..hbitmap import HBitmap
 from ..store.base import StoredBitmap, Volume
 from .bitmap import DirtyBitmap, bitmap_of
 from .coordinator import Coordinator
-from .device import Cell, Device
+from .device import Cell, Device, NotCopied
 from .state import Forbidding, State, forbid, new_serial
 from .writing import Before, Writing
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 
-class BlockNode(NodeBase):
+class BlockNode(NotCopied, NodeBase):
     """A device of ``size`` bytes with named dirty bitmaps; made by :meth:`BlockGraph.add_node`."""
 
     def __init__(self, coordinator: Coordinator, device: Device) -> None:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from types import TracebackType
 from typing import Callable, Optional
-from weakref import ref
 
 from .. import _core
 from ..errors import StateError
@@ -54,7 +53,8 @@ class Writing:
         self._refused = refused
         # Where C puts the open write: there also if an interruption comes right then.
         self._write = _core.new("HBWrite **")
-        coordinator.writes[id(self._write)] = ref(self), device, self._write
+        # Left without __exit__, by a generator that was dropped or an interruption right before it.
+        self._owner = _core.own(self._write, "hbtracker_drop_write", (self._write, device.owner))
 
     def __enter__(self) -> None:
         if self._write[0]:
@@ -103,22 +103,19 @@ class Writing:
     def _end(self) -> int:
         """The closing mark, also if an interruption comes before it."""
         try:
-            return self._coordinator.end_write(self._device, self._write, wait=True)
+            return self._coordinator.patiently(self._device, self._close)
         except StateError:
-            raise  # whoever truncates or closes ends it
+            raise  # whoever truncates or closes has the range marked
         except BaseException:
-            self._coordinator.end_write(self._device, self._write, wait=True)
+            self._coordinator.patiently(self._device, self._close)
             raise
+
+    def _close(self) -> int:
+        return _core.hbtracker_try_end_write(self._device.tracker, self._write)
 
     def _check(self, code: int) -> None:
         if code:
             raise self._refused(code, f"range [{self._offset}, {self._offset + self._nbytes})")
-
-    def __del__(self) -> None:
-        # Left without __exit__: a generator that was dropped, an interruption right before it. If
-        # one comes right here, the next call on the graph ends it.
-        if hasattr(self, "_write"):
-            self._coordinator.end_write(self._device, self._write, wait=False)
 
 
 def _without(content: HBitmap, groups: HBitmap, start: int, end: int) -> list[tuple[int, int]]:
