@@ -22,7 +22,6 @@ from typing import Optional
 
 from .block.draft import check_granularity
 from .block.graph import BlockGraph, Transaction
-from .block.state import USE
 from .errors import CorruptError, InconsistentError, InvalidError
 from .store.base import (
     Change,
@@ -265,11 +264,11 @@ class _Opened:
         """
         node, bitmap = self.place(name)
         found = self._graph.find_node(node).find_bitmap(bitmap)
-        try:
-            found.check(USE)
-        except InconsistentError as error:
+        if found.inconsistent:
             where = f"{self._store.path}: " if self._store.path else ""
-            raise InconsistentError(f"{where}{error}: {found.reason}") from None
+            raise InconsistentError(
+                f"{where}Bitmap '{bitmap}' is inconsistent and cannot be used: {found.reason}"
+            )
         return node, bitmap
 
 

@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pybitmap import BlockNode, DirtyBitmap, Transaction
 from pybitmap.block.graph import _Transacting
+from pybitmap.qmp import bitmap_info
 
 
 def collect() -> None:
@@ -87,3 +89,8 @@ def publish(node: BlockNode) -> None:
 def transaction(node: BlockNode) -> AbstractContextManager[Transaction]:
     """On the graph of a node."""
     return _Transacting(node._coordinator)
+
+
+def query(node: BlockNode) -> list[dict[str, Any]]:
+    """What QMP's queries say of its bitmaps."""
+    return [bitmap_info(bitmap) for bitmap in node.newest_first()]

@@ -164,7 +164,7 @@ def test_add_makes_a_clean_bitmap_that_records(done: Done, disk: Disk) -> None:
     assert done("add", disk.path, "daily") == ""
     with disk.open() as node:
         bitmap = node.bitmaps["daily"]
-        assert (bitmap.granularity, bitmap.count, bitmap.enabled) == (65536, 0, True)
+        assert (bitmap.granularity, bitmap.count(), bitmap.enabled) == (65536, 0, True)
         assert bitmap.persistent
 
 

@@ -485,7 +485,7 @@ started.wait()
 for thread in threads:
     thread.join(0.05)
     assert thread.is_alive()
-assert bitmap.count == 512
+assert bitmap.count() == 512
 node._coordinator._publish_exactly([node._device])
 for thread in threads:
     thread.join()

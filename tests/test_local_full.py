@@ -68,7 +68,7 @@ with open(path.parent / "filler", "wb", buffering=0) as filler:
         pass
 for bitmap in node.bitmaps.values():
     bitmap.set(0, SIZE)
-assert all(bitmap.count == SIZE for bitmap in node.bitmaps.values())
+assert all(bitmap.count() == SIZE for bitmap in node.bitmaps.values())
 names = list(node.bitmaps)
 refused(node.bitmaps["a"].clear)
 refused(node.bitmaps["a"].freeze)

@@ -292,4 +292,4 @@ def test_a_close_that_is_interrupted_behind_its_switch_leaves_nothing_valid(
         assert check(path) in (FINE, LEAKS)
     with BlockGraph() as graph:
         bitmap = graph.add_node("n", store=Qcow2Store(path)).bitmaps["b"]
-        assert (bitmap.inconsistent, bitmap.count) == ((True, 0) if killed else (False, 65536))
+        assert (bitmap.inconsistent, bitmap.count()) == ((True, 0) if killed else (False, 65536))

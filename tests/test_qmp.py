@@ -145,7 +145,7 @@ def test_drain_of_a_busy_bitmap_is_refused(graph: BlockGraph) -> None:
     with node.bitmaps["b"].freeze():
         desc = failed(graph, command("__org.pybitmap_drain", node="n", name="b"))
         assert "currently in use" in desc
-        assert node.bitmaps["b"].count
+        assert node.bitmaps["b"].count()
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_drain_of_a_busy_bitmap_is_refused(graph: BlockGraph) -> None:
 def test_bad_marks_change_nothing(graph: BlockGraph, offset: Any, length: Any) -> None:
     done(graph, bitmap("add", "n", "b"))
     failed(graph, command("__org.pybitmap_mark", node="n", offset=offset, length=length))
-    assert graph.nodes["n"].bitmaps["b"].count == 0
+    assert graph.nodes["n"].bitmaps["b"].count() == 0
 
 
 def test_mark_of_a_read_only_node(graph: BlockGraph) -> None:
@@ -217,7 +217,7 @@ def test_the_move(graph: BlockGraph) -> None:
     assert state(graph) == before
     done(graph, transaction(*move, bitmap("remove", "n", "b")))
     assert list(graph.nodes["n"].bitmaps) == []
-    assert graph.nodes["m"].bitmaps["b"].count == 65536
+    assert graph.nodes["m"].bitmaps["b"].count() == 65536
 
 
 JSON = st.recursive(

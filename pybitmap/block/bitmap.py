@@ -22,14 +22,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import ref
 
 from ..errors import InvalidError, StateError, StoreError
 from ..hbitmap import HBitmap
 from .coordinator import Coordinator
 from .device import Cell, NotCopied
-from .state import CHANGE, Forbidding, State, forbid
+from .state import CHANGE, State, forbid
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -65,11 +65,6 @@ class DirtyBitmap(NotCopied):
     def granularity(self) -> int:
         """Bytes that a bit stands for."""
         return self._state.granularity
-
-    @property
-    def count(self) -> int:
-        """Dirty bytes, in whole groups; of a frozen bitmap, without its successor's."""
-        return self._state.bits.count()
 
     @property
     def enabled(self) -> bool:
@@ -111,21 +106,6 @@ class DirtyBitmap(NotCopied):
         """Does the node pass over it when it stores its bitmaps?"""
         return self._state.skip_store
 
-    def info(self) -> dict[str, Any]:
-        """As QMP reports it (BlockDirtyInfo of QEMU's QMP reference)."""
-        with self._coordinator.held():
-            info: dict[str, Any] = {
-                "name": self.name,
-                "count": self.count,
-                "granularity": self.granularity,
-                "recording": self.recording,
-                "busy": self.busy,
-                "persistent": self.persistent,
-            }
-            if self.inconsistent:
-                info["inconsistent"] = True
-            return info
-
     def __repr__(self) -> str:
         flags = [
             flag
@@ -133,11 +113,15 @@ class DirtyBitmap(NotCopied):
             if getattr(self, flag)
         ]
         return (
-            f"<DirtyBitmap {self.name!r} granularity={self.granularity} count={self.count}"
+            f"<DirtyBitmap {self.name!r} granularity={self.granularity} count={self.count()}"
             f"{''.join(' ' + flag for flag in flags)}>"
         )
 
     # ---- what it holds ----------------------------------------------------------------------
+
+    def count(self, start: int | None = None, count: int | None = None) -> int:
+        """Dirty bytes, see :meth:`HBitmap.count`; of a frozen bitmap, without its successor's."""
+        return self._state.bits.count(start, count)
 
     def get(self, offset: int) -> bool:
         """Is the group of ``offset`` dirty? Beyond the end: False."""
@@ -182,14 +166,6 @@ class DirtyBitmap(NotCopied):
         return self._state.bits.status(start, count)
 
     # ---- what may be done -------------------------------------------------------------------
-
-    def check(self, forbidding: Forbidding) -> None:
-        """May something be done with it?
-
-        :raises NotFoundError: if the bitmap was removed
-        :raises BusyError, ReadonlyError, InconsistentError: if one of these flags forbids it
-        """
-        forbid(self.name, self._state, forbidding)
 
     def enable(self) -> None:
         """Record writes from now on.
@@ -253,8 +229,9 @@ class DirtyBitmap(NotCopied):
             return self._changing().drain()
 
     def _changing(self) -> HBitmap:
-        self.check(CHANGE)
-        return self._state.content
+        state = self._state
+        forbid(self.name, state, CHANGE)
+        return state.content
 
     def merge(self, *sources: DirtyBitmap) -> None:
         """Mark what is dirty in the sources, in all of them or, if one is refused, in none.
@@ -281,7 +258,7 @@ class DirtyBitmap(NotCopied):
         >>> with daily.freeze() as frozen:
         ...     copied = list(daily.areas())
         ...     frozen.done()
-        >>> copied, daily.count
+        >>> copied, daily.count()
         ([(0, 4096)], 0)
 
         :raises StateError: if it is busy, readonly or inconsistent, or inside a transaction

@@ -126,10 +126,6 @@ class Device:
         """The cells of bitmaps that are there, in the order of adding."""
         return [cell for cell in list(self.cells.values()) if not cell.state.removed]
 
-    def oldest_first(self) -> list[Cell]:
-        """The same as queries have them: a successor that has taken over is as young as it is."""
-        return sorted(self.present(), key=lambda cell: cell.state.serial)
-
     def make(self, granularity: int, *, stored: bool, size: int | None = None) -> HBitmap:
         """Memory for bits, where the bitmap is stored if it is.
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from operator import index
 from types import MappingProxyType, TracebackType
 from typing import Union
@@ -105,10 +106,12 @@ class BlockGraph(NotCopied):
             del self._nodes[name]
             del self._coordinator.devices[name]
 
-    def query(self) -> list[tuple[BlockNode, list[dict[str, object]]]]:
-        """Every node with what :meth:`BlockNode.query` says, the newest first, at one instant."""
-        with self._coordinator.held():
-            return [(node, node.query()) for node in reversed(list(self._nodes.values()))]
+    def locked(self) -> AbstractContextManager[None]:
+        """``with graph.locked():`` no other thread changes nodes or bitmaps meanwhile.
+
+        For several questions that are to be answered as of one moment. Writes go on being marked.
+        """
+        return self._coordinator.held()
 
     def transaction(self, *, close: bool = False) -> _Transacting:
         """``with graph.transaction() as tx``: actions on any nodes, all or none of them.

@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator, Mapping
 from operator import index
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .. import _core
 from .._core import CData
@@ -197,11 +197,12 @@ class BlockNode(NotCopied, NodeBase):
             self._device.check_open()
             draft.remove(self._device.find(name))
 
-    def query(self) -> list[dict[str, Any]]:
-        """What QMP's queries list as ``dirty-bitmaps``: the newest first."""
-        with self._coordinator.held():
-            cells = reversed(self._device.oldest_first())
-            return [bitmap_of(cell, self._coordinator).info() for cell in cells]
+    def newest_first(self) -> list[DirtyBitmap]:
+        """The bitmaps as QMP's queries list them. A successor that has taken over is a new bitmap
+        there, so :attr:`bitmaps` may have another order.
+        """
+        cells = sorted(self._device.present(), key=lambda cell: -cell.state.serial)
+        return [bitmap_of(cell, self._coordinator) for cell in cells]
 
     # ---- life -------------------------------------------------------------------------------
 

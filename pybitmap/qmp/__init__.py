@@ -3,7 +3,8 @@
 
 ``execute`` takes one command as a dict and gives the reply as a dict; ``serve`` and ``Server`` do
 so over a unix socket, for the clients that people have for QEMU. ``transact`` takes a list of
-actions as QMP has them, and raises instead of replying.
+actions as QMP has them, and raises instead of replying. ``bitmap_info`` and ``node_info`` are what
+queries list.
 
 >>> from pybitmap import BlockGraph
 >>> graph = BlockGraph()
@@ -15,7 +16,7 @@ actions as QMP has them, and raises instead of replying.
 {'error': {'class': 'GenericError', 'desc': 'Bitmap already exists: b'}}
 """
 
-from .commands import execute, transact
+from .commands import bitmap_info, execute, node_info, transact
 from .server import Server, serve
 
-__all__ = ["Server", "execute", "serve", "transact"]
+__all__ = ["Server", "bitmap_info", "execute", "node_info", "serve", "transact"]

@@ -20,7 +20,9 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as metadata_version
 from typing import Any
 
+from ..block.bitmap import DirtyBitmap
 from ..block.graph import BlockGraph, Source, Transaction
+from ..block.node import BlockNode
 from ..errors import BitmapError, InvalidError
 from . import schema
 from .schema import SchemaError, Struct, Where
@@ -132,21 +134,40 @@ def _query_block(graph: BlockGraph, arguments: Arguments) -> list[Any]:
 
 
 def _query_named_block_nodes(graph: BlockGraph, arguments: Arguments) -> list[dict[str, Any]]:
-    nodes = []
-    for node, bitmaps in graph.query():
-        volume = node.volume
-        driver, filename = (volume.driver, volume.filename) if volume else ("pybitmap", "")
-        info: dict[str, Any] = {
-            "node-name": node.name,
-            "drv": driver,
-            "ro": node.read_only,
-            "file": filename,
-            "image": {"filename": filename, "format": driver, "virtual-size": node.size},
-        }
-        if bitmaps:
-            info["dirty-bitmaps"] = bitmaps
-        nodes.append(info)
-    return nodes
+    with graph.locked():
+        return [node_info(node) for node in reversed(list(graph.nodes.values()))]
+
+
+def node_info(node: BlockNode) -> dict[str, Any]:
+    """A node as ``query-named-block-nodes`` lists it: some members of BlockDeviceInfo."""
+    volume = node.volume
+    driver, filename = (volume.driver, volume.filename) if volume else ("pybitmap", "")
+    info: dict[str, Any] = {
+        "node-name": node.name,
+        "drv": driver,
+        "ro": node.read_only,
+        "file": filename,
+        "image": {"filename": filename, "format": driver, "virtual-size": node.size},
+    }
+    bitmaps = [bitmap_info(bitmap) for bitmap in node.newest_first()]
+    if bitmaps:
+        info["dirty-bitmaps"] = bitmaps
+    return info
+
+
+def bitmap_info(bitmap: DirtyBitmap) -> dict[str, Any]:
+    """A bitmap as queries list it: BlockDirtyInfo of QEMU's QMP reference."""
+    info: dict[str, Any] = {
+        "name": bitmap.name,
+        "count": bitmap.count(),
+        "granularity": bitmap.granularity,
+        "recording": bitmap.recording,
+        "busy": bitmap.busy,
+        "persistent": bitmap.persistent,
+    }
+    if bitmap.inconsistent:
+        info["inconsistent"] = True
+    return info
 
 
 def _sha256(graph: BlockGraph, arguments: Arguments) -> dict[str, str]:

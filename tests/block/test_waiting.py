@@ -120,7 +120,7 @@ bitmap.clear()
 came = []
 
 def handle(*_):
-    came.append(bitmap.count)
+    came.append(bitmap.count())
     if len(came) == 3:
         {end}
 
@@ -132,7 +132,7 @@ try:
 except KeyboardInterrupt:
     came.append("interrupted")
 signal.setitimer(signal.ITIMER_REAL, 0)
-print(came[:4], bitmap.count)
+print(came[:4], bitmap.count())
 release()
 """
 
@@ -172,4 +172,4 @@ def test_a_truncation_beside_many_writers_loses_nothing() -> None:
         node.truncate(size)
     for thread in threads:
         thread.join()
-    assert bitmap.count == SIZE
+    assert bitmap.count() == SIZE
