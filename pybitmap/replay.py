@@ -18,7 +18,7 @@ from typing import Any, NoReturn, cast
 
 from .errors import InvalidError
 from .hbitmap import HBitmap
-from .sizes import MAX_SIZE, exact_size, exact_sizes, is_granularity
+from .sizes import MAX_SIZE, exact_size, exact_sizes, granularity_bits, is_granularity
 from .store.base import Progress
 from .trace import Trace, printable, read_trace
 
@@ -54,7 +54,7 @@ def mark(trace: Trace, size: int, granularity: int, progress: Progress) -> Marke
     """Marks every request in a fresh bitmap."""
     where = f"a disk of {size} bytes at granularity {granularity}"
     try:
-        bitmap = HBitmap(size, granularity.bit_length() - 1)
+        bitmap = HBitmap(size, granularity_bits(granularity))
     except InvalidError as error:
         raise InvalidError(f"{where}: {error}") from None
     except MemoryError:

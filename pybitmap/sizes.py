@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sizes in bytes as people write and read them: 4096, 64K, 1.3 MiB."""
+"""Sizes in bytes as people write and read them (4096, 64K, 1.3 MiB), and granularities."""
 
 from __future__ import annotations
 
@@ -48,3 +48,8 @@ def rough_size(nbytes: int) -> str:
 def is_granularity(nbytes: int) -> bool:
     """Is it a power of 2?"""
     return nbytes > 0 and nbytes & (nbytes - 1) == 0
+
+
+def granularity_bits(granularity: int) -> int:
+    """log2 of a granularity in bytes, as :class:`~pybitmap.HBitmap` takes it: 4096 -> 12."""
+    return granularity.bit_length() - 1

@@ -17,6 +17,7 @@ from weakref import ReferenceType
 from .. import _core
 from ..errors import ClosedError, NotFoundError
 from ..hbitmap import HBitmap, pointers
+from ..sizes import granularity_bits
 from ..store.base import Volume, Wanted
 from .state import State, record, recorders
 
@@ -133,7 +134,7 @@ class Device:
         """
         if stored and self.stored is not None:
             return self.stored.make(granularity, size)
-        return HBitmap(self.size if size is None else size, granularity.bit_length() - 1)
+        return HBitmap(self.size if size is None else size, granularity_bits(granularity))
 
     def wanted(self, state_of: Callable[[Cell], State], size: int | None = None) -> Wanted:
         """What the volume is to hold when bitmaps are in these states."""

@@ -22,6 +22,7 @@ from .._core import CData
 from .._entry import NodeBase
 from ..errors import ClosedError, RangeError, ReadonlyError, UnsupportedError
 from ..hbitmap import HBitmap
+from ..sizes import granularity_bits
 from ..store.base import StoredBitmap, Volume
 from .bitmap import DirtyBitmap, bitmap_of
 from .coordinator import Coordinator
@@ -293,7 +294,7 @@ def _loaded(stored: StoredBitmap, *, readonly: bool) -> State:
     # An inconsistent one has no content: with 65,535 of them that matters.
     content = stored.content
     if content is None:
-        content = HBitmap(0, stored.granularity.bit_length() - 1)
+        content = HBitmap(0, granularity_bits(stored.granularity))
     return State(
         content,
         new_serial(),

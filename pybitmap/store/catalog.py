@@ -23,6 +23,7 @@ from typing import Any
 
 from .. import _core
 from ..errors import BitmapError, CorruptError, InvalidError, LockedError, StoreError
+from ..sizes import granularity_bits
 
 CATALOG, JOURNAL = "catalog.sqlite", "catalog.sqlite-journal"
 
@@ -78,7 +79,7 @@ class Row:
     @property
     def nbytes(self) -> int:
         """Of each of its files."""
-        return 8 * _core.nwords_of(self.size, self.granularity.bit_length() - 1)
+        return 8 * _core.nwords_of(self.size, granularity_bits(self.granularity))
 
     @property
     def files(self) -> list[str]:
@@ -95,7 +96,7 @@ class Row:
         if group < 1 or group & (group - 1):
             return f"granularity {group}"
         try:
-            _core.check_size(self.size, group.bit_length() - 1)
+            _core.check_size(self.size, granularity_bits(group))
         except InvalidError as error:
             return str(error)
         for name in self.files:

@@ -52,6 +52,7 @@ from ..errors import (
     UnsupportedError,
 )
 from ..hbitmap import HBitmap
+from ..sizes import granularity_bits
 from .base import (
     Change,
     Purpose,
@@ -284,7 +285,7 @@ class LocalStore(Store):
         """A bitmap on a new file, which no row names yet."""
         with self._lock:
             self._check_process()
-            bits = granularity.bit_length() - 1
+            bits = granularity_bits(granularity)
             _core.check_size(size, bits)
             name = secrets.token_hex(8) + ".words"
             path = self.path / name
@@ -357,7 +358,7 @@ class LocalStore(Store):
             return loaded
 
     def _load_file(self, name: str, row: Row, volume: LocalVolume, todo: _Progress) -> HBitmap:
-        bits = row.granularity.bit_length() - 1
+        bits = granularity_bits(row.granularity)
         flags = os.O_RDONLY if volume.read_only else os.O_RDWR
         with _reported(f"cannot load bitmap '{row.name}' of node '{row.node}'"):
             fd = os.open(self.path / name, flags | os.O_CLOEXEC | os.O_NOFOLLOW)

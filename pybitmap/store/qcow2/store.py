@@ -31,6 +31,7 @@ from ...errors import (
     UnsupportedError,
 )
 from ...hbitmap import HBitmap
+from ...sizes import granularity_bits
 from ..base import (
     MAX_NAME,
     Change,
@@ -294,7 +295,7 @@ class Qcow2Volume(Volume):
         """What is to be stored for a record."""
         if record.content is None:
             return old
-        bits = record.granularity.bit_length() - 1
+        bits = granularity_bits(record.granularity)
         if old is not None and (
             old.table is None
             or old.granularity_bits != bits
@@ -324,7 +325,7 @@ class Qcow2Volume(Volume):
 
         if self._image.version == 2:
             raise refuse("Cannot store dirty bitmaps in qcow2 v2 files")
-        bits = granularity.bit_length() - 1
+        bits = granularity_bits(granularity)
         if bits > bitmaps.MAX_GRANULARITY_BITS:
             most = 1 << bitmaps.MAX_GRANULARITY_BITS
             raise refuse(f"Granularity exceeds maximum ({most} bytes)")
@@ -349,7 +350,7 @@ class Qcow2Volume(Volume):
 
     def make(self, granularity: int, size: int | None = None) -> HBitmap:
         size = self.size if size is None else size
-        return HBitmap(size, granularity.bit_length() - 1)
+        return HBitmap(size, granularity_bits(granularity))
 
     def close(self) -> None:
         if self._qcow2._volume is self:
