@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from operator import index
-from typing import TYPE_CHECKING, cast
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, cast
 
 from . import _core
 from ._core import (
@@ -171,9 +173,76 @@ def filled_bytes(nbytes: int, fill: Callable[[CData], int]) -> tuple[int, bytes]
         return fill(c_data), data
 
 
+class PythonGuard:
+    """A context manager that leaves nothing half done, whatever a signal handler raises.
+
+    With ``_lock``, if it is not None, held from before ``_entered(nested)``, of which ``with`` gets
+    the answer, until after ``_leaving``; ``nested``: this thread had it before. Where one of the
+    two raises, ``_interrupted`` is called as well, before the lock goes: it brings to its end what
+    was left. ``_fast`` has the same in C. Here, an interruption before the first line of
+    ``__exit__`` keeps the lock.
+    """
+
+    _lock: Any
+
+    def _entered(self, nested: bool) -> Any:
+        return self
+
+    def _leaving(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        pass
+
+    def _interrupted(self) -> None:
+        pass
+
+    def __enter__(self) -> Any:
+        lock = self._lock
+        if lock is None:
+            return self._begun(False)
+        nested = lock._is_owned()
+        try:
+            lock.acquire()
+            return self._begun(nested)
+        except BaseException:
+            if lock._is_owned() and not nested:
+                lock.release()
+            raise
+
+    def _begun(self, nested: bool) -> Any:
+        try:
+            return self._entered(nested)
+        except BaseException:
+            with suppress(BaseException):
+                self._interrupted()
+            if nested:
+                self._lock.release()
+            raise
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self._leaving(kind, error, traceback)
+        except BaseException:
+            with suppress(BaseException):
+                self._interrupted()
+            raise
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+
+
 if TYPE_CHECKING or _fast is None:
     Base = CffiBase
     NodeBase = CffiNodeBase
+    Guard = PythonGuard
 else:
 
     class Base(_fast.Base):
@@ -190,3 +259,10 @@ else:
 
         __slots__ = ()
         _cffi_mark_dirty = CffiNodeBase.mark_dirty
+
+    class Guard(_fast.Guard):
+        """:class:`PythonGuard`, with ``__enter__`` and ``__exit__`` in C."""
+
+        _entered = PythonGuard._entered
+        _leaving = PythonGuard._leaving
+        _interrupted = PythonGuard._interrupted

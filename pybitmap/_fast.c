@@ -10,9 +10,9 @@
  *     Base       set, get, in; iteration, for the same reason
  *     NodeBase   mark_dirty
  *
- * and two things that Python lacks: bytes for somebody to fill, and an owner of C
+ * and three things that Python lacks: bytes for somebody to fill; an owner of C
  * memory whose end no signal handler can interrupt, as it can any finalizer that
- * is written in Python.
+ * is written in Python; and a context manager whose lock is released likewise.
  *
  * They do nothing but the plain case: exact ints that fit, by position, a
  * range that takes about a microsecond at most, a call that succeeds.
@@ -471,6 +471,119 @@ static PyType_Slot owner_slots[] = {
     { 0 },
 };
 
+/* ---- a context manager --------------------------------------------------- */
+
+/*
+ * With `_lock`, if it is not None, held from before _entered(nested) until after
+ * _leaving(kind, error, traceback); nested: this thread had it before.  Methods
+ * of Python can be interrupted before their first line, by what a signal handler
+ * raises; so where _leaving raises, _interrupted() is called as well, which
+ * brings to its end what was left.
+ */
+struct guard {
+    PyObject_HEAD
+    PyObject *lock;
+};
+
+static int guard_traverse(PyObject *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(((struct guard *)self)->lock);
+    return 0;
+}
+
+static int guard_clear(PyObject *self)
+{
+    Py_CLEAR(((struct guard *)self)->lock);
+    return 0;
+}
+
+static void guard_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    freefunc free_object = (freefunc)PyType_GetSlot(type, Py_tp_free);
+
+    PyObject_GC_UnTrack(self);
+    (void)guard_clear(self);
+    free_object(self);
+    Py_DECREF(type);
+}
+
+/* Calls a method without arguments for what it does; what it raises is dropped. */
+static void call_quietly(PyObject *object, const char *method)
+{
+    PyObject *kind, *error, *traceback, *result;
+
+    PyErr_Fetch(&kind, &error, &traceback);
+    result = PyObject_CallMethod(object, method, NULL);
+    Py_XDECREF(result);
+    PyErr_Restore(kind, error, traceback);
+}
+
+static PyObject *guard_enter(PyObject *self, PyObject *unused)
+{
+    PyObject *lock = ((struct guard *)self)->lock, *owned = NULL, *result;
+
+    (void)unused;
+    if (lock && lock != Py_None) {
+        PyObject *acquired;
+
+        owned = PyObject_CallMethod(lock, "_is_owned", NULL);
+        acquired = owned ? PyObject_CallMethod(lock, "acquire", NULL) : NULL;
+        if (!acquired) {
+            Py_XDECREF(owned);
+            return NULL;
+        }
+        Py_DECREF(acquired);
+    }
+    result = PyObject_CallMethod(self, "_entered", "O", owned ? owned : Py_False);
+    if (!result) {
+        call_quietly(self, "_interrupted");
+        if (owned) {
+            call_quietly(lock, "release");
+        }
+    }
+    Py_XDECREF(owned);
+    return result;
+}
+
+static PyObject *guard_exit(PyObject *self, PyObject *args)
+{
+    PyObject *lock = ((struct guard *)self)->lock;
+    PyObject *method = PyObject_GetAttrString(self, "_leaving");
+    PyObject *result = method ? PyObject_CallObject(method, args) : NULL;
+
+    Py_XDECREF(method);
+    if (!result) {
+        call_quietly(self, "_interrupted");
+    }
+    if (lock && lock != Py_None) {
+        call_quietly(lock, "release");
+    }
+    return result;
+}
+
+static PyMethodDef guard_methods[] = {
+    { "__enter__", guard_enter, METH_NOARGS, NULL },
+    { "__exit__", guard_exit, METH_VARARGS, NULL },
+    { 0 },
+};
+
+static PyMemberDef guard_members[] = {
+    { "_lock", T_OBJECT_EX, offsetof(struct guard, lock), 0, NULL },
+    { 0 },
+};
+
+static PyType_Slot guard_slots[] = {
+    { Py_tp_doc, (void *)PyDoc_STR("See pybitmap._entry.") },
+    { Py_tp_methods, guard_methods },
+    { Py_tp_members, guard_members },
+    { Py_tp_traverse, guard_traverse },
+    { Py_tp_clear, guard_clear },
+    { Py_tp_dealloc, guard_dealloc },
+    { 0 },
+};
+
 /* ---- the module --------------------------------------------------------- */
 
 /* A function pointer has room for an address: POSIX wants that for dlsym. */
@@ -548,7 +661,7 @@ static PyObject *add_type(PyObject *module, const char *name, size_t size, unsig
 static int fast_exec(PyObject *module)
 {
     struct state *state = PyModule_GetState(module);
-    PyObject *base, *node, *owner;
+    PyObject *base, *node, *owner, *guard;
 
 #ifdef Py_LIMITED_API
     /* METH_FASTCALL is in the limited API from 3.10 on; but 3.9 would load this
@@ -567,10 +680,13 @@ static int fast_exec(PyObject *module)
     node = add_type(module, "pybitmap._fast.NodeBase", sizeof(struct entry),
                     Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC, node_slots);
     owner = add_type(module, "pybitmap._fast.Owner", sizeof(struct owner), 0, owner_slots);
+    guard = add_type(module, "pybitmap._fast.Guard", sizeof(struct guard),
+                     Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC, guard_slots);
     Py_XDECREF(base);
     Py_XDECREF(node);
     Py_XDECREF(owner);
-    return state->items_type && base && node && owner ? 0 : -1;
+    Py_XDECREF(guard);
+    return state->items_type && base && node && owner && guard ? 0 : -1;
 }
 
 static int fast_traverse(PyObject *module, visitproc visit, void *arg)

@@ -101,6 +101,9 @@ class Commit:
         else:
             self.go_back()
             self.draft.stage.now = Stage.BEFORE
+            for device in self.telling:
+                if device.stored is not None:
+                    device.stored.pending = True  # a switch may have come through
         self.draft.settle()
 
     # ---- steps ------------------------------------------------------------------------------
@@ -409,6 +412,9 @@ class Closed(Held):
         for device in self.draft.devices:
             device.closed = True
         super().go_on()
+        for device in self.draft.devices:
+            if device.volume is not None:
+                device.volume.close()
 
     def go_back(self) -> None:
         wanted = {}

@@ -12,10 +12,12 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
-from threading import RLock, get_ident
+from threading import RLock
 from types import TracebackType
+from typing import Any
 
 from .. import _core
+from .._entry import Guard
 from ..errors import AbortedError, InvalidError, NotFoundError, StateError, StoreError
 from ..store.base import Purpose, Store, Switches
 from . import state as states
@@ -37,9 +39,6 @@ class Coordinator:
 
     def __init__(self) -> None:
         self.lock = RLock()
-        #: How often the lock is held, and by which thread.
-        self.depth = 0
-        self.owner = 0
         self.devices: dict[str, Device] = {}
         #: Of the transaction that is open.
         self.draft: Draft | None = None
@@ -209,9 +208,6 @@ class Coordinator:
         """
         devices = [device for device in devices if not device.closed]
         self._run(Closed(draft or Draft(self.devices), devices, stores=not discard))
-        for device in devices:
-            if device.volume is not None:
-                device.volume.close()
 
     def check_idle(self) -> None:
         """
@@ -228,7 +224,7 @@ class Coordinator:
         :raises StateError: if this thread is the one that is at it
         """
         while (code := call()) == -errno.EAGAIN:
-            if self.owner == get_ident():
+            if self.lock._is_owned():  # type: ignore[attr-defined]
                 raise StateError(
                     f"node '{device.name}' is being truncated or closed by this very thread: "
                     f"the write is not marked"
@@ -237,9 +233,12 @@ class Coordinator:
         return code
 
     def tidy(self) -> None:
-        """Bring to its end what was left; by whoever takes the lock."""
+        """Bring to its end what was left, by an interruption or a finalizer."""
         if self.unfinished is not None:
             self._finish(self.unfinished)
+        if self.draft is not None:
+            self.draft.drop()
+            self.draft = None
         if self.abandoned:
             cells = list(self.abandoned)
             with suppress(StoreError, MemoryError):
@@ -266,56 +265,34 @@ class Coordinator:
                 Publication({device: everything}).publish()
 
 
-class Hold:
-    """The lock of a coordinator, as a context manager.
-
-    No generator: an exception where one begins would keep the lock for as long as its traceback.
-    """
+class Hold(Guard):
+    """The lock of a coordinator, as a context manager."""
 
     def __init__(self, coordinator: Coordinator) -> None:
-        self.coordinator = coordinator
+        self._lock = coordinator.lock
+        self._coordinator = coordinator
 
-    def __enter__(self) -> None:
-        self._enter()
-
-    def _enter(self) -> None:
-        coordinator = self.coordinator
-        coordinator.lock.acquire()
-        try:
-            if coordinator.depth == 0:
-                coordinator.tidy()
-            self.check()
-            coordinator.owner = get_ident()
-            coordinator.depth += 1
-        except BaseException:
-            coordinator.lock.release()
-            raise
-
-    def check(self) -> None:
-        """
-        :raises StateError: not now
-        """
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        coordinator = self.coordinator
-        coordinator.depth -= 1
-        if coordinator.depth == 0:
-            coordinator.owner = 0
-        coordinator.lock.release()
+    def _entered(self, nested: bool) -> Any:
+        if not nested:
+            self._coordinator.tidy()
 
 
 class Alone(Hold):
     """See :meth:`Coordinator.alone`."""
 
-    def check(self) -> None:
-        if self.coordinator.draft is not None:
+    #: May there be something to bring to its end?
+    _inside = False
+
+    def _entered(self, nested: bool) -> Any:
+        super()._entered(nested)
+        if self._coordinator.draft is not None:
             raise StateError(_OPEN_ALREADY)
-        self.coordinator.check_idle()
+        self._coordinator.check_idle()
+        self._inside = True
+
+    def _interrupted(self) -> None:
+        if self._inside:
+            self._coordinator.tidy()
 
 
 class Drafting(Alone):
@@ -323,31 +300,28 @@ class Drafting(Alone):
 
     def __init__(self, coordinator: Coordinator, draft: Draft) -> None:
         super().__init__(coordinator)
-        self.draft = draft
+        self._draft = draft
 
-    def __enter__(self) -> Draft:  # type: ignore[override]
-        self._enter()
-        self.coordinator.draft = self.draft
-        return self.draft
+    def _entered(self, nested: bool) -> Any:
+        super()._entered(nested)
+        self._coordinator.draft = self._draft
+        return self._draft
 
-    def __exit__(
+    def _leaving(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        coordinator, draft = self.coordinator, self.draft
-        coordinator.draft = None
-        try:
-            if kind is not None:
-                draft.drop()
-            elif draft.dropped:
-                raise AbortedError(ABORTED)
-            else:
-                coordinator.commit(draft)
-        except BaseException:
-            if coordinator.unfinished is None:
-                draft.drop()
-            raise
-        finally:
-            super().__exit__(kind, error, traceback)
+        self._coordinator.draft = None
+        if kind is not None:
+            self._draft.drop()
+        elif self._draft.dropped:
+            raise AbortedError(ABORTED)
+        else:
+            self._coordinator.commit(self._draft)
+
+    def _interrupted(self) -> None:
+        super()._interrupted()
+        if self._inside and not self._draft.ended:
+            self._draft.drop()

@@ -113,7 +113,7 @@ class BlockGraph(NotCopied):
         """
         return self._coordinator.held()
 
-    def transaction(self, *, close: bool = False) -> _Transacting:
+    def transaction(self, *, close: bool = False) -> AbstractContextManager[Transaction]:
         """``with graph.transaction() as tx``: actions on any nodes, all or none of them.
 
         There is one instant T for all of it, over all nodes, when the block has ended. Each write
@@ -312,20 +312,12 @@ class _Action:
             self._draft.drop()
 
 
-class _Transacting:
+class _Transacting(Drafting):
     """See :meth:`BlockGraph.transaction`."""
 
     def __init__(self, coordinator: Coordinator, close: bool = False) -> None:
-        self._coordinator = coordinator
-        self._drafting: Drafting = coordinator.drafting(closes=close)
+        super().__init__(coordinator, Draft(coordinator.devices, closes=close))
 
-    def __enter__(self) -> Transaction:
-        return Transaction(self._coordinator, self._drafting.__enter__())
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._drafting.__exit__(kind, error, traceback)
+    def _entered(self, nested: bool) -> Transaction:
+        super()._entered(nested)
+        return Transaction(self._coordinator, self._draft)
