@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 from weakref import ref
 
+from .._entry import Guard
 from ..errors import InvalidError, StateError, StoreError
 from ..hbitmap import HBitmap
 from .coordinator import Coordinator
@@ -280,7 +281,7 @@ class DirtyBitmap(NotCopied):
             draft.repair(self._cell)
 
 
-class Frozen(NotCopied, Collection[DirtyBitmap]):
+class Frozen(Guard, NotCopied, Collection[DirtyBitmap]):
     """Bitmaps that are constant and busy, since one instant; made by :meth:`BlockGraph.freeze`.
 
     ::
@@ -302,6 +303,7 @@ class Frozen(NotCopied, Collection[DirtyBitmap]):
     """
 
     def __init__(self, coordinator: Coordinator, bitmaps: Iterable[DirtyBitmap]) -> None:
+        self._lock = None
         self._coordinator = coordinator
         # Known before anything is frozen, since __del__ puts back what has this holder.
         self._holder = object()
@@ -365,10 +367,11 @@ class Frozen(NotCopied, Collection[DirtyBitmap]):
         with self._coordinator.alone():
             self._coordinator.thaw(self._left())
 
-    def __enter__(self) -> Frozen:
-        return self
+    if TYPE_CHECKING:
 
-    def __exit__(
+        def __enter__(self) -> Frozen: ...
+
+    def _leaving(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
@@ -379,6 +382,11 @@ class Frozen(NotCopied, Collection[DirtyBitmap]):
         except StoreError:
             if kind is None:
                 raise  # else what happened first is what its user has to know
+
+    def _interrupted(self) -> None:
+        self._coordinator.abandoned.extend(self._left())
+        with self._coordinator.held():
+            pass  # which puts them back
 
     def __del__(self) -> None:
         left = self._left()

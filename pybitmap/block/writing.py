@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Callable, Optional
 
 from .. import _core
-from ..errors import StateError
+from .._entry import Guard
 from ..hbitmap import HBitmap
 from .bitmap import DirtyBitmap, bitmap_of
 from .coordinator import Coordinator
@@ -31,7 +31,7 @@ from .state import Successor
 Before = Optional[Callable[[DirtyBitmap, int, int], object]]
 
 
-class Writing:
+class Writing(Guard):
     """See :meth:`pybitmap.BlockNode.writing`.
 
     :param refused: words an error of C
@@ -46,29 +46,28 @@ class Writing:
         before: Before,
         refused: Callable[[int, str], Exception],
     ) -> None:
+        self._lock = None
         self._coordinator = coordinator
         self._device = device
         self._offset, self._nbytes = offset, nbytes
         self._before = before
+        self._again = False
         self._refused = refused
         # Where C puts the open write: there also if an interruption comes right then.
         self._write = _core.new("HBWrite **")
         # Left without __exit__, by a generator that was dropped or an interruption right before it.
         self._owner = _core.own(self._write, "hbtracker_drop_write", (self._write, device.owner))
 
-    def __enter__(self) -> None:
-        if self._write[0]:
+    def _entered(self, nested: bool) -> None:
+        self._again = bool(self._write[0])
+        if self._again:
             raise RuntimeError("a write is begun once")
-        try:
-            self._check(self._coordinator.patiently(self._device, self._begin))
-            if self._before is not None:
-                for cell in list(self._device.cells.values()):
-                    successor = cell.state.successor
-                    if successor is not None:
-                        self._preserve(cell, successor)
-        except BaseException:
-            self._end()
-            raise
+        self._check(self._coordinator.patiently(self._device, self._begin))
+        if self._before is not None:
+            for cell in list(self._device.cells.values()):
+                successor = cell.state.successor
+                if successor is not None:
+                    self._preserve(cell, successor)
 
     def _begin(self) -> int:
         return _core.hbtracker_try_begin_write(
@@ -90,25 +89,21 @@ class Writing:
                 self._before(bitmap_of(cell, self._coordinator), offset, nbytes)
                 preserved.groups.set(offset, nbytes)
 
-    def __exit__(
+    def _leaving(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        code = self._end()
+        code = self._coordinator.patiently(self._device, self._close)
         if kind is None:
             self._check(code)
 
-    def _end(self) -> int:
-        """The closing mark, also if an interruption comes before it."""
-        try:
-            return self._coordinator.patiently(self._device, self._close)
-        except StateError:
-            raise  # whoever truncates or closes has the range marked
-        except BaseException:
-            self._coordinator.patiently(self._device, self._close)
-            raise
+    def _interrupted(self) -> None:
+        if self._again:  # it is not this block's to end
+            self._again = False
+            return
+        self._coordinator.patiently(self._device, self._close)
 
     def _close(self) -> int:
         return _core.hbtracker_try_end_write(self._device.tracker, self._write)
