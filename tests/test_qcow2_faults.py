@@ -164,6 +164,7 @@ def test_a_fault_while_storing_leaves_the_old_state_and_can_be_retried(
             if n % 9 == 0:
                 assert check(crashed) in (FINE, LEAKS)
         elif not disk.failed:
+            image.volume.close()
             break
         disk.fail_at, disk.lasting = -1, False
         # Whichever was on disk then is so until the switch.

@@ -24,6 +24,7 @@ from typing import Any
 from .. import _core
 from ..errors import BitmapError, CorruptError, InvalidError, LockedError, StoreError
 from ..sizes import granularity_bits
+from .opened import opened
 
 CATALOG, JOURNAL = "catalog.sqlite", "catalog.sqlite-journal"
 
@@ -154,7 +155,7 @@ class Catalog:
             mode = "rw"
         elif writing:
             # SQLite would not say why it cannot, or open it for reading instead.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            opened(path, os.O_RDWR | os.O_CREAT).close()
             mode = "rw"
         else:
             mode = "ro"

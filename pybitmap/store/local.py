@@ -38,6 +38,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache
+from io import FileIO
 from pathlib import Path
 from threading import RLock
 
@@ -64,6 +65,7 @@ from .base import (
     Wanted,
 )
 from .catalog import CATALOG, JOURNAL, Catalog, Row, is_words
+from .opened import opened
 
 _LOCK = "lock"
 
@@ -89,7 +91,7 @@ class LocalStore(Store):
         self._volumes: dict[str, LocalVolume] = {}
         self._pid = 0
         # Held while a volume is open.
-        self._lock_fd = -1
+        self._lock_file: FileIO | None = None
         self._writing = False
         self._catalog: Catalog | None = None
         self._files = _Files(self.path)
@@ -192,16 +194,16 @@ class LocalStore(Store):
         self._check_process()
         if sys.byteorder != "little":
             raise UnsupportedError("LocalStore needs a little-endian machine")
-        if self._lock_fd >= 0 and (self._writing or not writing):
+        if self._lock_file is not None and (self._writing or not writing):
             return
         try:
             with _reported(f"cannot open store '{self.path}'"):
-                if self._lock_fd < 0:
-                    self._lock_fd = self._open_lock(writing)
+                if self._lock_file is None:
+                    self._lock_file = self._open_lock(writing)
                     self._pid = os.getpid()
                 kind = fcntl.LOCK_EX if writing else fcntl.LOCK_SH
                 try:
-                    fcntl.flock(self._lock_fd, kind | fcntl.LOCK_NB)
+                    fcntl.flock(self._lock_file, kind | fcntl.LOCK_NB)
                 except BlockingIOError:
                     raise self._locked() from None
                 self._writing, self._catalog = writing, None
@@ -223,19 +225,21 @@ class LocalStore(Store):
             self._release_if_unused()
             return
         self._catalog = None
+        assert self._lock_file is not None
         with suppress(OSError):
-            fcntl.flock(self._lock_fd, fcntl.LOCK_NB | fcntl.LOCK_SH)
+            fcntl.flock(self._lock_file, fcntl.LOCK_NB | fcntl.LOCK_SH)
 
-    def _open_lock(self, writing: bool) -> int:
+    def _open_lock(self, writing: bool) -> FileIO:
         if writing:
             with suppress(FileExistsError):
                 os.mkdir(self.path, 0o700)
                 _sync_directory(self.path.parent)
         flags = os.O_RDWR | os.O_CREAT if writing else os.O_RDONLY
-        return os.open(self.path / _LOCK, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        return opened(self.path / _LOCK, flags | os.O_NOFOLLOW)
 
     def _locked(self) -> LockedError:
-        holders = _lock_holders(os.fstat(self._lock_fd).st_ino)
+        assert self._lock_file is not None
+        holders = _lock_holders(os.fstat(self._lock_file.fileno()).st_ino)
         if os.getpid() in holders:
             return LockedError(f"store '{self.path}' is in use in this process")
         by = " (process " + ", ".join(map(str, sorted(holders))) + ")" if holders else ""
@@ -248,7 +252,7 @@ class LocalStore(Store):
             raise CorruptError(f"'{self.path}' is no store: it has no catalog, but '{min(others)}'")
 
     def _check_process(self) -> None:
-        if self._lock_fd >= 0 and self._pid != os.getpid():
+        if self._lock_file is not None and self._pid != os.getpid():
             raise StoreError(
                 f"store '{self.path}' was opened by process {self._pid}: "
                 f"a store cannot be used on both sides of a fork"
@@ -264,10 +268,10 @@ class LocalStore(Store):
         with self._lock:
             if self._volumes.get(volume.node) is volume:
                 del self._volumes[volume.node]
-                self._release_if_unused()
+            self._release_if_unused()
 
     def _release_if_unused(self) -> None:
-        if self._volumes or self._lock_fd < 0:
+        if self._volumes or self._lock_file is None:
             return
         if self._catalog is not None:
             self._catalog.close()
@@ -276,8 +280,8 @@ class LocalStore(Store):
             self._files.close()
         self._files = _Files(self.path)
         self._writing = False
-        os.close(self._lock_fd)
-        self._lock_fd = -1
+        self._lock_file.close()
+        self._lock_file = None
 
     # ---- files ------------------------------------------------------------------------------
 
@@ -292,13 +296,11 @@ class LocalStore(Store):
             nbytes = 8 * _core.nwords_of(size, bits)
             self._files.names.add(name)
             try:
-                with _reported(f"no bitmap of {nbytes} bytes in store '{self.path}'"):
-                    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-                    try:
-                        _reserve(fd, nbytes)
-                        words = _Words(fd, nbytes, name)
-                    finally:
-                        os.close(fd)
+                what = f"no bitmap of {nbytes} bytes in store '{self.path}'"
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+                with _reported(what), opened(path, flags) as file:
+                    _reserve(file.fileno(), nbytes)
+                    words = _Words(file.fileno(), nbytes, name)
             except BaseException:
                 self._files.unlink(name)
                 raise
@@ -360,17 +362,14 @@ class LocalStore(Store):
     def _load_file(self, name: str, row: Row, volume: LocalVolume, todo: _Progress) -> HBitmap:
         bits = granularity_bits(row.granularity)
         flags = os.O_RDONLY if volume.read_only else os.O_RDWR
-        with _reported(f"cannot load bitmap '{row.name}' of node '{row.node}'"):
-            fd = os.open(self.path / name, flags | os.O_CLOEXEC | os.O_NOFOLLOW)
-            try:
-                if volume.read_only:
-                    memory = _read(fd, row.nbytes, todo)
-                    return HBitmap._over(memory, row.size, bits)
-                # Reserved again: a copy of the directory may have holes.
-                _reserve(fd, row.nbytes)
-                words = _Words(fd, row.nbytes, name)
-            finally:
-                os.close(fd)
+        what = f"cannot load bitmap '{row.name}' of node '{row.node}'"
+        with _reported(what), opened(self.path / name, flags | os.O_NOFOLLOW) as file:
+            if volume.read_only:
+                memory = _read(file, row.nbytes, todo)
+                return HBitmap._over(memory, row.size, bits)
+            # Reserved again: a copy of the directory may have holes.
+            _reserve(file.fileno(), row.nbytes)
+            words = _Words(file.fileno(), row.nbytes, name)
         self._files.map(words)
         content = HBitmap._over(words, row.size, bits)
         todo.more(row.nbytes)
@@ -556,11 +555,8 @@ class _Words(_core.Memory):
         unsure, self.unsure = self.unsure and not last, True
         if sys.platform != "linux":
             self.mapping.flush()
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            _sync_file(fd)
-        finally:
-            os.close(fd)
+        with opened(path, os.O_RDWR) as file:
+            _sync_file(file.fileno())
         self.unsure = unsure
 
 
@@ -625,13 +621,13 @@ class _Progress:
             self._store.progress(self._what, self._done, self._total)
 
 
-def _read(fd: int, nbytes: int, todo: _Progress) -> _core.Memory:
+def _read(file: FileIO, nbytes: int, todo: _Progress) -> _core.Memory:
     """What a file holds, in memory."""
     data = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel without them
             data.madvise(mmap.MADV_HUGEPAGE)
-    with memoryview(data) as view, open(fd, "rb", buffering=0, closefd=False) as file:
+    with memoryview(data) as view:
         done = 0
         while done < nbytes:
             count = file.readinto(view[done : done + _CHUNK])
@@ -675,11 +671,13 @@ def _sync_file(fd: int) -> None:
 
 
 def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = -1  # a FileIO refuses directories
     try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         os.fsync(fd)
     finally:
-        os.close(fd)
+        if fd >= 0:
+            os.close(fd)
 
 
 def _lock_holders(inode: int) -> set[int]:

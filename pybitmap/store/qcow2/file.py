@@ -13,6 +13,7 @@ import stat
 from collections.abc import Sequence
 
 from ...errors import CorruptError, StoreError
+from ..opened import opened
 from . import locks
 
 #: Buffers that one call takes (IOV_MAX), and bytes, so that an interrupt is soon seen.
@@ -32,10 +33,13 @@ class File:
         flags = os.O_RDONLY if read_only else os.O_RDWR
         try:
             # A FIFO would wait for somebody to write.
-            self._fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
+            self._file = opened(path, flags | os.O_NONBLOCK)
+        except IsADirectoryError:
+            raise StoreError(f"{path}: neither a file nor a block device", errno.EINVAL) from None
         except OSError as error:
             raise StoreError(f"{path}: {error.strerror}", error.errno) from error
         try:
+            self._fd = self._file.fileno()
             mode = os.fstat(self._fd).st_mode
             if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
                 raise StoreError(f"{path}: neither a file nor a block device", errno.EINVAL)
@@ -46,9 +50,8 @@ class File:
 
     def close(self) -> None:
         """And unlock it; may be called twice."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        self._file.close()
+        self._fd = -1
 
     def corrupt(self, what: str) -> CorruptError:
         """The error for damage: ``what`` is a sentence about it."""
