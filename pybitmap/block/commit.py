@@ -56,7 +56,7 @@ from ..errors import StoreError
 from ..hbitmap import HBitmap
 from ..store.base import Purpose, Switches, Volume, Wanted
 from .device import Cell, Device, Publication, Stage, unique
-from .draft import Clear, Draft, Plan
+from .draft import Clear, Draft, Merge, Plan
 from .state import Preserved, State, recorders
 
 
@@ -227,6 +227,11 @@ class Diverted(Commit):
 
     def begin(self) -> None:
         for plan in self.plans:
+            joins = not recorders(plan.before) and not plan.before.removed and recorders(plan.after)
+            if joins and not plan.worked_on:
+                # Its content must not have a mark before it is decided that it records.
+                plan.worked_on = True
+                self.draft.work.append(Merge(plan.cell, ()))
             self._make(plan)
         self._tell_recorders()
         self.find_telling()
@@ -315,12 +320,16 @@ class Thawed(Commit):
         assert self.both is not None
         self.both.publish()
         self.decided = True
+        self._merge()  # before a store no longer names the successors
 
     def go_on(self) -> None:
+        self._merge()
+        super().go_on()
+
+    def _merge(self) -> None:
         for plan in self.plans:
             if plan.before.successor is not None:
                 plan.before.content.merge(plan.before.successor.content)
-        super().go_on()
 
 
 class Held(Commit):
