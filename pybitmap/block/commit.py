@@ -124,10 +124,27 @@ class Commit:
 
     def go_back(self) -> None:
         """Nothing has been published; but a store may name what would have been."""
-        volumes = (device.stored for device in self.telling)
-        unsure = any(v is not None and v.keeps_marks and len(v.outcomes) > 1 for v in volumes)
-        if unsure and self.both is not None:
+        if self.take_back() and self.both is not None:
             self.both.publish()
+
+    def take_back(self) -> bool:
+        """Tell what may have been stored that it is not so.
+
+        :returns: may it be stored all the same?
+        """
+        wanted = {}
+        for device in self.telling:
+            volume = device.stored
+            before = device.wanted(self.state_of(lambda plan: plan.before))
+            if volume is not None and (
+                volume.may_be_closed
+                or len(volume.outcomes) > 1
+                or not volume.outcomes[0].same(before)
+            ):
+                wanted[volume] = before
+        with suppress(StoreError, MemoryError):
+            Switches(wanted, Purpose.COMMIT).switch()
+        return any(len(volume.outcomes) > 1 for volume in wanted)
 
     # ---- what they share --------------------------------------------------------------------
 
@@ -233,8 +250,8 @@ class Diverted(Commit):
                 plan.worked_on = True
                 self.draft.work.append(Merge(plan.cell, ()))
             self._make(plan)
-        self._tell_recorders()
         self.find_telling()
+        self._tell_recorders()
         self.diverted = self.publication(self._diverted)
         self.both = self.publication(lambda plan: [*self._diverted(plan), *recorders(plan.after)])
         self.back = self.publication(
@@ -303,13 +320,13 @@ class Diverted(Commit):
         )
 
     def go_back(self) -> None:
-        if not self.started:
-            return
-        assert self.back is not None
-        self.back.publish()
-        for plan in self.plans:
-            if plan.recorder is not None and recorders(plan.before):
-                plan.before.content.merge(plan.recorder)
+        if self.started:
+            assert self.back is not None
+            self.back.publish()
+            for plan in self.plans:
+                if plan.recorder is not None and recorders(plan.before):
+                    plan.before.content.merge(plan.recorder)
+        self.take_back()
 
 
 class Thawed(Commit):
@@ -341,8 +358,11 @@ class Held(Commit):
             device.hold()
 
     def go_back(self) -> None:
-        if self.back is not None:
-            self.back.publish()
+        try:
+            self.take_back()
+        finally:
+            if self.back is not None:
+                self.back.publish()
 
 
 class Resized(Held):
@@ -350,6 +370,7 @@ class Resized(Held):
 
     def __init__(self, draft: Draft, device: Device, size: int) -> None:
         super().__init__(draft)
+        self.telling = [] if device.stored is None else [device]
         self.device = device
         self.size = size
 
@@ -424,18 +445,6 @@ class Closed(Held):
         for device in self.draft.devices:
             if device.volume is not None:
                 device.volume.close()
-
-    def go_back(self) -> None:
-        wanted = {}
-        for device in self.telling:
-            if device.stored is not None and device.stored.may_be_closed:
-                # What goes on has to be in use.
-                wanted[device.stored] = device.wanted(self.state_of(lambda plan: plan.before))
-        try:
-            with suppress(StoreError, MemoryError):
-                Switches(wanted, Purpose.COMMIT).switch()
-        finally:
-            super().go_back()
 
 
 def way(draft: Draft) -> Commit:

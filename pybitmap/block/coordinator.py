@@ -290,6 +290,15 @@ class Alone(Hold):
         self._coordinator.check_idle()
         self._inside = True
 
+    def _leaving(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._coordinator.unfinished is not None:
+            self._coordinator.tidy()
+
     def _interrupted(self) -> None:
         if self._inside:
             self._coordinator.tidy()

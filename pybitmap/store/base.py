@@ -186,6 +186,12 @@ class Volume(ABC):
         #: Is, or may, it be stored as no longer in use? Kept by :class:`Switches`.
         self.may_be_closed = False
 
+    def holds(self, wanted: Wanted) -> bool:
+        """Is that, and surely, what is stored, and in use?"""
+        if self.may_be_closed or len(self.outcomes) != 1:
+            return False
+        return self.outcomes[0].same(wanted)
+
     @property
     def names(self) -> frozenset[str]:
         """Of what is, or may be, stored."""
