@@ -22,7 +22,7 @@ ASAN = -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-re
 TSAN = -O1 -fsanitize=thread
 
 .PHONY: help run test test-pure build bench bench-c bench-stores results lint types asan asan-c asan-py tsan lockstep \
-    wheel clean
+    interrupts wheel clean
 
 # Steps of `make lockstep`.
 N ?= 20000
@@ -70,6 +70,9 @@ tsan: build/tsan/test_threads build/tsan/test_tracker ## Run the threads in C un
 
 lockstep: $(VENV)/.test ## Send N=20000 steps to a real QEMU and to ours, and compare
 	PYBITMAP_REQUIRE_PEERS=1 PYBITMAP_LOCKSTEP_STEPS=$(N) $(BIN)/python -m pytest -s tests/test_lockstep.py
+
+interrupts: $(VENV)/.test ## Raise at every line of every change of bitmaps (an hour)
+	PYBITMAP_ALL_LINES=1 $(BIN)/python -m pytest -n auto tests/block/test_interrupts.py
 
 wheel: $(VENV)/.dev ## Build the wheel and the source archive into dist/
 	$(BIN)/pip -q install build

@@ -99,6 +99,7 @@ class Coordinator:
         :returns: what a store has still to be told although others were, and why; None: nothing
         """
         self.unfinished = commit
+        self.draft = None
         try:
             failed = commit.run()
         except BaseException:
@@ -162,7 +163,7 @@ class Coordinator:
             parts.setdefault(None if volume is None else volume.store, []).append(cell)
         errors = []
         for part in parts.values():
-            draft = Draft(self.devices)
+            draft = self.draft = Draft(self.devices)
             for cell in part:
                 after = states.abdicate(cell.state)
                 draft.alter(cell, after, after.content)
@@ -180,20 +181,19 @@ class Coordinator:
 
         :raises StoreError: that could not be stored; it is so all the same
         """
-        draft = Draft(self.devices)
+        draft = self.draft = Draft(self.devices)
         for cell in cells:
             if cell.state.successor is not None and not cell.state.removed:
                 draft.alter(cell, states.thaw(cell.state))
-        if draft.plans:
-            failed = self._run(Thawed(draft))
-            if failed is not None:
-                raise failed
+        failed = self._run(Thawed(draft))
+        if failed is not None:
+            raise failed
 
     def resize(self, device: Device, size: int) -> None:
         """
         :raises StoreError, MemoryError: nothing has changed
         """
-        draft = Draft(self.devices)
+        draft = self.draft = Draft(self.devices)
         draft.devices[device] = None
         for cell in device.present():
             draft.plan(cell)
@@ -207,7 +207,8 @@ class Coordinator:
         :raises StoreError, MemoryError: they are open as before
         """
         devices = [device for device in devices if not device.closed]
-        self._run(Closed(draft or Draft(self.devices), devices, stores=not discard))
+        self.draft = draft or Draft(self.devices)
+        self._run(Closed(self.draft, devices, stores=not discard))
 
     def check_idle(self) -> None:
         """
@@ -235,6 +236,8 @@ class Coordinator:
     def tidy(self) -> None:
         """Bring to its end what was left, by an interruption or a finalizer."""
         if self.unfinished is not None:
+            if self.draft is self.unfinished.draft:
+                self.draft = None
             self._finish(self.unfinished)
         if self.draft is not None:
             self.draft.drop()
@@ -296,7 +299,7 @@ class Alone(Hold):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._coordinator.unfinished is not None:
+        if kind is not None:
             self._coordinator.tidy()
 
     def _interrupted(self) -> None:
@@ -322,11 +325,11 @@ class Drafting(Alone):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._coordinator.draft = None
-        if kind is not None:
+        if kind is not None or self._draft.dropped:
             self._draft.drop()
-        elif self._draft.dropped:
-            raise AbortedError(ABORTED)
+            self._coordinator.draft = None
+            if kind is None:
+                raise AbortedError(ABORTED)
         else:
             self._coordinator.commit(self._draft)
 
