@@ -48,7 +48,7 @@ published.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
@@ -111,12 +111,11 @@ class Commit:
     def begin(self) -> None:
         """All that has to come before the stores are told what the bitmaps are then."""
         self.find_telling()
-        self.final = self.publication(lambda plan: recorders(plan.after))
+        self.final = self.publication(lambda plan: recorders(plan.after), told=True)
         self.both = self.publication(lambda plan: [*recorders(plan.before), *recorders(plan.after)])
 
     def switch(self) -> StoreError | MemoryError | None:
-        wanted = self.wanted(lambda plan: plan.after)
-        return Switches(wanted, self.purpose).switch()
+        return Switches(self.wanted(lambda plan: plan.after), self.purpose, self.losing()).switch()
 
     def go_on(self) -> None:
         assert self.final is not None
@@ -152,15 +151,20 @@ class Commit:
         self,
         choose: Callable[[Plan], Iterable[HBitmap]],
         size: int | None = None,
+        *,
+        told: bool = False,
     ) -> Publication:
-        """Of what is chosen, and of what records without being part of the change."""
+        """Of what is chosen, and of what records without being part of the change.
+
+        :param told: is it for when the stores have been told?
+        """
         lists = {}
         for device in self.draft.devices:
             found: list[HBitmap] = []
             for cell in list(device.cells.values()):
                 plan = self.draft.plans.get(cell)
                 found += recorders(cell.state) if plan is None else choose(plan)
-            if device not in self.telling:
+            if not told or device not in self.telling:
                 found += device.owed()
             lists[device] = unique(found)
         return Publication(lists, size)
@@ -188,15 +192,23 @@ class Commit:
         for device in self.telling:
             if device.stored is not None:
                 wanted[device.stored] = device.wanted(self.state_of(choose))
-        # And what a store could not be told before.
-        stores = {volume.store for volume in wanted}
-        for device in self.draft.graph.values():
-            volume = device.stored
-            if volume is None or device.closed or volume in wanted:
-                continue
-            if volume.pending and volume.store in stores:
-                wanted[volume] = device.wanted(self.state_of(choose))
-        return wanted
+        return self.with_pending(wanted, choose)
+
+    def with_pending(
+        self, wanted: dict[Volume, Wanted], choose: Callable[[Plan], State]
+    ) -> dict[Volume, Wanted]:
+        """And what these stores could not be told before: it belongs together."""
+        pending = pending_beside(wanted, self.draft.graph.values(), self.state_of(choose))
+        return {**wanted, **pending}
+
+    def losing(self) -> dict[Volume, set[str]]:
+        """Stored bitmaps that lose content."""
+        found: dict[Volume, set[str]] = {}
+        for plan in self.plans:
+            volume = plan.cell.device.stored
+            if plan.cleared and volume is not None:
+                found.setdefault(volume, set()).add(plan.cell.name)
+        return found
 
     def work(self) -> None:
         """The new contents, from what is constant now."""
@@ -249,6 +261,10 @@ class Diverted(Commit):
                 # Its content must not have a mark before it is decided that it records.
                 plan.worked_on = True
                 self.draft.work.append(Merge(plan.cell, ()))
+            if plan.before.removed and plan.worked_on:
+                # It is shown clean, not with what has been worked in so far.
+                clean = HBitmap(plan.content.size, plan.content.granularity)
+                plan.prepared = replace(plan.prepared, content=clean)
             self._make(plan)
         self.find_telling()
         self._tell_recorders()
@@ -257,7 +273,7 @@ class Diverted(Commit):
         self.back = self.publication(
             lambda plan: [*recorders(plan.before), *self._diverted(plan), *recorders(plan.after)]
         )
-        self.final = self.publication(lambda plan: recorders(plan.after))
+        self.final = self.publication(lambda plan: recorders(plan.after), told=True)
         for plan in self.plans:
             plan.show(self.draft.stage)
         self.started = True
@@ -297,13 +313,14 @@ class Diverted(Commit):
                 return plan.before
             return replace(plan.before, recorder=plan.recorder)
 
-        wanted = {}
+        wanted: dict[Volume, Wanted] = {}
         for device in self.draft.devices:
             volume = device.stored
             if volume is not None and volume.keeps_marks:
                 then = device.wanted(self.state_of(diverted))
                 if not then.same(device.wanted(self.state_of(lambda plan: plan.before))):
                     wanted[volume] = then
+        wanted = self.with_pending(wanted, diverted)
         failed = Switches(wanted, Purpose.COMMIT).switch()
         for volume in wanted:
             volume.pending = True
@@ -384,7 +401,7 @@ class Resized(Held):
                 successor = replace(state.successor, content=content, preserved=Preserved())
                 plan.prepared = replace(state, successor=successor)
             plan.show(self.draft.stage)
-        self.final = self.publication(lambda plan: recorders(plan.after), self.size)
+        self.final = self.publication(lambda plan: recorders(plan.after), self.size, told=True)
 
     def _resized(self, state: State, content: HBitmap) -> HBitmap:
         """A copy of another size, in new memory of the same kind."""
@@ -438,6 +455,17 @@ class Closed(Held):
         for plan in self.plans:
             plan.show(self.draft.stage)
 
+    def switch(self) -> StoreError | MemoryError | None:
+        before = {d.stored: d.wanted(self.state_of(lambda plan: plan.before)) for d in self.telling}
+        known = {volume: wanted for volume, wanted in before.items() if volume is not None}
+        if len(self.with_pending(known, lambda plan: plan.before)) > len(known):
+            # Of others, which stay open: first of all, as they are, and all that belongs to it.
+            told = self.with_pending(known, lambda plan: plan.before)
+            failed = Switches(told, Purpose.COMMIT).switch()
+            if failed is not None:
+                raise failed
+        return super().switch()
+
     def go_on(self) -> None:
         for device in self.draft.devices:
             device.closed = True
@@ -445,6 +473,27 @@ class Closed(Held):
         for device in self.draft.devices:
             if device.volume is not None:
                 device.volume.close()
+
+
+def pending_beside(
+    wanted: Mapping[Volume, Wanted],
+    devices: Iterable[Device],
+    state_of: Callable[[Cell], State],
+) -> dict[Volume, Wanted]:
+    """What the stores of these volumes could not be told before of others.
+
+    A transaction of several nodes in a store that failed is told as a whole, or a bitmap that moved
+    between them could be in none.
+    """
+    stores = {volume.store for volume in wanted}
+    found = {}
+    for device in devices:
+        volume = device.stored
+        if volume is None or device.closed or volume in wanted:
+            continue
+        if volume.pending and volume.store in stores:
+            found[volume] = device.wanted(state_of)
+    return found
 
 
 def way(draft: Draft) -> Commit:

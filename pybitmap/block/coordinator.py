@@ -21,7 +21,7 @@ from .._entry import Guard
 from ..errors import AbortedError, InvalidError, NotFoundError, StateError, StoreError
 from ..store.base import Purpose, Store, Switches
 from . import state as states
-from .commit import Closed, Commit, Resized, Thawed, way
+from .commit import Closed, Commit, Resized, Thawed, pending_beside, way
 from .device import Cell, Device, Publication, same, unique
 from .draft import Draft
 from .state import CHANGE, USE, State, forbid
@@ -123,7 +123,9 @@ class Coordinator:
         self.check_idle()
         volume = device.stored
         if volume is not None:
-            Switches({volume: device.wanted(self._undrafted)}, Purpose.FLUSH).switch()
+            wanted = {volume: device.wanted(self._undrafted)}
+            wanted.update(pending_beside(wanted, self.devices.values(), self._undrafted))
+            Switches(wanted, Purpose.FLUSH).switch()
             self._publish_exactly([device])
 
     def _undrafted(self, cell: Cell) -> State:

@@ -22,7 +22,7 @@ from ..errors import (
 from ..hbitmap import HBitmap
 from ..store.base import MAX_NAME
 from .device import Cell, Device, Stage
-from .state import CHANGE, REMOVAL, USE, State, forbid, new_serial
+from .state import CHANGE, REMOVAL, USE, State, forbid, new_serial, recorders
 
 MIN_GRANULARITY = 512
 DEFAULT_GRANULARITY = 65536
@@ -73,6 +73,7 @@ class Plan:
     closes: bool = False
     #: Is there work on its content? Is something from before T left in it? Is it a source of work?
     worked_on: bool = False
+    cleared: bool = False
     keeps: bool = True
     read: bool = False
     #: Has the writes since T.
@@ -90,7 +91,8 @@ class Plan:
 
     def show(self, stage: Stage) -> None:
         """To whoever asks, as far as the change has come."""
-        prepared = replace(self.prepared, recorder=self.recorder)
+        recorder = self.recorder if recorders(self.before) else None
+        prepared = replace(self.prepared, recorder=recorder)
         self.cell.change(stage, self.before, prepared, self.settled)
 
 
@@ -236,7 +238,7 @@ class Draft:
         """
         forbid(cell.name, cell.state, CHANGE)
         plan = self.plan(cell)
-        plan.worked_on, plan.keeps = True, False
+        plan.worked_on, plan.cleared, plan.keeps = True, True, False
         self.work.append(Clear(cell))
 
     def merge(self, target: Cell, sources: Iterable[Cell]) -> None:

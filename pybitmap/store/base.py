@@ -36,6 +36,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from operator import is_
 from typing import Callable, Optional
 
 from ..errors import StoreError
@@ -316,12 +317,15 @@ class Store(ABC):
 class Switches:
     """A change of several volumes, in whichever stores: prepared when made, then switched once.
 
-    Atomic within a store, ordered across stores: those that gain bitmaps come before those that
-    lose some. A store that does both, beside others, is switched twice.
+    Atomic within a store, ordered across stores: those that gain bitmaps, or content, come before
+    those that lose some. A store that does both, beside others, is switched twice.
+
+    :param losing: bitmaps that lose content, by name: cleared ones
     """
 
     wanted: Mapping[Volume, Wanted]
     purpose: Purpose
+    losing: Mapping[Volume, Collection[str]] = field(default_factory=dict)
     _steps: list[tuple[Change, Mapping[Volume, Wanted]]] = field(default_factory=list, init=False)
     _late: list[tuple[Store, Mapping[Volume, Wanted]]] = field(default_factory=list, init=False)
 
@@ -335,10 +339,11 @@ class Switches:
         gaining: list[tuple[Store, dict[Volume, Wanted]]] = []
         losing: list[tuple[Store, dict[Volume, Wanted]]] = []
         for store, part in stores.items():
-            if not any(volume.names - wanted.names for volume, wanted in part.items()):
+            kept = {v: _with_lost(v, w, self.losing.get(v, ())) for v, w in part.items()}
+            if all(kept[volume] is wanted for volume, wanted in part.items()):
                 gaining.append((store, part))
-            elif len(stores) > 1 and any(w.names - v.names for v, w in part.items()):
-                gaining.append((store, {v: _with_lost(v, w) for v, w in part.items()}))
+            elif len(stores) > 1 and not all(v.holds(w) for v, w in kept.items()):
+                gaining.append((store, kept))
                 self._late.append((store, part))
             else:
                 losing.append((store, part))
@@ -398,8 +403,11 @@ class Switches:
             volume.pending = wanted is not self.wanted[volume]
 
 
-def _with_lost(volume: Volume, wanted: Wanted) -> Wanted:
-    """The same, without losing a bitmap."""
+def _with_lost(volume: Volume, wanted: Wanted, losing: Collection[str]) -> Wanted:
+    """The same, without losing a bitmap, or the content of one of ``losing``."""
     there = {record.name: record for each in volume.outcomes for record in each.records}
-    kept = [there[name] for name in sorted(volume.names - wanted.names)]
-    return Wanted(wanted.size, [*kept, *wanted.records])
+    lost = [there[name] for name in sorted(volume.names - wanted.names)]
+    records = [there.get(r.name, r) if r.name in losing else r for r in wanted.records]
+    if not lost and all(map(is_, records, wanted.records)):
+        return wanted
+    return Wanted(wanted.size, [*lost, *records])
