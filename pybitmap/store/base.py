@@ -36,7 +36,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from operator import is_
 from typing import Callable, Optional
 
 from ..errors import StoreError
@@ -317,8 +316,9 @@ class Store(ABC):
 class Switches:
     """A change of several volumes, in whichever stores: prepared when made, then switched once.
 
-    Atomic within a store, ordered across stores: those that gain bitmaps, or content, come before
-    those that lose some. A store that does both, beside others, is switched twice.
+    Atomic within a store, ordered across stores: those that gain bitmaps come before those that
+    lose some, or content. A store that gains and loses bitmaps, beside others, is switched twice.
+    (There is no order for two stores that lose content to one another.)
 
     :param losing: bitmaps that lose content, by name: cleared ones
     """
@@ -339,14 +339,15 @@ class Switches:
         gaining: list[tuple[Store, dict[Volume, Wanted]]] = []
         losing: list[tuple[Store, dict[Volume, Wanted]]] = []
         for store, part in stores.items():
-            kept = {v: _with_lost(v, w, self.losing.get(v, ())) for v, w in part.items()}
-            if all(kept[volume] is wanted for volume, wanted in part.items()):
-                gaining.append((store, part))
-            elif len(stores) > 1 and not all(v.holds(w) for v, w in kept.items()):
-                gaining.append((store, kept))
+            gains = any(w.names - v.names for v, w in part.items())
+            loses = any(v.names - w.names for v, w in part.items())
+            if loses and gains and len(stores) > 1:
+                gaining.append((store, {v: _with_lost(v, w) for v, w in part.items()}))
                 self._late.append((store, part))
+            elif loses or any(self.losing.get(volume) for volume in part):
+                losing.insert(0 if gains else len(losing), (store, part))
             else:
-                losing.append((store, part))
+                gaining.append((store, part))
         try:
             for store, part in [*gaining, *losing]:
                 self._steps.append((store.prepare(part, self.purpose), part))
@@ -403,11 +404,8 @@ class Switches:
             volume.pending = wanted is not self.wanted[volume]
 
 
-def _with_lost(volume: Volume, wanted: Wanted, losing: Collection[str]) -> Wanted:
-    """The same, without losing a bitmap, or the content of one of ``losing``."""
+def _with_lost(volume: Volume, wanted: Wanted) -> Wanted:
+    """The same, without losing a bitmap."""
     there = {record.name: record for each in volume.outcomes for record in each.records}
     lost = [there[name] for name in sorted(volume.names - wanted.names)]
-    records = [there.get(r.name, r) if r.name in losing else r for r in wanted.records]
-    if not lost and all(map(is_, records, wanted.records)):
-        return wanted
-    return Wanted(wanted.size, [*lost, *records])
+    return Wanted(wanted.size, [*lost, *wanted.records])
