@@ -1,226 +1,147 @@
 # SPDX-License-Identifier: MIT
-"""Threads write over several nodes while transactions change their bitmaps.
-
-What a transaction found before its instant is seen by one pair of bitmaps on each node: `taken`
-gets what `daily` has, which is cleared. That has to be a beginning of each sequence of writes, one
-for all nodes, between what had returned when the commit began and what had begun when it was over.
-All other bitmaps, whatever else the transaction did to them, have to be what they are with the same
-beginning.
-"""
+"""Transactions in memory beside threads that write over several nodes: one instant for all."""
 
 from __future__ import annotations
 
 import random
-import sys
-from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import replace
+import threading
 from pathlib import Path
 
 import pytest
-from instant import UNIT, Action, Bits, Drafter, World, bits_of, do, perform, qmp, shown, written
-from sequences import ROUNDS, Native, Sequence, Threaded, build
+from beside import NODES, Beside, often, sequences_of
+from instant import UNIT, of_areas
+from sequences import ROUNDS, Native, Sequence, build
 
-from pybitmap import AbortedError, BlockGraph, DirtyBitmap
-from pybitmap.qmp import execute
+from pybitmap import BlockGraph
 
-NODES = ("a", "b", "c")
-LIMIT = (1 << 22) - 3  # units of a node, the last group is cut
-BURST = 100_000  # writes of a sequence beside one transaction
+LIMIT = (1 << 22) - 3  # units of a node: the last group is cut
 
 
-@pytest.fixture(autouse=True)
-def switch_often() -> Iterator[None]:
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    yield
-    sys.setswitchinterval(before)
-
-
-def sequences_of(kinds: str, folder: Path) -> list[Sequence]:
-    """n: one write at a time; m: several in a call; h: by two threads that hand over to each other;
-    p, q: the first two by Python."""
-    found: list[Sequence] = []
-    share = LIMIT // len(kinds)
-    for i, kind in enumerate(kinds):
-        units = range(i * share, (i + 1) * share)
-        if kind == "n":
-            found.append(Native(build(folder), ["a", "b", "c"], units))
-        elif kind == "m":
-            found.append(Native(build(folder), ["c", "a"], units, 50))
-        elif kind == "h":
-            found.append(Native(build(folder), ["b", "a", "c"], units, 1, 2))
-        elif kind == "p":
-            found.append(Threaded(["c", "b", "a"], units))
-        else:
-            found.append(Threaded(["a", "b"], units, 7))
-    return found
-
-
-class Beside:
-    """Transactions on a graph beside sequences of writes.
-
-    :param storable: the nodes that can have persistent bitmaps
-    """
-
-    def __init__(
-        self, graph: BlockGraph, sequences: list[Sequence], seed: int, storable: tuple[str, ...] = ()
-    ) -> None:
-        self.graph = graph
-        self.sequences = sequences
-        self.rng = random.Random(seed)
-        self.storable = storable
-        self.world: World = {}
-        self.cuts = [0] * len(sequences)
-        self.frozen: list[DirtyBitmap] = []
-
-    def begin(self) -> None:
-        for node in NODES:
-            persistent = node in self.storable
-            actions: list[Action] = [
-                ("add", node, "daily", 512, persistent, False),
-                ("add", node, "taken", 512, persistent, True),
-                ("add", node, "weekly", 4096, persistent, True),
-                ("add", node, "always", 65536, persistent, False),
-                ("add", node, "a", 512, persistent, False),
-                ("add", node, "b", 512, persistent, False),
-            ]
-            with self.graph.transaction() as tx:
-                for action in actions:
-                    do(tx, action)
-            self.world = perform(self.world, actions, LIMIT)
-        for sequence in self.sequences:
-            sequence.start([self.graph.nodes[name] for name in sequence.nodes])
-
-    def end(self) -> None:
-        """All writes have returned: everything is known."""
-        for sequence in self.sequences:
-            sequence.allow(300)
-            sequence.wait_idle()
-            sequence.join()
-        self.move_on([sequence.acked for sequence in self.sequences])
-        for key, bits in self.world.items():
-            assert bits_of(self.graph.nodes[key[0]].bitmaps[key[1]]) == bits, key
-
-    def draft(self) -> list[Action]:
-        """The pair of each node, and anything to the others."""
-        free = {
-            key: bits
-            for key, bits in self.world.items()
-            if key[1] not in ("daily", "taken", "weekly")
-        }
-        free = {key: bits for key, bits in free.items() if key[1] != "always"}
-        drafter = Drafter(self.rng, free, NODES, self.storable)
-        actions = drafter.draft()
-        nodes = list(NODES)
-        self.rng.shuffle(nodes)
-        for node in nodes:
-            pair = [
-                ("clear", node, "taken"),
-                ("merge", node, "taken", ((node, "daily"),)),
-                ("merge", node, "weekly", ((node, "daily"),)),
-                ("clear", node, "daily"),
-            ]
-            places = sorted(self.rng.randrange(len(actions) + 1) for _ in pair)
-            for place, action in reversed(list(zip(places, pair))):
-                actions.insert(place, action)
-        return actions
-
-    def allow(self, count: int) -> None:
-        for sequence in self.sequences:
-            slow = 40 if isinstance(sequence, Threaded) else 1
-            sequence.allow(max(count // slow, sequence.block))
-
-    def transact(self, how: str = "python") -> None:
-        actions = self.draft()
-        aborts = self.rng.random() < 0.15
-        if aborts:
-            actions.insert(self.rng.randrange(len(actions) + 1), ("abort",))
-        self.allow(self.rng.choice([0, BURST // 10]))
-        if how == "qmp":
-            self.allow(BURST)
-            for sequence in self.sequences:
-                sequence.wait_a_little(10)
-            acked = [sequence.acked for sequence in self.sequences]
-            arguments = {"actions": [qmp(action) for action in actions]}
-            reply = execute(self.graph, {"execute": "transaction", "arguments": arguments})
-            assert ("error" in reply) == aborts, reply
-        else:
-            with suppress(AbortedError), self.graph.transaction() as tx:
-                for action in actions:
-                    tx.abort() if action[0] == "abort" else do(tx, action)
-                self.allow(BURST)
-                for sequence in self.sequences:
-                    sequence.wait_a_little(10)
-                acked = [sequence.acked for sequence in self.sequences]
-        begun = [sequence.begun for sequence in self.sequences]
-        self.allow(0)
-        if not aborts:
-            self.move_on(self.cuts_found(acked, begun))
-            self.world = perform(self.world, actions, LIMIT)
-        self.check(actions)
-
-    def cuts_found(self, acked: list[int], begun: list[int]) -> list[int]:
-        """How far each sequence was at the instant."""
-        taken = {
-            node: bits_of(self.graph.nodes[node].bitmaps["taken"]).content for node in NODES
-        }
-        cuts = []
-        everything = dict.fromkeys(NODES, 0)
-        for i, sequence in enumerate(self.sequences):
-            cut = sequence.cut(self.cuts[i], begun[i], taken)
-            assert acked[i] <= cut <= begun[i], f"{acked[i]} <= {cut} <= {begun[i]}"
-            cuts.append(cut)
-            for node in NODES:
-                everything[node] |= sequence.between(self.cuts[i], cut, node)
-        assert taken == everything, "taken twice, or never written"
-        return cuts
-
-    def move_on(self, cuts: list[int]) -> None:
-        """These writes were before."""
-        for i, sequence in enumerate(self.sequences):
-            for node in sequence.nodes:
-                units = sequence.between(self.cuts[i], cuts[i], node)
-                self.world = written(self.world, node, units)
-        self.cuts = cuts
-
-    def check(self, actions: list[Action]) -> None:
-        """What records may have more, of what was written since; all else is exact."""
-        for key, bits in self.world.items():
-            found = bits_of(self.graph.nodes[key[0]].bitmaps[key[1]])
-            begun = 0
-            if bits.enabled:
-                for i, sequence in enumerate(self.sequences):
-                    begun |= sequence.between(self.cuts[i], sequence.begun, key[0])
-            wrong = difference(bits, found, begun)
-            assert wrong is None, f"{key}: {wrong}, after {actions}"
-
-
-def difference(bits: Bits, found: Bits, maybe: int) -> str | None:
-    most = bits.written(maybe)
-    for part in ("content", "successor"):
-        must, has, may = (getattr(each, part) or 0 for each in (bits, found, most))
-        if must & ~has or has & ~may:
-            return f"{part} lacks [{shown(must & ~has)}], has [{shown(has & ~may)}] too many"
-    plain = replace(found, content=bits.content, successor=bits.successor)
-    return None if plain == bits else f"{plain}"
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("writers")
 
 
 @pytest.mark.parametrize("how", ["python", "qmp"])
-@pytest.mark.parametrize("kinds", ["n", "m", "h", "p", "nm", "hp", "q"])
-def test_one_instant_for_all_nodes(kinds: str, how: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    seed = random.randrange(2**32)
-    print("seed", seed)
-    with BlockGraph() as graph:
-        for name in NODES:
-            graph.add_node(name, LIMIT * UNIT)
-        sequences = sequences_of(kinds, tmp_path_factory.getbasetemp())
-        beside = Beside(graph, sequences, seed)
-        beside.begin()
+@pytest.mark.parametrize("kinds", ["n", "m", "l", "h", "p", "q", "r", "nl", "hp", "nmh"])
+def test_one_instant_for_all_nodes(folder: Path, kinds: str, how: str) -> None:
+    for _ in range(ROUNDS):
+        seed = random.randrange(2**32)
+        print("seed", seed)
+        with BlockGraph() as graph:
+            for name in NODES:
+                graph.add_node(name, LIMIT * UNIT)
+            beside = Beside(graph, sequences_of(kinds, LIMIT, folder), seed)
+            with often(), beside.writing():
+                for _ in range(40):
+                    beside.transact(how)
+
+
+class Freezer:
+    """Freezes a bitmap on each node, again and again, and takes what it has, or puts it back."""
+
+    def __init__(self, graph: BlockGraph, sequences: list[Sequence], seed: int) -> None:
+        self.graph = graph
+        self.sequences = sequences
+        self.rng = random.Random(seed)
+        self.bitmaps = [graph.nodes[name].add_bitmap("guest", UNIT) for name in NODES]
+        self.cuts = [0] * len(sequences)
+        self.running = True
+        self.rounds = 0
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
         try:
-            for _ in range(25 * ROUNDS):
-                beside.transact(how)
-            beside.end()
-        finally:
-            for sequence in sequences:
-                sequence.join()
+            while self.running:
+                self.freeze()
+                self.rounds += 1
+        except BaseException as error:
+            self.error = error
+
+    def freeze(self) -> None:
+        acked = [sequence.acked for sequence in self.sequences]
+        with self.graph.freeze(self.bitmaps) as frozen:
+            begun = [sequence.begun for sequence in self.sequences]
+            cuts = self.cuts_found(begun)
+            for least, cut, most in zip(acked, cuts, begun):
+                assert least <= cut <= most
+            if self.rng.random() < 0.7:
+                frozen.done()
+                self.cuts = cuts
+
+    def cuts_found(self, begun: list[int]) -> list[int]:
+        found = {node: of_areas(each.areas()) for node, each in zip(NODES, self.bitmaps)}
+        everything = dict.fromkeys(NODES, 0)
+        cuts = []
+        for i, sequence in enumerate(self.sequences):
+            least, most = sequence.cut(self.cuts[i], begun[i], found)
+            assert least == most
+            cuts.append(least)
+            for node in NODES:
+                everything[node] |= sequence.between(self.cuts[i], least, node)
+        assert found == everything, "taken twice, or never written"
+        return cuts
+
+
+@pytest.mark.parametrize("kinds", ["n", "mh", "p"])
+def test_what_is_frozen_beside_transactions_is_of_one_instant(folder: Path, kinds: str) -> None:
+    for _ in range(ROUNDS):
+        seed = random.randrange(2**32)
+        print("seed", seed)
+        with BlockGraph() as graph:
+            for name in NODES:
+                graph.add_node(name, LIMIT * UNIT)
+            sequences = sequences_of(kinds, LIMIT, folder)
+            freezer = Freezer(graph, sequences, seed)
+            beside = Beside(graph, sequences, seed)
+            thread = threading.Thread(target=freezer.run)
+            with often(), beside.writing():
+                thread.start()
+                for _ in range(30):
+                    beside.transact()
+                freezer.running = False
+                thread.join()
+            assert freezer.error is None, freezer.error
+            assert freezer.rounds
+            ends = [sequence.acked for sequence in sequences]
+            assert freezer.cuts_found(ends) == ends
+
+
+def test_one_instant_for_many_nodes(folder: Path) -> None:
+    """The more there are, the longer it takes from the first to the last."""
+    rng = random.Random()
+    names = [f"node{i}" for i in range(150)]
+    limit = 1 << 16
+    with BlockGraph() as graph:
+        for name in names:
+            node = graph.add_node(name, limit * UNIT)
+            node.add_bitmap("daily", UNIT)
+            node.add_bitmap("taken", UNIT, disabled=True)
+        for round_ in range(16 * ROUNDS):
+            nodes = rng.sample(names, 3)
+            sequence = Native(build(folder), nodes, range(limit))
+            sequence.start([graph.nodes[name] for name in nodes])
+            cut = 0
+            with often():
+                for _ in range(20):
+                    sequence.allow(limit // 10)
+                    sequence.wait_a_little(10)
+                    with graph.transaction() as tx:
+                        for name in rng.sample(names, len(names)):
+                            tx.clear(name, "taken")
+                            tx.merge(name, "taken", ["daily"])
+                            tx.clear(name, "daily")
+                        sequence.allow(limit // 2)
+                        sequence.wait_a_little(10)
+                        acked = sequence.acked
+                    begun = sequence.begun
+                    sequence.allow(0)
+                    bitmaps = [graph.nodes[name].bitmaps["taken"] for name in nodes]
+                    found = {n: of_areas(each.areas()) for n, each in zip(nodes, bitmaps)}
+                    least, most = sequence.cut(cut, begun, found)
+                    assert acked <= least == most <= begun, round_
+                    cut = most
+            sequence.join()
+            for name in nodes:
+                for bitmap in graph.nodes[name].bitmaps.values():
+                    bitmap.clear()

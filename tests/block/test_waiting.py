@@ -19,7 +19,7 @@ from pybitmap import BlockGraph, BlockNode, StateError
 pytestmark = pytest.mark.core
 
 G = 512
-FOLDERS = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+FOLDERS = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "support")]
 
 
 def one(node: BlockNode) -> None:

@@ -30,6 +30,7 @@ pytestmark = pytest.mark.core
 
 G = 512
 GROUPS = 64
+FOLDERS = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "support")]
 SIZE = GROUPS * G
 
 
@@ -363,7 +364,7 @@ def test_a_kill_misses_nothing(tmp_path: Path) -> None:
     """In a process of its own, since it forks."""
     code = f"""
 import sys
-sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parent.parent)!r}]
+sys.path[:0] = {FOLDERS!r}
 from pathlib import Path
 from test_writing import kill_rounds
 kill_rounds(Path({str(tmp_path)!r}), 25)
