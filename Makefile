@@ -39,7 +39,7 @@ test: $(VENV)/.test ## Run the tests
 
 test-pure: $(VENV)/.test ## Run those of the core the other ways: by cffi alone, and with other clones of the loops
 	PYBITMAP_PURE_CFFI=1 PYBITMAP_CLONE=plain $(BIN)/python -m pytest -q -m core
-	PYBITMAP_CLONE=popcnt $(BIN)/python -m pytest -q tests/test_state_machine.py
+	PYBITMAP_CLONE=popcnt $(BIN)/python -m pytest -q tests/core/test_state_machine.py
 
 build: $(VENV)/.dev ## Build in place, with all that development needs
 
@@ -69,7 +69,7 @@ tsan: build/tsan/test_threads build/tsan/test_tracker ## Run the threads in C un
 	build/tsan/test_tracker $(SEED)
 
 lockstep: $(VENV)/.test ## Send N=20000 steps to a real QEMU and to ours, and compare
-	PYBITMAP_REQUIRE_PEERS=1 PYBITMAP_LOCKSTEP_STEPS=$(N) $(BIN)/python -m pytest -s tests/test_lockstep.py
+	PYBITMAP_REQUIRE_PEERS=1 PYBITMAP_LOCKSTEP_STEPS=$(N) $(BIN)/python -m pytest -s tests/qmp/test_lockstep.py
 
 interrupts: $(VENV)/.test ## Raise at every line of every change of bitmaps (an hour)
 	PYBITMAP_ALL_LINES=1 $(BIN)/python -m pytest -n auto tests/block/test_interrupts.py
@@ -116,7 +116,7 @@ asan-py: build/asan/site/pybitmap $(VENV)/.test
 	@rm -f $(ASAN_LOG).*
 	@failed=; \
 	$(ASAN_PYTEST) || failed=1; \
-	for round in 1 2 3; do $(ASAN_PYTEST) tests/test_hbitmap_threads.py tests/test_node.py || failed=1; done; \
+	for round in 1 2 3; do $(ASAN_PYTEST) tests/core/test_hbitmap_threads.py tests/block/test_node.py || failed=1; done; \
 	for log in $(ASAN_LOG).*; do if [ -f "$$log" ]; then cat "$$log"; failed=1; fi; done; \
 	[ -z "$$failed" ]
 

@@ -41,7 +41,7 @@
  * looked, so it was when a, which had returned, looked.)  The slot names the
  * fork while the mark is in the old set.  One that goes on to the new set says
  * so before it lets go of the fork, which is waited for, so no later publication
- * begins before that: there is nothing to look at again.  tests/test_turn.py goes
+ * begins before that: there is nothing to look at again.  tests/core/test_turn.py goes
  * through every interleaving.
  *
  * OPEN WRITES stand in a list, under a mutex.  A publication looks at the list

@@ -28,7 +28,7 @@ from peers import peer
 
 from pybitmap import HBitmap
 
-TRACES = Path(__file__).parents[1] / "examples" / "traces"
+TRACES = Path(__file__).parents[2] / "examples" / "traces"
 
 CLUSTER_SIZES = [1 << bits for bits in range(9, 22)]
 WIDTHS = [1, 2, 4, 8, 16, 32, 64]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parent
+SUPPORT = Path(__file__).parent
 
 
 def build(folder: Path) -> Path:
@@ -26,7 +26,7 @@ def build(folder: Path) -> Path:
     if shutil.which(compiler[0]) is None:
         pytest.skip(f"no C compiler: {compiler[0]} is not installed (Debian package gcc)")
     library = folder / "faults.so"
-    source = str(TESTS / "c" / "faults.c")
+    source = str(SUPPORT.parent / "c" / "faults.c")
     flags = ["-std=c11", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
     subprocess.run([*compiler, *flags, "-o", str(library), source, "-ldl"], check=True)
     return library
@@ -35,11 +35,11 @@ def build(folder: Path) -> Path:
 def run(library: Path, script: str, *arguments: object) -> str:
     """What it prints."""
     done = subprocess.run(
-        [sys.executable, str(TESTS / script), str(library), *map(str, arguments)],
+        [sys.executable, str(SUPPORT / script), str(library), *map(str, arguments)],
         env={**os.environ, "LD_PRELOAD": str(library)},
         capture_output=True,
         text=True,
-        cwd=TESTS,
+        cwd=SUPPORT,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

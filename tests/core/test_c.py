@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from peers import peer
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 PROGRAMS = TESTS / "c"
 CSRC = TESTS.parent / "csrc"
 BENCH = TESTS.parent / "bench" / "c"

@@ -14,7 +14,7 @@ ROUNDS = {"ci": 200, "long": 5000}.get(os.environ.get("HYPOTHESIS_PROFILE", ""),
 
 def test_a_killed_process_leaves_every_mark_and_whole_changes(tmp_path: Path) -> None:
     seed = random.randrange(2**32)
-    script = Path(__file__).with_name("local_kill.py")
+    script = Path(__file__).parents[1] / "support" / "local_kill.py"
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path / "store"), str(ROUNDS), str(seed)],
         capture_output=True,

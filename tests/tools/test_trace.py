@@ -22,7 +22,7 @@ from pybitmap.trace import MAX_LINE, Trace, read_trace
 
 pytestmark = pytest.mark.core
 
-EXAMPLES = Path(__file__).parent.parent / "examples" / "traces"
+EXAMPLES = Path(__file__).parents[2] / "examples" / "traces"
 V2, V3 = b"fio version 2 iolog\n", b"fio version 3 iolog\n"
 
 

@@ -28,7 +28,7 @@ at what the old sets hold when a publication has returned.
       and again; then the end can be reached from every state.
 
 Then the protocol is broken on purpose, one rule at a time, and the exploration has to find a
-schedule that shows what goes wrong.  `python tests/test_turn.py` prints those schedules.  Some
+schedule that shows what goes wrong.  `python tests/core/test_turn.py` prints those schedules.  Some
 changes look as if they broke it, but do not: those are at the end.
 """
 

@@ -23,7 +23,7 @@ sequentially consistent, as they are in C) and checks in each
       overlapped it; and no mark is ever lost: it was taken or is still there.
 
 Then the protocol is broken on purpose, one rule at a time, and the exploration has to find a
-schedule that shows what goes wrong.  `python tests/test_protocol.py` prints those schedules.
+schedule that shows what goes wrong.  `python tests/core/test_protocol.py` prints those schedules.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from pybitmap.replay import mark
 from pybitmap.sizes import exact_size, parse_size, rough_size
 from pybitmap.trace import Trace
 
-EXAMPLES = Path(__file__).parent.parent / "examples" / "traces"
+EXAMPLES = Path(__file__).parents[2] / "examples" / "traces"
 TINY, TINY_TRUTH = str(EXAMPLES / "tiny.trace.gz"), str(EXAMPLES / "tiny.json")
 DELIVERED = sorted(path.stem for path in EXAMPLES.glob("*.json"))
 
