@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import random
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -116,3 +117,43 @@ def test_load(benchmark: Benchmark, tmp_path: Path, large: BlockNode, what: str)
         LocalStore(path).entries()
 
     benchmark.pedantic({"read": read, "entries": entries}.get(what, load), rounds=5)
+
+
+@pytest.mark.benchmark(group="one change of a bitmap of 32 KiB, beside one synced commit")
+@pytest.mark.parametrize("what", ["commit", "disable", "freeze, done", "clear", "merge", "rotate"])
+def test_change(benchmark: Benchmark, tmp_path: Path, what: str) -> None:
+    """What does a change cost where it is stored? Its files and commits are in docs/design.md."""
+    with BlockGraph() as graph:
+        node = graph.add_node("disk", GROUPS << 14, LocalStore(tmp_path / "store"))
+        a = node.add_bitmap("a", 65536, persistent=True)
+        b = node.add_bitmap("b", 65536, persistent=True, disabled=True)
+        plain = sqlite3.connect(tmp_path / "plain.sqlite", isolation_level=None)
+        plain.execute("PRAGMA journal_mode = PERSIST")
+        plain.execute("PRAGMA synchronous = FULL")
+        plain.execute("CREATE TABLE row (value)")
+
+        def commit() -> None:
+            plain.execute("INSERT INTO row VALUES (1)")
+
+        def disable() -> None:
+            (a.disable if a.enabled else a.enable)()
+
+        def freeze() -> None:
+            with a.freeze() as frozen:
+                frozen.done()
+
+        def rotate() -> None:
+            with graph.transaction() as tx:
+                tx.merge("disk", "b", ["a"])
+                tx.clear("disk", "a")
+
+        work = {
+            "commit": commit,
+            "disable": disable,
+            "freeze, done": freeze,
+            "clear": a.clear,
+            "merge": lambda: b.merge(a),
+            "rotate": rotate,
+        }
+        benchmark.pedantic(work[what], rounds=20)
+        plain.close()
