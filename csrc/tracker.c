@@ -279,8 +279,11 @@ static void hb_let_go_on(HBTracker *tracker)
 /* Marks the writes that are open in what is published now. */
 static void hb_mark_open(HBTracker *tracker, const HBTrackerSet *set)
 {
+    if (set->readonly) {
+        return;
+    }
     (void)pthread_mutex_lock(&tracker->mutex);
-    for (const HBWrite *write = tracker->open; write && !set->readonly; write = write->next) {
+    for (const HBWrite *write = tracker->open; write; write = write->next) {
         for (size_t i = 0; i < set->n; i++) {
             (void)hbitmap_set(set->bitmaps[i], write->offset,
                               hb_inside(set->size, write->offset, write->length));

@@ -390,7 +390,7 @@ class Frozen(Guard, NotCopied, Collection[DirtyBitmap]):
 
     def __del__(self) -> None:
         left = self._left()
-        if left:
+        if left and not self._coordinator.forked:
             self._coordinator.abandoned.extend(left)
             names = ", ".join(f"'{cell.name}'" for cell in left)
             warnings.warn(

@@ -8,6 +8,7 @@ to its end by whoever takes the lock next; so are frozen bitmaps that nobody has
 from __future__ import annotations
 
 import errno
+import os
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -15,6 +16,7 @@ from dataclasses import replace
 from threading import RLock
 from types import TracebackType
 from typing import Any
+from weakref import WeakSet
 
 from .. import _core
 from .._entry import Guard
@@ -39,6 +41,9 @@ class Coordinator:
 
     def __init__(self) -> None:
         self.lock = RLock()
+        #: Is this the child of a fork, to which nothing here belongs?
+        self.forked = False
+        _coordinators.add(self)
         self.devices: dict[str, Device] = {}
         #: Of the transaction that is open.
         self.draft: Draft | None = None
@@ -212,6 +217,22 @@ class Coordinator:
         self.draft = draft or Draft(self.devices)
         self._run(Closed(self.draft, devices, stores=not discard))
 
+    def after_fork(self) -> None:
+        """In the child: with stores, everything is refused from now on; writes are, too."""
+        self.lock = RLock()  # another thread may have held it
+        stores = [device for device in self.devices.values() if device.volume is not None]
+        self.forked = bool(stores)
+        if self.forked:
+            devices = [device for device in self.devices.values() if not device.closed]
+            Publication(dict.fromkeys(devices, ()), 0, closed=True).publish()
+
+    def refused(self) -> StateError:
+        return StateError(
+            "this graph was made before a fork, and its stores belong to the parent process: "
+            "the child has to open stores of its own (and a program that becomes a daemon opens "
+            "them after that)"
+        )
+
     def check_idle(self) -> None:
         """
         :raises StateError: if the thread is in the midst of a change
@@ -270,6 +291,18 @@ class Coordinator:
                 Publication({device: everything}).publish()
 
 
+_coordinators: WeakSet[Coordinator] = WeakSet()
+
+
+def _after_fork() -> None:
+    for coordinator in list(_coordinators):
+        coordinator.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 class Hold(Guard):
     """The lock of a coordinator, as a context manager."""
 
@@ -278,6 +311,8 @@ class Hold(Guard):
         self._coordinator = coordinator
 
     def _entered(self, nested: bool) -> Any:
+        if self._coordinator.forked:
+            raise self._coordinator.refused()
         if not nested:
             self._coordinator.tidy()
 
@@ -327,11 +362,12 @@ class Drafting(Alone):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if kind is not None or self._draft.dropped:
+        forked = self._coordinator.forked
+        if kind is not None or self._draft.dropped or forked:
             self._draft.drop()
             self._coordinator.draft = None
             if kind is None:
-                raise AbortedError(ABORTED)
+                raise self._coordinator.refused() if forked else AbortedError(ABORTED)
         else:
             self._coordinator.commit(self._draft)
 

@@ -141,6 +141,8 @@ class BlockNode(NotCopied, NodeBase):
 
     def _refused(self, code: int, what: str) -> Exception:
         device = self._device
+        if self._coordinator.forked:
+            return self._coordinator.refused()
         if device.closed:
             return ClosedError(f"node '{device.name}' is closed")
         if code == -errno.ERANGE:

@@ -280,6 +280,9 @@ class LocalStore(Store):
             self._files.close()
         self._files = _Files(self.path)
         self._writing = False
+        if self._pid == os.getpid():  # else a child of a fork would keep it
+            with suppress(OSError, ValueError):
+                fcntl.flock(self._lock_file, fcntl.LOCK_UN)
         self._lock_file.close()
         self._lock_file = None
 

@@ -39,7 +39,7 @@ class File:
         except OSError as error:
             raise StoreError(f"{path}: {error.strerror}", error.errno) from error
         try:
-            self._fd = self._file.fileno()
+            self._fd, self._pid = self._file.fileno(), os.getpid()
             mode = os.fstat(self._fd).st_mode
             if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
                 raise StoreError(f"{path}: neither a file nor a block device", errno.EINVAL)
@@ -50,6 +50,8 @@ class File:
 
     def close(self) -> None:
         """And unlock it; may be called twice."""
+        if self._pid == os.getpid() and not self._file.closed:
+            locks.unlock(self._fd)  # else a child of a fork would keep them
         self._file.close()
         self._fd = -1
 

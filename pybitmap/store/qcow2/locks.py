@@ -15,6 +15,7 @@ import errno
 import fcntl
 import struct
 import sys
+from contextlib import suppress
 
 from ...errors import LockedError, StoreError, UnsupportedError
 
@@ -35,7 +36,7 @@ _NOT_FOR_OTHERS = (_WRITE, _RESIZE)
 
 
 def lock(fd: int, path: str, *, read_only: bool) -> None:
-    """Lock an open image; closing it unlocks it.
+    """Lock an open image; closing it unlocks it, if no child of a fork has it.
 
     :raises LockedError: if somebody else has it open, and one of the two is a writer
     :raises UnsupportedError: if the system has no such locks
@@ -59,6 +60,12 @@ def lock(fd: int, path: str, *, read_only: bool) -> None:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             raise _locked(path, read_only) from error
         raise StoreError(f"{path} cannot be locked: {error.strerror}", error.errno) from error
+
+
+def unlock(fd: int) -> None:
+    """Let go of all of them, also if a child of a fork has the file open still."""
+    with suppress(OSError):
+        fcntl.fcntl(fd, _F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, 0, _USED, 200, 0))
 
 
 def _locked(path: str, read_only: bool) -> LockedError:

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: MIT
+"""A fork: stores are the parent's, and a child neither stores nor unlocks nor marks anything."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from stores import SIZE, LocalPlace, Place, Qcow2Place
+from support import run_python
+
+from pybitmap import BlockGraph
+
+pytestmark = [
+    pytest.mark.core,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork"),
+]
+
+G = 4096
+
+PROGRAM = """
+import os, sys, threading
+from pybitmap import BlockGraph, LockedError, StateError
+from pybitmap.store import LocalStore, Qcow2Store
+
+store = {store}
+wait, go_on = os.pipe()
+graph = BlockGraph()
+node = graph.add_node("n", None, store)
+bitmap = node.bitmaps["b"]
+node.mark_dirty(0, 1)
+{before}
+pid = os.fork()
+if pid == 0:
+    try:
+        {child}
+    finally:
+        os._exit(0)
+os.waitpid(pid, 0) if {waits} else None
+node.mark_dirty(4096, 1)
+with bitmap.freeze() as frozen:
+    assert list(bitmap.areas()) == [(0, 8192)], list(bitmap.areas())
+graph.close()
+with BlockGraph() as again:  # also while the child lives
+    assert list(again.add_node("n", None, {store}).bitmaps["b"].areas()) == [(0, 8192)]
+os.write(go_on, b"x")
+if not {waits}:
+    os.waitpid(pid, 0)
+print("ok")
+"""
+
+#: What the parent does next.
+MARK = "node.mark_dirty(4096, 1)\n"
+
+REFUSED = """
+        for call in (lambda: node.mark_dirty(65536, 1), lambda: node.mark_dirty(offset=0, length=1),
+                     bitmap.clear, node.flush, graph.close, bitmap.freeze, node.close,
+                     lambda: node.writing(0, 1).__enter__()):
+            try:
+                call()
+            except StateError as error:
+                assert "before a fork" in str(error), error
+            else:
+                os.write(2, b"it was not refused")
+                os._exit(1)
+"""
+
+CHILDREN = {
+    "is refused": REFUSED,
+    "leaves the block": """
+        try:
+            with graph:
+                pass
+        except StateError:
+            pass
+""",
+    "exits": "sys.exit()",
+    "drops all": "del node, bitmap, store, graph; import gc; gc.collect()",
+    "lives on": "os.read(wait, 1)",
+}
+
+
+@pytest.fixture(params=[LocalPlace, Qcow2Place], ids=lambda kind: kind.__name__)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """What opens it."""
+    place: Place = request.param(tmp_path)
+    with BlockGraph() as graph:
+        graph.add_node("n", SIZE, place.store()).add_bitmap("b", G, persistent=True)
+    name = "store0" if isinstance(place, LocalPlace) else "image0.qcow2"
+    kind = "LocalStore" if isinstance(place, LocalPlace) else "Qcow2Store"
+    return f"{kind}({str(tmp_path / name)!r})"
+
+
+@pytest.mark.parametrize("child", CHILDREN)
+def test_a_child_leaves_the_stores_of_its_parent_alone(child: str, store: str) -> None:
+    waits = child != "lives on"
+    code = PROGRAM.format(store=store, before="", child=CHILDREN[child].strip(), waits=waits)
+    assert run_python(code).strip() == "ok"
+
+
+def test_a_child_does_not_commit_the_transaction_that_was_open(store: str) -> None:
+    code = PROGRAM.format(
+        store=store,
+        before="tx = graph.transaction(); tx.__enter__().clear('n', 'b')",
+        child="tx.__exit__(None, None, None)",
+        waits=True,
+    ).replace(
+        "node.mark_dirty(4096, 1)\n",
+        "tx.__exit__(ValueError, None, None)\nnode.mark_dirty(4096, 1)\n",
+    )
+    assert run_python(code).strip() == "ok"
+
+
+def test_a_child_does_not_hang_where_another_thread_was_in_a_change(store: str) -> None:
+    code = PROGRAM.format(
+        store=store,
+        before="""
+inside = threading.Event(); leave = threading.Event()
+def hold():
+    with graph.locked():
+        inside.set(); leave.wait()
+thread = threading.Thread(target=hold); thread.start(); inside.wait()
+""",
+        child=REFUSED.strip(),
+        waits=True,
+    ).replace(
+        "node.mark_dirty(4096, 1)\n", "leave.set(); thread.join(); node.mark_dirty(4096, 1)\n"
+    )
+    assert run_python(code).strip() == "ok"
+
+
+def test_without_stores_a_child_goes_on_by_itself() -> None:
+    code = """
+import os
+from pybitmap import BlockGraph, HBitmap
+graph = BlockGraph(); node = graph.add_node("n", 1 << 20); bitmap = node.add_bitmap("b", 4096)
+hb = HBitmap(100); hb.add(1); node.mark_dirty(0, 1)
+pid = os.fork()
+if pid == 0:
+    hb.add(2); node.mark_dirty(4096, 1); bitmap.clear(); node.mark_dirty(8192, 1)
+    graph.close()
+    os._exit(0 if list(hb) == [1, 2] and list(bitmap.areas()) == [(8192, 4096)] else 1)
+assert os.waitpid(pid, 0)[1] == 0
+print(list(hb), list(bitmap.areas()))
+"""
+    assert run_python(code).strip() == "[1] [(0, 4096)]"
