@@ -105,10 +105,7 @@ def test_a_child_does_not_commit_the_transaction_that_was_open(store: str) -> No
         before="tx = graph.transaction(); tx.__enter__().clear('n', 'b')",
         child="tx.__exit__(None, None, None)",
         waits=True,
-    ).replace(
-        "node.mark_dirty(4096, 1)\n",
-        "tx.__exit__(ValueError, None, None)\nnode.mark_dirty(4096, 1)\n",
-    )
+    ).replace(MARK, f"tx.__exit__(ValueError, None, None)\n{MARK}")
     assert run_python(code).strip() == "ok"
 
 
@@ -124,9 +121,7 @@ thread = threading.Thread(target=hold); thread.start(); inside.wait()
 """,
         child=REFUSED.strip(),
         waits=True,
-    ).replace(
-        "node.mark_dirty(4096, 1)\n", "leave.set(); thread.join(); node.mark_dirty(4096, 1)\n"
-    )
+    ).replace(MARK, f"leave.set(); thread.join()\n{MARK}")
     assert run_python(code).strip() == "ok"
 
 
