@@ -365,7 +365,10 @@ def words(hb: CData) -> memoryview:
 def pinned_words(hb: CData, memory: Memory | None) -> memoryview:
     """The leaf words, live, as a read-only view of bytes that pins the bitmap while it exists."""
     hbitmap_pin(hb)
-    pin = own(hb, "hbitmap_unpin", memory)
+    if fast is None:
+        pin = _LetGo(address(hb), lib.hbitmap_unpin, memory)
+    else:
+        pin = own(hb, "hbitmap_unpin", memory)
     nwords = new("size_t *")
     # The view holds the pointer, the pointer its destructor, and that the pin; a destructor that
     # does nothing else (it compares, in vain).

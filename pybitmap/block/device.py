@@ -70,6 +70,11 @@ class Cell:
         stage, states = self._states
         return states[stage.now]
 
+    @property
+    def changing(self) -> bool:
+        """Is what it shows not settled?"""
+        return self._states[0] is not _SETTLED
+
     def change(self, stage: Stage, before: State, prepared: State, after: State) -> None:
         self._states = stage, (before, prepared, after)
 

@@ -64,7 +64,12 @@ class Writing(Guard):
             raise RuntimeError("a write is begun once")
         self._check(self._coordinator.patiently(self._device, self._begin))
         if self._before is not None:
-            for cell in list(self._device.cells.values()):
+            cells = list(self._device.cells.values())
+            if any(cell.changing for cell in cells):
+                # Perhaps it is being frozen, and it would be too early before the instant of that.
+                with self._coordinator.lock:
+                    pass
+            for cell in cells:
                 successor = cell.state.successor
                 if successor is not None:
                     self._preserve(cell, successor)

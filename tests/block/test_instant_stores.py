@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import preload
@@ -49,8 +50,11 @@ def folder(tmp_path: Path) -> Iterator[Path]:
         yield folder
 
 
-def opened(setting: dict[str, tuple[type[Place], int]], places: dict[str, Place]) -> BlockGraph:
-    """As a program that starts."""
+@contextmanager
+def opened(
+    setting: dict[str, tuple[type[Place], int]], places: dict[str, Place]
+) -> Iterator[BlockGraph]:
+    """As a program that starts; let go of as it is, if it was not closed."""
     stores: dict[tuple[type[Place], int], Store] = {}
     graph = BlockGraph()
     for name in NODES:
@@ -61,7 +65,11 @@ def opened(setting: dict[str, tuple[type[Place], int]], places: dict[str, Place]
             if store is None:
                 store = stores[kind, medium] = places[kind.__name__].store(medium)
         graph.add_node(name, LIMIT * UNIT, store)
-    return graph
+    try:
+        yield graph
+    finally:
+        for node in graph.nodes.values():
+            node.close(discard=True)
 
 
 @pytest.mark.parametrize("how", ["python", "qmp"])
@@ -71,22 +79,23 @@ def test_one_instant_and_all_is_stored(
 ) -> None:
     monkeypatch.setattr("stores.SIZE", LIMIT * UNIT)
     setting = SETTINGS[name]
-    for _ in range(ROUNDS):
+    for number in range(ROUNDS):
         seed = random.randrange(2**32)
         print("seed", seed)
         kinds = random.Random(seed).choice(["n", "m", "h", "np", "mq"])
-        place_of = {kind.__name__: kind(folder) for kind, _ in setting.values()}
-        graph = opened(setting, place_of)
-        beside = Beside(graph, sequences_of(kinds, LIMIT, folder), seed, tuple(setting))
-        with often(), beside.writing():
-            for _ in range(20):
-                beside.transact(how)
+        place = folder / str(number)
+        place.mkdir()
+        places = {kind.__name__: kind(place) for kind, _ in setting.values()}
+        with opened(setting, places) as graph:
+            sequences = sequences_of(kinds, LIMIT, folder)
+            beside = Beside(graph, sequences, seed, tuple(setting))
+            with often(), beside.writing():
+                for _ in range(20):
+                    beside.transact(how)
+            graph.close()
         expected: World = {
             key: bits.loaded for key, bits in beside.world.items() if bits.persistent
         }
-        graph.close()
-        graph = opened(setting, place_of)
-        wrong = difference(expected, world_of(graph))
+        with opened(setting, places) as graph:
+            wrong = difference(expected, world_of(graph))
         assert wrong is None, wrong
-        for node in graph.nodes.values():
-            node.close()
