@@ -346,9 +346,16 @@ class Frozen(Guard, NotCopied, Collection[DirtyBitmap]):
         :raises StoreError: if a store refuses. The bitmaps of that store are put back, those of
             others are done
         """
+        cells = [self._cell_of(bitmap) for bitmap in bitmaps] if bitmaps else self._left()
+        self._end_preserving(cells)
         with self._coordinator.alone():
-            cells = [self._cell_of(bitmap) for bitmap in bitmaps] if bitmaps else self._left()
-            self._coordinator.abdicate(list(dict.fromkeys(cells)))
+            self._coordinator.abdicate([cell for cell in dict.fromkeys(cells) if self._holds(cell)])
+
+    def _end_preserving(self, cells: Iterable[Cell]) -> None:
+        for cell in cells:
+            successor = cell.state.successor
+            if successor is not None and successor.holder is self._holder:
+                successor.preserved.end()
 
     def _cell_of(self, bitmap: DirtyBitmap) -> Cell:
         cell = bitmap._cell
@@ -364,6 +371,7 @@ class Frozen(Guard, NotCopied, Collection[DirtyBitmap]):
         :raises StoreError: that could not be stored. It is so all the same; until it can be,
             whoever loads the bitmaps gets the same
         """
+        self._end_preserving(self._left())
         with self._coordinator.alone():
             self._coordinator.thaw(self._left())
 

@@ -90,6 +90,11 @@ class Commit:
         failed = self.switch()
         if failed is not None and self.draft.whole:
             raise failed
+        if failed is not None:
+            # What a store still names is marked as well.
+            self.final = self.both
+            with suppress(MemoryError):
+                self.final = self.publication(lambda plan: recorders(plan.after))
         self.decided = True
         return failed
 
@@ -131,7 +136,7 @@ class Commit:
 
         :returns: may it be stored all the same?
         """
-        wanted = {}
+        wanted: dict[Volume, Wanted] = {}
         for device in self.telling:
             volume = device.stored
             before = device.wanted(self.state_of(lambda plan: plan.before))
@@ -141,6 +146,7 @@ class Commit:
                 or not volume.outcomes[0].same(before)
             ):
                 wanted[volume] = before
+        wanted = self.with_pending(wanted, lambda plan: plan.before)
         with suppress(StoreError, MemoryError):
             Switches(wanted, Purpose.COMMIT).switch()
         return any(len(volume.outcomes) > 1 for volume in wanted)

@@ -47,14 +47,21 @@ REMOVAL = Forbidding.BUSY | Forbidding.READONLY
 class Preserved:
     """Which groups of a frozen bitmap writers have seen to before they wrote over them.
 
-    The lock is held while one of them does: another that comes to the same group waits.
+    The lock is held while one of them does: another that comes to the same group waits, and so does
+    whoever ends the freeze.
     """
 
-    __slots__ = ("groups", "lock")
+    __slots__ = ("ended", "groups", "lock")
 
     def __init__(self) -> None:
         self.lock = RLock()
         self.groups: HBitmap | None = None
+        self.ended = False
+
+    def end(self) -> None:
+        """No writer sees to anything any more when this returns."""
+        with self.lock:
+            self.ended = True
 
 
 @dataclass(frozen=True, eq=False)

@@ -88,6 +88,8 @@ class Writing(Guard):
         end = min(-(-(self._offset + self._nbytes) // group) * group, content.size)
         preserved = successor.preserved
         with preserved.lock:
+            if preserved.ended:
+                return
             if preserved.groups is None:
                 preserved.groups = HBitmap(content.size, content.granularity)
             for offset, nbytes in _without(content, preserved.groups, start, end):
