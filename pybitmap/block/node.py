@@ -120,7 +120,8 @@ class BlockNode(NotCopied, NodeBase):
             ``before(bitmap, offset, nbytes)``, in this thread and before the block, for each dirty
             range of each frozen bitmap that the write is about to go over, in whole groups, once
             for as long as the bitmap is frozen: copy it then. Another write to the same groups
-            waits for that, and so does ``done()``. If it raises, the block does not run, and the next write calls it again
+            waits for that, and so does ``done()``. If it raises, the block does not run, and the
+            next write calls it again
         :raises RangeError, ReadonlyError, ClosedError: as :meth:`mark_dirty`; the block does not
             run. After the block: ClosedError if the node was closed meanwhile, with the range
             marked in what was stored
