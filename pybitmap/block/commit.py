@@ -92,7 +92,7 @@ class Commit:
             raise failed
         if failed is not None:
             # What a store still names is marked as well.
-            self.final = self.both
+            self.final = self.both or self.final
             with suppress(MemoryError):
                 self.final = self.publication(lambda plan: recorders(plan.after))
         self.decided = True
@@ -117,7 +117,11 @@ class Commit:
         """All that has to come before the stores are told what the bitmaps are then."""
         self.find_telling()
         self.final = self.publication(lambda plan: recorders(plan.after), told=True)
-        self.both = self.publication(lambda plan: [*recorders(plan.before), *recorders(plan.after)])
+        if any(device.stored is not None and device.stored.keeps_marks for device in self.telling):
+            self.both = self.of_either()
+
+    def of_either(self) -> Publication:
+        return self.publication(lambda plan: [*recorders(plan.before), *recorders(plan.after)])
 
     def switch(self) -> StoreError | MemoryError | None:
         return Switches(self.wanted(lambda plan: plan.after), self.purpose, self.losing()).switch()
@@ -270,7 +274,7 @@ class Diverted(Commit):
             if plan.before.removed and plan.worked_on:
                 # It is shown clean, not with what has been worked in so far.
                 clean = HBitmap(plan.content.size, plan.content.granularity)
-                plan.prepared = replace(plan.prepared, content=clean)
+                plan.prepared = plan.prepared.but(content=clean)
             self._make(plan)
         self.find_telling()
         self._tell_recorders()
@@ -317,7 +321,7 @@ class Diverted(Commit):
         def diverted(plan: Plan) -> State:
             if plan.recorder is None or not recorders(plan.before):
                 return plan.before
-            return replace(plan.before, recorder=plan.recorder)
+            return plan.before.but(recorder=plan.recorder)
 
         wanted: dict[Volume, Wanted] = {}
         for device in self.draft.devices:
@@ -357,7 +361,7 @@ class Thawed(Commit):
 
     def begin(self) -> None:
         super().begin()
-        assert self.both is not None
+        self.both = self.both or self.of_either()
         self.both.publish()
         self.decided = True
         self._merge()  # before a store no longer names the successors
@@ -405,7 +409,7 @@ class Resized(Held):
             if state.successor is not None:
                 content = self._resized(state, state.successor.content)
                 successor = replace(state.successor, content=content, preserved=Preserved())
-                plan.prepared = replace(state, successor=successor)
+                plan.prepared = state.but(successor=successor)
             plan.show(self.draft.stage)
         self.final = self.publication(lambda plan: recorders(plan.after), self.size, told=True)
 

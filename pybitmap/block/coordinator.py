@@ -12,7 +12,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import replace
 from threading import RLock
 from types import TracebackType
 from typing import Any
@@ -137,7 +136,7 @@ class Coordinator:
         plan = None if self.draft is None else self.draft.plans.get(cell)
         if plan is None:
             return cell.state
-        return replace(plan.before, skip_store=plan.prepared.skip_store)
+        return plan.before.but(skip_store=plan.prepared.skip_store)
 
     def freeze(self, cells: Iterable[Cell], holder: object) -> None:
         """All of them at one instant, or none.

@@ -9,7 +9,7 @@ is refused then, in QEMU's words and order.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Union
 
 from ..errors import (
@@ -82,17 +82,17 @@ class Plan:
     @property
     def after(self) -> State:
         """As it is then, and is stored."""
-        return replace(self.prepared, content=self.content, recorder=None, removed=self.removed)
+        return self.prepared.but(content=self.content, recorder=None, removed=self.removed)
 
     @property
     def settled(self) -> State:
         """As its users see it then."""
-        return replace(self.after, removed=True) if self.closes else self.after
+        return self.after.but(removed=True) if self.closes else self.after
 
     def show(self, stage: Stage) -> None:
         """To whoever asks, as far as the change has come."""
         recorder = self.recorder if recorders(self.before) else None
-        prepared = replace(self.prepared, recorder=recorder)
+        prepared = self.prepared.but(recorder=recorder)
         self.cell.change(stage, self.before, prepared, self.settled)
 
 
@@ -195,7 +195,7 @@ class Draft:
             raise InvalidError(f"Bitmap name too long: {name}")
         content = device.make(granularity, stored=persistent)
         prepared = State(content, new_serial(), enabled=not disabled, persistent=persistent)
-        before = replace(prepared, removed=True)
+        before = prepared.but(removed=True)
         cell = Cell(device, name, before)
         self._add(Plan(cell, before, prepared, content))
         device.cells[name] = cell
@@ -208,14 +208,14 @@ class Draft:
         forbid(cell.name, cell.state, REMOVAL)
         plan = self.plan(cell)
         plan.removed = True
-        self.alter(cell, replace(cell.state, busy=True, skip_store=True))
+        self.alter(cell, cell.state.but(busy=True, skip_store=True))
 
     def enable(self, cell: Cell, enabled: bool) -> None:
         """
         :raises StateError: if a flag forbids it
         """
         forbid(cell.name, cell.state, USE)
-        self.alter(cell, replace(cell.state, enabled=enabled))
+        self.alter(cell, cell.state.but(enabled=enabled))
 
     def repair(self, cell: Cell) -> None:
         """
@@ -229,7 +229,7 @@ class Draft:
         content = device.make(state.granularity, stored=state.persistent)
         content.set(0, device.size)
         enabled = state.enabled_if_repaired
-        repaired = replace(state, content=content, reason=None, enabled=enabled)
+        repaired = state.but(content=content, reason=None, enabled=enabled)
         self.alter(cell, repaired, content)
 
     def clear(self, cell: Cell) -> None:

@@ -18,10 +18,11 @@ told. A new flag is a field here, and what these functions make of it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Flag
 from itertools import count
 from threading import RLock
+from typing import Any
 
 from ..errors import BusyError, InconsistentError, NotFoundError, ReadonlyError
 from ..hbitmap import HBitmap
@@ -113,6 +114,12 @@ class State:
     successor: Successor | None = None
     recorder: HBitmap | None = None
 
+    def but(self, **changes: Any) -> State:
+        """The same with other fields; what dataclasses.replace() does, in a tenth of the time."""
+        other = object.__new__(State)
+        other.__dict__.update(self.__dict__, **changes)
+        return other
+
     @property
     def granularity(self) -> int:
         """Bytes that a bit stands for."""
@@ -193,17 +200,17 @@ def record(name: str, state: State) -> Record | None:
 def freeze(state: State, content: HBitmap, holder: object) -> State:
     """The content is constant from now on, ``content`` records in its place."""
     successor = Successor(content, state.enabled, new_serial(), holder)
-    return replace(state, enabled=False, busy=True, successor=successor)
+    return state.but(enabled=False, busy=True, successor=successor)
 
 
 def abdicate(state: State) -> State:
     """Of a frozen one: what was frozen is dropped, what was written meanwhile is the content."""
     successor = state.successor
     assert successor is not None
-    return replace(thaw(state), content=successor.content, serial=successor.serial)
+    return thaw(state).but(content=successor.content, serial=successor.serial)
 
 
 def thaw(state: State) -> State:
     """Of a frozen one, when its content has the successor's marks as well."""
     assert state.successor is not None
-    return replace(state, enabled=state.successor.enabled, busy=False, successor=None)
+    return state.but(enabled=state.successor.enabled, busy=False, successor=None)
