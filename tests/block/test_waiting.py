@@ -104,7 +104,7 @@ def test_whoever_waits_sleeps(mark: Callable[[BlockNode], None]) -> None:
         states.append(status.rpartition(")")[2].split()[0])
     release()
     thread.join()
-    assert states.count("S") > 30, states
+    assert states.count("S") > 10, states  # who spins is never found asleep
 
 
 SIGNALS = """
