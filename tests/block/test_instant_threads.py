@@ -108,40 +108,46 @@ def test_what_is_frozen_beside_transactions_is_of_one_instant(folder: Path, kind
 
 
 def test_one_instant_for_many_nodes(folder: Path) -> None:
-    """The more there are, the longer it takes from the first to the last."""
+    """The more there are, the longer it takes from the first to the last.
+
+    On each node one bitmap records after the other, in turn.
+    """
     rng = random.Random()
     names = [f"node{i}" for i in range(150)]
-    limit = 1 << 16
+    limit = 1 << 18
     with BlockGraph() as graph:
         for name in names:
             node = graph.add_node(name, limit * UNIT)
-            node.add_bitmap("daily", UNIT)
-            node.add_bitmap("taken", UNIT, disabled=True)
-        for round_ in range(16 * ROUNDS):
+            node.add_bitmap("even", UNIT)
+            node.add_bitmap("odd", UNIT, disabled=True)
+        for _ in range(8 * ROUNDS):
             nodes = rng.sample(names, 3)
             sequence = Native(build(folder), nodes, range(limit))
             sequence.start([graph.nodes[name] for name in nodes])
-            cut = 0
+            rng.shuffle(names)
+            cut, turns = 0, ["even", "odd"]
             with often():
-                for _ in range(20):
-                    sequence.allow(limit // 10)
-                    sequence.wait_a_little(10)
+                while not sequence.exhausted:
+                    sequence.allow(limit // 20)
                     with graph.transaction() as tx:
-                        for name in rng.sample(names, len(names)):
-                            tx.clear(name, "taken")
-                            tx.merge(name, "taken", ["daily"])
-                            tx.clear(name, "daily")
-                        sequence.allow(limit // 2)
+                        for name in names:
+                            tx.disable(name, turns[0])
+                            tx.enable(name, turns[1])
                         sequence.wait_a_little(10)
                         acked = sequence.acked
                     begun = sequence.begun
                     sequence.allow(0)
-                    bitmaps = [graph.nodes[name].bitmaps["taken"] for name in nodes]
+                    bitmaps = [graph.nodes[name].bitmaps[turns[0]] for name in nodes]
                     found = {n: of_areas(each.areas()) for n, each in zip(nodes, bitmaps)}
                     least, most = sequence.cut(cut, begun, found)
-                    assert acked <= least == most <= begun, round_
+                    assert acked <= least == most <= begun
                     cut = most
+                    turns.reverse()
             sequence.join()
-            for name in nodes:
-                for bitmap in graph.nodes[name].bitmaps.values():
-                    bitmap.clear()
+            with graph.transaction() as tx:
+                for name in names:
+                    tx.enable(name, "even")
+                    tx.disable(name, "odd")
+                for name in nodes:
+                    tx.clear(name, "even")
+                    tx.clear(name, "odd")
