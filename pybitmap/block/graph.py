@@ -128,8 +128,10 @@ class BlockGraph(NotCopied):
         Each action is checked at once, sees the flags that those before it have changed, and
         raises at once if it cannot be; leaving the block commits, an exception aborts. Other
         threads' changes wait until the end. Inside, changes go through ``tx`` only. Killed before
-        the end, a program finds all of it in its store or nothing; with several stores each has all
-        or nothing, and those that gain bitmaps come first.
+        the end, a program finds all of it in its store or nothing. With several stores those that
+        gain bitmaps come first, and one that gains some and loses others may have only gained yet.
+        If a store cannot say whether it has a bitmap as enabled, the bitmap is marked in until the
+        store has been told.
 
         With a clear or a merge of stored bitmaps the store is changed twice, and has one more file
         per bitmap meanwhile.
