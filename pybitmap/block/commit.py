@@ -140,16 +140,8 @@ class Commit:
 
         :returns: may it be stored all the same?
         """
-        wanted: dict[Volume, Wanted] = {}
-        for device in self.telling:
-            volume = device.stored
-            before = device.wanted(self.state_of(lambda plan: plan.before))
-            if volume is not None and (
-                volume.may_be_closed
-                or len(volume.outcomes) > 1
-                or not volume.outcomes[0].same(before)
-            ):
-                wanted[volume] = before
+        before = self.wanted_alone(lambda plan: plan.before)
+        wanted = {volume: each for volume, each in before.items() if not volume.holds(each)}
         wanted = self.with_pending(wanted, lambda plan: plan.before)
         with suppress(StoreError, MemoryError):
             Switches(wanted, Purpose.COMMIT).switch()
@@ -198,11 +190,12 @@ class Commit:
 
     def wanted(self, choose: Callable[[Plan], State]) -> dict[Volume, Wanted]:
         """What the stores are to hold when bitmaps are as chosen."""
-        wanted = {}
-        for device in self.telling:
-            if device.stored is not None:
-                wanted[device.stored] = device.wanted(self.state_of(choose))
-        return self.with_pending(wanted, choose)
+        return self.with_pending(self.wanted_alone(choose), choose)
+
+    def wanted_alone(self, choose: Callable[[Plan], State]) -> dict[Volume, Wanted]:
+        """The same, of no volumes but those that the change is going to tell."""
+        state = self.state_of(choose)
+        return {d.stored: d.wanted(state) for d in self.telling if d.stored is not None}
 
     def with_pending(
         self, wanted: dict[Volume, Wanted], choose: Callable[[Plan], State]
@@ -466,11 +459,10 @@ class Closed(Held):
             plan.show(self.draft.stage)
 
     def switch(self) -> StoreError | MemoryError | None:
-        before = {d.stored: d.wanted(self.state_of(lambda plan: plan.before)) for d in self.telling}
-        known = {volume: wanted for volume, wanted in before.items() if volume is not None}
-        if len(self.with_pending(known, lambda plan: plan.before)) > len(known):
+        known = self.wanted_alone(lambda plan: plan.before)
+        told = self.with_pending(known, lambda plan: plan.before)
+        if len(told) > len(known):
             # Of others, which stay open: first of all, as they are, and all that belongs to it.
-            told = self.with_pending(known, lambda plan: plan.before)
             failed = Switches(told, Purpose.COMMIT).switch()
             if failed is not None:
                 raise failed
@@ -508,8 +500,11 @@ def pending_beside(
 
 def way(draft: Draft) -> Commit:
     """The one that a draft has to go."""
+    if draft.work:
+        return Diverted(draft)
     plain = Commit(draft)
-    plain.find_telling()
-    stores = {d.volume.store for d in plain.telling if d.volume is not None}
-    stop = any(recorders(plan.before) and not recorders(plan.after) for plan in plain.plans)
-    return Diverted(draft) if draft.work or (stop and len(stores) > 1) else plain
+    if any(recorders(plan.before) and not recorders(plan.after) for plan in plain.plans):
+        plain.find_telling()
+        if len({device.volume.store for device in plain.telling if device.volume is not None}) > 1:
+            return Diverted(draft)
+    return plain
