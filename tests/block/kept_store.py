@@ -15,7 +15,7 @@ from weakref import WeakSet
 from instant import UNIT, Bits, Key, World, of_areas
 from memory_store import Medium, MemoryStore, MemoryVolume
 
-from pybitmap import HBitmap, InvalidError, LockedError
+from pybitmap import HBitmap
 from pybitmap.store import Change, Purpose, Record, StoredBitmap, StoredNode, Volume, Wanted
 
 
@@ -53,11 +53,7 @@ class KeptStore(MemoryStore):
         known = self.shelf.rows.get(node)
         if known is not None:
             size = known[0]
-        if size is None:
-            raise InvalidError(f"the store does not know the size of node '{node}'")
-        if node in self.medium.opened:
-            raise LockedError(f"node '{node}' is open already")
-        self.medium.opened.add(node)
+        size = self._taken(node, size)
         return KeptVolume(self, node, size, read_only=read_only)
 
     def entries(self) -> list[StoredNode]:

@@ -21,27 +21,6 @@
 
 static atomic_uint busy;    /* workers that others wait for */
 
-/* Every few times it holds the thread up, for a turn of the others or for longer. */
-#ifdef HB_TEST_DELAY
-void hb_test_delay(void);
-
-void hb_test_delay(void)
-{
-    static _Thread_local uint64_t delays;
-    uint64_t turns;
-
-    if (!delays) {
-        delays = test_seed ^ (uintptr_t)&delays;
-    }
-    turns = rng_below(&delays, 32);
-    if (turns < 8) {
-        sched_yield();
-    } else if (turns == 8) {
-        usleep((useconds_t)rng_below(&delays, 60));
-    }
-}
-#endif
-
 static HBitmap *make(uint64_t size, int granularity)
 {
     HBitmap *hb = hbitmap_alloc(size, granularity);

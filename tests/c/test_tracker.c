@@ -33,27 +33,6 @@ static atomic_uint marking;     /* markers that are not done */
 static atomic_uint published;   /* number of the last guest that records */
 static atomic_uint marked[GROUPS];  /* what it was before the group was marked */
 
-/* Every few times it holds the thread up, for a turn of the others or for longer. */
-#ifdef HB_TEST_DELAY
-void hb_test_delay(void);
-
-void hb_test_delay(void)
-{
-    static _Thread_local uint64_t delays;
-    uint64_t turns;
-
-    if (!delays) {
-        delays = test_seed ^ (uintptr_t)&delays;
-    }
-    turns = rng_below(&delays, 32);
-    if (turns < 8) {
-        sched_yield();
-    } else if (turns == 8) {
-        usleep((useconds_t)rng_below(&delays, 60));
-    }
-}
-#endif
-
 /* A mark in memory that was freed may end here before a check notices it.  Sanitizers
  * say more themselves. */
 #ifndef SANITIZED

@@ -9,6 +9,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
+#include <unistd.h>
 
 #include "support.h"
 
@@ -79,5 +80,26 @@ static inline void linger(struct worker *self, unsigned most)
         sched_yield();
     }
 }
+
+/* Every few times it holds the thread up, for a turn of the others or for longer. */
+#ifdef HB_TEST_DELAY
+void hb_test_delay(void);
+
+void hb_test_delay(void)
+{
+    static _Thread_local uint64_t delays;
+    uint64_t turns;
+
+    if (!delays) {
+        delays = test_seed ^ (uintptr_t)&delays;
+    }
+    turns = rng_below(&delays, 32);
+    if (turns < 8) {
+        sched_yield();
+    } else if (turns == 8) {
+        usleep((useconds_t)rng_below(&delays, 60));
+    }
+}
+#endif
 
 #endif

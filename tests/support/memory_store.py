@@ -71,12 +71,17 @@ class MemoryStore(Store):
             raise MismatchError(f"node '{node}' has {known[0]} bytes in the store, not {size}")
         if known is not None and size is None:
             size = known[0]
+        size = self._taken(node, size)
+        return MemoryVolume(self, node, size, read_only=read_only)
+
+    def _taken(self, node: str, size: int | None) -> int:
+        """The size of a node that nobody but the caller has open from now on."""
         if size is None:
             raise InvalidError(f"the store does not know the size of node '{node}'")
         if node in self.medium.opened:
             raise LockedError(f"node '{node}' is open already")
         self.medium.opened.add(node)
-        return MemoryVolume(self, node, size, read_only=read_only)
+        return size
 
     def entries(self) -> list[StoredNode]:
         return [
