@@ -44,7 +44,8 @@
  * begins before that: there is nothing to look at again.  tests/core/test_turn.py goes
  * through every interleaving.
  *
- * OPEN WRITES stand in a list, under a mutex.  A publication looks at the list
+ * OPEN WRITES stand in lists, under a mutex that all trackers share and that a fork(2)
+ * takes first, or the child could find it locked for good.  A publication looks at the list
  * when it has waited: whoever is in it gets marked in the new set.  Whoever comes
  * later marks after the publication, as the begin lists first and then marks.
  * Whoever had left it marked before that; if that was before the publication,
@@ -91,9 +92,11 @@ struct HBWrite {
 struct HBTracker {
     _Atomic(const struct hb_head *) published;  /* NULL: writes wait */
     atomic_uint changes;                /* grows when they need not any more: they sleep on it */
-    pthread_mutex_t mutex;
-    HBWrite *open;                      /* under the mutex */
+    HBWrite *open;                      /* under hb_open_mutex */
 };
+
+static pthread_mutex_t hb_open_mutex = PTHREAD_MUTEX_INITIALIZER;
+static pthread_once_t hb_open_once = PTHREAD_ONCE_INIT;
 
 /* How many writes are marked before another set gets its chance. */
 enum { HB_STRIDE = 4096 };
@@ -178,6 +181,24 @@ static inline const HBTrackerSet *hb_enter(HBTracker *tracker, bool wait,
     return hb_enter_slowly(tracker, wait, *slot);
 }
 
+/* ---- the lists of open writes -------------------------------------------- */
+
+static void hb_lock_open(void)
+{
+    (void)pthread_mutex_lock(&hb_open_mutex);
+}
+
+static void hb_unlock_open(void)
+{
+    (void)pthread_mutex_unlock(&hb_open_mutex);
+}
+
+static void hb_open_prepare(void)
+{
+    /* Where this fails there is no memory; then a fork is worse off, no more. */
+    (void)pthread_atfork(hb_lock_open, hb_unlock_open, hb_unlock_open);
+}
+
 /* ---- life --------------------------------------------------------------- */
 
 /*
@@ -194,7 +215,8 @@ HBTracker *hbtracker_alloc(void)
     HBTracker *tracker = calloc(1, sizeof(*tracker));
     HBTrackerSet *set = hbtracker_set_alloc(0, NULL, 0, false);
 
-    if (!tracker || !set || pthread_mutex_init(&tracker->mutex, NULL) != 0) {
+    (void)pthread_once(&hb_open_once, hb_open_prepare);
+    if (!tracker || !set) {
         free(tracker);
         free(set);
         return NULL;
@@ -207,7 +229,6 @@ void hbtracker_free(HBTracker *tracker)
 {
     if (tracker) {
         hb_free(atomic_load(&tracker->published));
-        (void)pthread_mutex_destroy(&tracker->mutex);
         free(tracker);
     }
 }
@@ -282,14 +303,14 @@ static void hb_mark_open(HBTracker *tracker, const HBTrackerSet *set)
     if (set->readonly) {
         return;
     }
-    (void)pthread_mutex_lock(&tracker->mutex);
+    hb_lock_open();
     for (const HBWrite *write = tracker->open; write; write = write->next) {
         for (size_t i = 0; i < set->n; i++) {
             (void)hbitmap_set(set->bitmaps[i], write->offset,
                               hb_inside(set->size, write->offset, write->length));
         }
     }
-    (void)pthread_mutex_unlock(&tracker->mutex);
+    hb_unlock_open();
 }
 
 void hbtracker_publish(HBTracker *tracker, HBTrackerSet *set)
@@ -467,24 +488,24 @@ int hbtracker_try_mark_many(HBTracker *tracker, const uint64_t *offsets,
 
 static void hb_list(HBTracker *tracker, HBWrite *write)
 {
-    (void)pthread_mutex_lock(&tracker->mutex);
+    hb_lock_open();
     write->next = tracker->open;
     write->at = &tracker->open;
     if (write->next) {
         write->next->at = &write->next;
     }
     tracker->open = write;
-    (void)pthread_mutex_unlock(&tracker->mutex);
+    hb_unlock_open();
 }
 
-static void hb_unlist(HBTracker *tracker, HBWrite *write)
+static void hb_unlist(HBWrite *write)
 {
-    (void)pthread_mutex_lock(&tracker->mutex);
+    hb_lock_open();
     *write->at = write->next;
     if (write->next) {
         write->next->at = write->at;
     }
-    (void)pthread_mutex_unlock(&tracker->mutex);
+    hb_unlock_open();
     free(write);
 }
 
@@ -504,7 +525,7 @@ static int hb_begin_write(HBTracker *tracker, uint64_t offset, uint64_t length,
     hb_list(tracker, begun);
     err = hb_mark_write(tracker, offset, length, wait);
     if (err) {
-        hb_unlist(tracker, begun);
+        hb_unlist(begun);
     } else {
         *write = begun;
     }
@@ -545,7 +566,7 @@ static int hb_end_write(HBTracker *tracker, HBWrite **write, bool wait)
                           hb_inside(set->size, ended->offset, ended->length));
     }
     hb_leave(slot);
-    hb_unlist(tracker, ended);
+    hb_unlist(ended);
     *write = NULL;
     return err;
 }
@@ -565,7 +586,7 @@ void hbtracker_drop_write(HBWrite **write)
     HBWrite *dropped = *write;
 
     if (dropped && hb_end_write(dropped->tracker, write, false) && *write) {
-        hb_unlist(dropped->tracker, dropped);
+        hb_unlist(dropped);
         *write = NULL;
     }
 }

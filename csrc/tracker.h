@@ -9,9 +9,12 @@
  * set have its size.  Errors are as in hbitmap.h.
  *
  * THREADS.  Marks take no lock and may run beside everything but
- * hbtracker_free.  While NULL is published they sleep.  One thread at a time may publish, of all the trackers that
- * are ever published together.  In the child of a fork(2), a tracker of the
- * parent may be freed and no more.
+ * hbtracker_free.  While NULL is published they sleep.  One thread at a time may
+ * publish, of all the trackers that are ever published together.
+ *
+ * In the child of a fork(2) a tracker of the parent that nobody was publishing
+ * goes on by itself; writes that were open there are open for good.  (Its bitmaps:
+ * see hbitmap.h.)
  */
 #ifndef PYBITMAP_TRACKER_H
 #define PYBITMAP_TRACKER_H

@@ -112,9 +112,10 @@ class BlockNode(NotCopied, NodeBase):
         data or after it, can be lost between the two.
 
         Writer: any number of writes may be open, of the same range too. Kill: what was written is
-        marked. Dropped, or left by an exception: the second mark is made all the same. In the
-        child of a fork nothing must be left open. Begin and end may wait for a change of the
-        bitmaps, never for a copy.
+        marked. Dropped, or left by an exception: the second mark is made all the same. Fork: a
+        graph with a store refuses writes in the child; without, a write that another thread had
+        open stays so there, and each change of the bitmaps marks its range again. Begin and end may
+        wait for a change of the bitmaps, never for a copy.
 
         :param before: for a consistent copy of a disk that is being written to: called as
             ``before(bitmap, offset, nbytes)``, in this thread and before the block, for each dirty

@@ -140,3 +140,61 @@ assert os.waitpid(pid, 0)[1] == 0
 print(list(hb), list(bitmap.areas()))
 """
     assert run_python(code).strip() == "[1] [(0, 4096)]"
+
+
+def test_a_child_does_not_hang_where_other_threads_were_writing() -> None:
+    code = """
+import os, select, sys, threading
+from pybitmap import BlockGraph
+node = BlockGraph().add_node("n", 1 << 20); node.add_bitmap("b")
+running = True
+def write():
+    while running:
+        with node.writing(0, 1):
+            pass
+threads = [threading.Thread(target=write) for _ in range(2)]
+for thread in threads:
+    thread.start()
+sys.setswitchinterval(1e-5)
+hung = 0
+for i in range(2000):
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        with node.writing(0, 1):
+            pass
+        node.add_bitmap("c")
+        os.write(writing, b"x")
+        os._exit(0)
+    if not select.select([reading], [], [], 10)[0]:
+        hung += 1
+        os.kill(pid, 9)
+    os.waitpid(pid, 0); os.close(reading); os.close(writing)
+    if hung:
+        break
+running = False
+print(hung)
+"""
+    assert run_python(code).strip() == "0"
+
+
+def test_what_another_thread_wrote_at_the_fork_stays_open_in_the_child() -> None:
+    code = """
+import os, threading
+from pybitmap import BlockGraph
+node = BlockGraph().add_node("n", 1 << 20); bitmap = node.add_bitmap("b", 4096)
+inside = threading.Event(); leave = threading.Event()
+def write():
+    with node.writing(8192, 1):
+        inside.set(); leave.wait()
+thread = threading.Thread(target=write); thread.start(); inside.wait()
+with node.writing(0, 1):  # the thread that forks leaves its block in both
+    pid = os.fork()
+if pid == 0:
+    bitmap.clear()
+    os._exit(0 if list(bitmap.areas()) == [(8192, 4096)] else 1)
+assert os.waitpid(pid, 0)[1] == 0
+leave.set(); thread.join(); bitmap.clear()
+print(list(bitmap.areas()))
+"""
+    assert run_python(code).strip() == "[]"
