@@ -109,7 +109,9 @@ class BlockGraph(NotCopied):
     def locked(self) -> AbstractContextManager[None]:
         """``with graph.locked():`` no other thread changes nodes or bitmaps meanwhile.
 
-        For several questions that are to be answered as of one moment. Writes go on being marked.
+        For several questions that are to be answered as of one moment. Writes go on being marked;
+        this thread may change bitmaps inside. Left in whichever way, it lets go; in the child of a
+        fork nothing is held.
         """
         return self._coordinator.held()
 
@@ -136,8 +138,11 @@ class BlockGraph(NotCopied):
         With a clear or a merge of stored bitmaps the store is changed twice, and has one more file
         per bitmap meanwhile.
 
+        In the child of a fork that came inside, a graph with a store commits nothing.
+
         :param close: close all nodes in the same step: either all is done, stored and closed, or
-            nothing has changed and all is open
+            nothing has changed and all is open. Writes wait meanwhile, and are then refused
+            (ClosedError) or marked
         :raises StateError: if the thread has a transaction open
         :raises StoreError: if the bitmaps cannot be stored; then all is as before. If only a
             further store fails, all is done, that store stays as it was until a flush or close

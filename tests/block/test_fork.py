@@ -198,3 +198,27 @@ leave.set(); thread.join(); bitmap.clear()
 print(list(bitmap.areas()))
 """
     assert run_python(code).strip() == "[]"
+
+
+def test_a_child_is_not_locked_by_the_block_of_another_thread() -> None:
+    code = """
+import os, threading
+from pybitmap import BlockGraph
+graph = BlockGraph(); node = graph.add_node("n", 1 << 20)
+inside = threading.Event(); leave = threading.Event()
+def hold():
+    with graph.locked():
+        node.add_bitmap("b")  # the same thread may
+        inside.set(); leave.wait()
+thread = threading.Thread(target=hold); thread.start(); inside.wait()
+pid = os.fork()
+if pid == 0:
+    with graph.locked():
+        node.add_bitmap("c")
+    os._exit(0 if list(node.bitmaps) == ["b", "c"] else 1)
+assert os.waitpid(pid, 0)[1] == 0
+leave.set(); thread.join()
+with graph.locked():
+    print(list(node.bitmaps))
+"""
+    assert run_python(code).strip() == "['b']"
