@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from daemon import QmpClient
 from hypothesis import given
 from hypothesis import strategies as st
 from peers import peer
@@ -449,32 +448,16 @@ class Qemu:
         self.process = subprocess.Popen(
             [
                 peer("qemu-storage-daemon", "qemu-system-common"),
-                *("--chardev", f"socket,path={path},server=on,wait=off,id=c"),
+                *("--chardev", f"socket,path={path},server=on,wait=on,id=c"),
                 *("--monitor", "chardev=c"),
                 *blockdevs,
             ]
         )
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(20)
-        for _ in range(200):
-            try:
-                self.socket.connect(str(path))
-                break
-            except OSError:
-                time.sleep(0.05)
-        self.file = self.socket.makefile("rb")
-        self.file.readline()
-        self.execute({"execute": "qmp_capabilities"})
-
-    def execute(self, command: Any) -> Json:
-        self.socket.sendall(json.dumps(command).encode() + b"\n")
-        reply = json.loads(self.file.readline())
-        assert isinstance(reply, dict)
-        return reply
+        self.client = QmpClient(path, self.process)
+        self.execute = self.client.execute
 
     def close(self) -> None:
-        self.file.close()
-        self.socket.close()
+        self.client.close()
         self.process.kill()
         self.process.wait()
 

@@ -230,7 +230,9 @@ class Daemon:
                 (self.folder / name).unlink()
         arguments = [
             self._program,
-            *("--chardev", f"socket,id=qmp,path={self.folder}/qmp,server=on,wait=off"),
+            # wait=on: somebody who connects while the monitor is set up may be greeted twice, and
+            # each later reply be taken for the next command's (QEMU 7.2).
+            *("--chardev", f"socket,id=qmp,path={self.folder}/qmp,server=on,wait=on"),
             *("--monitor", "chardev=qmp"),
             *("--nbd-server", f"addr.type=unix,addr.path={self.folder}/nbd"),
         ]
@@ -365,9 +367,6 @@ class Daemon:
         """What a command that has to succeed returns; `_` in a name stands for `-`."""
         renamed = {key.replace("_", "-"): value for key, value in arguments.items()}
         reply = self.execute({"execute": name, "arguments": renamed})
-        if "JSON parse error" in reply.get("error", {}).get("desc", ""):
-            # QEMU 7.2 on a busy machine, once in some thousand starts; it was good JSON.
-            reply = self.execute({"execute": name, "arguments": renamed})
         assert "return" in reply, (name, arguments, reply)
         return reply["return"]
 
