@@ -483,18 +483,21 @@ static PyType_Slot owner_slots[] = {
 struct guard {
     PyObject_HEAD
     PyObject *lock;
+    PyObject *release;          /* of it: to look that up later may lack memory */
 };
 
 static int guard_traverse(PyObject *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(((struct guard *)self)->lock);
+    Py_VISIT(((struct guard *)self)->release);
     return 0;
 }
 
 static int guard_clear(PyObject *self)
 {
     Py_CLEAR(((struct guard *)self)->lock);
+    Py_CLEAR(((struct guard *)self)->release);
     return 0;
 }
 
@@ -509,26 +512,42 @@ static void guard_dealloc(PyObject *self)
     Py_DECREF(type);
 }
 
-/* Calls a method without arguments for what it does; what it raises is dropped. */
-static void call_quietly(PyObject *object, const char *method)
+/* Calls what takes no arguments for what it does; what it raises is dropped. */
+static void call_quietly(PyObject *function)
 {
-    PyObject *kind, *error, *traceback, *result;
+    PyObject *kind, *error, *traceback;
 
     PyErr_Fetch(&kind, &error, &traceback);
-    result = PyObject_CallMethod(object, method, NULL);
-    Py_XDECREF(result);
+    Py_XDECREF(PyObject_CallNoArgs(function));
     PyErr_Restore(kind, error, traceback);
+}
+
+static void guard_interrupted(PyObject *self)
+{
+    PyObject *kind, *error, *traceback, *method;
+
+    PyErr_Fetch(&kind, &error, &traceback);
+    method = PyObject_GetAttrString(self, "_interrupted");
+    PyErr_Restore(kind, error, traceback);
+    if (method) {
+        call_quietly(method);
+        Py_DECREF(method);
+    }
 }
 
 static PyObject *guard_enter(PyObject *self, PyObject *unused)
 {
-    PyObject *lock = ((struct guard *)self)->lock, *owned = NULL, *result;
+    struct guard *guard = (struct guard *)self;
+    PyObject *lock = guard->lock, *owned = NULL, *result;
 
     (void)unused;
     if (lock && lock != Py_None) {
         PyObject *acquired;
 
-        owned = PyObject_CallMethod(lock, "_is_owned", NULL);
+        if (!guard->release) {
+            guard->release = PyObject_GetAttrString(lock, "release");
+        }
+        owned = guard->release ? PyObject_CallMethod(lock, "_is_owned", NULL) : NULL;
         acquired = owned ? PyObject_CallMethod(lock, "acquire", NULL) : NULL;
         if (!acquired) {
             Py_XDECREF(owned);
@@ -538,9 +557,9 @@ static PyObject *guard_enter(PyObject *self, PyObject *unused)
     }
     result = PyObject_CallMethod(self, "_entered", "O", owned ? owned : Py_False);
     if (!result) {
-        call_quietly(self, "_interrupted");
+        guard_interrupted(self);
         if (owned) {
-            call_quietly(lock, "release");
+            call_quietly(guard->release);
         }
     }
     Py_XDECREF(owned);
@@ -549,16 +568,16 @@ static PyObject *guard_enter(PyObject *self, PyObject *unused)
 
 static PyObject *guard_exit(PyObject *self, PyObject *args)
 {
-    PyObject *lock = ((struct guard *)self)->lock;
+    PyObject *release = ((struct guard *)self)->release;
     PyObject *method = PyObject_GetAttrString(self, "_leaving");
     PyObject *result = method ? PyObject_CallObject(method, args) : NULL;
 
     Py_XDECREF(method);
     if (!result) {
-        call_quietly(self, "_interrupted");
+        guard_interrupted(self);
     }
-    if (lock && lock != Py_None) {
-        call_quietly(lock, "release");
+    if (release) {
+        call_quietly(release);
     }
     return result;
 }

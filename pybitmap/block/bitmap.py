@@ -20,7 +20,7 @@ threads; what changes flags takes the lock of the graph.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 from weakref import ref
@@ -302,12 +302,13 @@ class Frozen(Guard, NotCopied, Collection[DirtyBitmap]):
     it. Twin: a bitmap that is frozen is busy to everybody else.
     """
 
+    _cells: Sequence[Cell] = ()  # so far, if it comes no further
+
     def __init__(self, coordinator: Coordinator, bitmaps: Iterable[DirtyBitmap]) -> None:
         self._lock = None
         self._coordinator = coordinator
         # Known before anything is frozen, since __del__ puts back what has this holder.
         self._holder = object()
-        self._cells: list[Cell] = []
         self._cells = [bitmap._cell for bitmap in bitmaps]
         coordinator.freeze(self._cells, self._holder)
 
