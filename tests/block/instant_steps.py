@@ -96,8 +96,12 @@ class Stale:
     more: dict[str, int] = field(default_factory=dict)
 
     def written(self, node: str, units: int) -> Stale:
-        more = {**self.more, node: self.more.get(node, 0) | units}
-        return Stale(written(self.world, node, units), more)
+        return Stale(written(self.world, node, units), self.also({node: units}).more)
+
+    def also(self, more: dict[str, int]) -> Stale:
+        """The same, where that may be marked, too."""
+        units = {node: self.more.get(node, 0) | more.get(node, 0) for node in NODES}
+        return Stale(self.world, units)
 
     def fits(self, left: World) -> bool:
         if self.world.keys() != left.keys():
@@ -230,13 +234,13 @@ class Play:
             return None
         if store in self.unknown:  # what was written since may be there, too, but need not
             began = self.began()
-            worlds = (w for done in self.done for w in (done, *self.between(done, store)))
-            if any(Stale(stored(world, store), began).fits(left) for world in worlds):
+            between = (each for world in self.done for each in self.between(world, store))
+            if any(each.also(began).fits(left) for each in between):
                 return None
         instants = {
             i
             for i, world in enumerate(self.done)
-            if any(stored(each, store) == left for each in (world, *self.between(world, store)))
+            if any(each.fits(left) for each in self.between(world, store))
         }
         if not instants:
             nearest = min(
@@ -404,8 +408,8 @@ class Play:
         if error is not None and not done_all_the_same:
             self.looks["failed"] += 1
             for store in self.unknown:
-                worlds = [*made, *(w for each in made for w in self.between(each, store))]
-                self.put_stale(store, (stored(each, store) for each in worlds), began)
+                between = [each for world in made for each in self.between(world, store)]
+                self.put_stale(store, between, began)
             self.adopt(made)
             return self.unchanged("failed")
         found = world_of(self.graph)
@@ -420,8 +424,8 @@ class Play:
             old, new = stored(before, store), stored(self.world, store)
             exactly = difference(new, self.stores[store].left())
             if done_all_the_same:
-                worlds = self.between(self.world, store, before)
-                self.put_stale(store, [old, *(stored(each, store) for each in worlds)], began)
+                between = self.between(self.world, store, before)
+                self.put_stale(store, [Stale(old), *between], began)
             elif exactly is not None and (old != new or not self.stale[store]):
                 raise Wrong(f"after it, in store {store}: {exactly}")
             elif exactly is None and old != new:
@@ -429,18 +433,27 @@ class Play:
         self.looks["not everywhere"] += done_all_the_same
         self.look("after it")
 
-    def between(self, world: World, store: int, before: World | None = None) -> list[World]:
-        """Where a store that gains bitmaps or content, and loses some, is changed twice, beside
-        others: with what it has not lost yet."""
-        old = stored(self.world if before is None else before, store)
-        removed = {key: bits for key, bits in old.items() if key not in world}
-        cleared = {key: bits for key, bits in old.items() if key in self.passed_on}
-        return [{**removed, **world}, {**removed, **world, **cleared}]
+    def between(self, world: World, store: int, before: World | None = None) -> list[Stale]:
+        """What a store may hold in the midst of a change that ends in ``world``, or after it.
 
-    def put_stale(self, store: int, worlds: Iterable[World], more: dict[str, int]) -> None:
-        for world in worlds:
-            if all(world != each.world or more != each.more for each in self.stale[store]):
-                self.stale[store].append(Stale(world, more))
+        One that gains bitmaps or content, and loses some, is changed twice, beside others: it has
+        then what it has not lost yet, by this change or by one that it was not told of."""
+        old = stored(self.world if before is None else before, store)
+        cleared = {key: bits for key, bits in old.items() if key in self.passed_on}
+        found = [Stale(stored(world, store))]
+        for there in (Stale(old), *self.stale[store]):
+            removed = {key: bits for key, bits in there.world.items() if key not in world}
+            if removed or there.world is old:
+                for changed in ({}, cleared):
+                    worlds = {**removed, **world, **changed}
+                    found.append(Stale(stored(worlds, store), there.more))
+        return found
+
+    def put_stale(self, store: int, found: Iterable[Stale], more: dict[str, int]) -> None:
+        for each in found:
+            stale = each.also(more)
+            if stale not in self.stale[store]:
+                self.stale[store].append(stale)
 
     def adopt(self, made: list[World]) -> None:
         """A store may name a bitmap as recording that the change would have enabled, and failed.
