@@ -59,7 +59,7 @@ uint64_t hbitmap_count(const HBitmap *hb)
     if (atomic_load(&hb->count_state) == HB_COUNT_VALID) {
         return atomic_load(&hb->count) << hb->granularity;
     }
-    hb_lock(hb);
+    hb_lock(hb, HB_READ);
     if (atomic_load(&hb->count_state) == HB_COUNT_VALID) {
         groups = atomic_load(&hb->count);
     } else {
@@ -82,7 +82,7 @@ uint64_t hbitmap_count_range(const HBitmap *hb, uint64_t start, uint64_t count)
     const struct hb_block *b;
     uint64_t items = 0;
 
-    hb_lock(hb);
+    hb_lock(hb, HB_READ);
     b = hb_block_of(hb);
     if (start < b->size && count) {
         uint64_t end = start + hb_min(count, b->size - start);
@@ -111,7 +111,7 @@ uint64_t hbitmap_nonzero_words(const HBitmap *hb)
     const struct hb_block *b;
     uint64_t words = 0;
 
-    hb_lock(hb);
+    hb_lock(hb, HB_READ);
     b = hb_block_of(hb);
     for (uint64_t word = hb_next_bit(b, 1, 0); word != HB_NONE;
          word = hb_next_bit(b, 1, word + 1)) {
@@ -592,6 +592,23 @@ int hbitmap_merge(const HBitmap *a, const HBitmap *b, HBitmap *result)
     return err;
 }
 
+void hbitmap_put_back(HBitmap **pair)
+{
+    HBitmap *into = pair[0];
+    int64_t start = 0, count;
+
+    pair[0] = NULL;
+    if (!into || hbitmap_merge(into, pair[1], into) == 0) {
+        return;
+    }
+    /* It was truncated meanwhile. */
+    while (hbitmap_next_dirty_area(pair[1], start, (int64_t)hbitmap_size(into), INT64_MAX,
+                                   &start, &count)) {
+        (void)hbitmap_set(into, (uint64_t)start, (uint64_t)count);
+        start += count;
+    }
+}
+
 HBitmap *hbitmap_union(const HBitmap *a, const HBitmap *b)
 {
     HBitmap *result = NULL;
@@ -727,7 +744,7 @@ static int hb_drain(HBitmap *hb, uint64_t start, uint64_t count, HBitmap *into,
     }
     /* Marks in `into` need no lock; the one of hb is enough.  Without its lock
      * `into` may be truncated any time, so its block is asked for once. */
-    hb_lock(hb);
+    hb_lock(hb, HB_CHANGE);
     b = hb_block_of(hb);
     target = hb_block_of(into);
     if (hb->granularity != into->granularity || b->size != target->size) {
@@ -846,7 +863,7 @@ int hbitmap_serialize_part(const HBitmap *hb, uint8_t *buf,
     if (!count) {
         return 0;
     }
-    hb_lock(hb);
+    hb_lock(hb, HB_READ);
     b = hb_block_of(hb);
     err = hb_chunk(hb, b, start, count, &first, &last);
     /* Those under one word of level 1 after the other, as long as it names some,
@@ -924,7 +941,7 @@ static int hb_load_words(HBitmap *hb, const uint8_t *buf, uint64_t fill,
     if (!count) {
         return 0;
     }
-    hb_lock(hb);
+    hb_lock(hb, HB_CHANGE);
     b = hb_block_of(hb);
     err = hb_chunk(hb, b, start, count, &first, &last);
     while (!err && first <= last) {

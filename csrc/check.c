@@ -94,7 +94,7 @@ int hbitmap_check(const HBitmap *hb, const char **reason)
     int err;
 
     hb_reason[0] = '\0';
-    hb_lock(hb);
+    hb_lock(hb, HB_READ);
     b = hb_block_of(hb);
     err = hb_check_shape(hb, b);
     if (!err) {

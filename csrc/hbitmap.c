@@ -234,6 +234,7 @@ static HBitmap *hb_new_over(struct hb_block *b, int granularity, bool foreign_le
     hb->foreign_leaf = foreign_leaf;
     atomic_init(&hb->count_state, HB_COUNT_STALE);
     atomic_init(&hb->count, 0);
+    hb->forks = hb_forks;
     return hb;
 }
 
@@ -328,7 +329,7 @@ void hbitmap_free(HBitmap *hb)
     if (!hb) {
         return;
     }
-    hb_lock(hb);
+    hb_lock(hb, HB_READ);
     hb->unwanted = true;
     pinned = hb->pins != 0;
     hb_unlock(hb);
@@ -342,7 +343,7 @@ int hbitmap_truncate(HBitmap *hb, uint64_t size)
     struct hb_block *old, *b;
     int err = 0;
 
-    hb_lock(hb);
+    hb_lock(hb, HB_CHANGE);
     old = hb_block_of(hb);
     if (size == old->size) {
         goto out;
@@ -375,7 +376,7 @@ out:
 
 void hbitmap_pin(HBitmap *hb)
 {
-    hb_lock(hb);
+    hb_lock(hb, HB_READ);
     hb->pins++;
     hb_unlock(hb);
 }
@@ -384,7 +385,7 @@ void hbitmap_unpin(HBitmap *hb)
 {
     bool last;
 
-    hb_lock(hb);
+    hb_lock(hb, HB_READ);
     hb->pins--;
     last = hb->unwanted && hb->pins == 0;
     hb_unlock(hb);
@@ -1003,7 +1004,7 @@ int hbitmap_reset(HBitmap *hb, uint64_t start, uint64_t count)
     if (count == 0) {
         return 0;
     }
-    hb_lock(hb);
+    hb_lock(hb, HB_CHANGE);
     b = hb_block_of(hb);
     err = hb_whole_groups(hb, b, start, count, &first, &last);
     if (!err && hb_clear(b, first, last, NULL, false)) {
@@ -1158,7 +1159,7 @@ void hbitmap_reset_all(HBitmap *hb)
 {
     const struct hb_block *b;
 
-    hb_lock(hb);
+    hb_lock(hb, HB_CHANGE);
     b = hb_block_of(hb);
     if (b->ngroups) {
         bool changed = hb_give_back(hb, b);
@@ -1176,7 +1177,7 @@ int hbitmap_take(HBitmap *hb, uint64_t item)
     const struct hb_block *b;
     int taken = -ERANGE;
 
-    hb_lock(hb);
+    hb_lock(hb, HB_CHANGE);
     b = hb_block_of(hb);
     if (item < b->size) {
         uint64_t group = item >> hb->granularity;
@@ -1217,7 +1218,7 @@ bool hbitmap_empty(const HBitmap *hb)
 
     if (empty) {
         /* Or a clear was about to restore a summary that this search missed. */
-        hb_lock(hb);
+        hb_lock(hb, HB_READ);
         empty = hb_next_bit(hb_block_of(hb), 0, 0) == HB_NONE;
         hb_unlock(hb);
     }
@@ -1244,24 +1245,28 @@ static void hb_order(const HBitmap **a, const HBitmap **b)
     }
 }
 
-void hb_lock_all(const HBitmap *a, const HBitmap *b, const HBitmap *c)
+void hb_lock_all(const HBitmap *a, const HBitmap *b, const HBitmap *changed)
 {
+    const HBitmap *c = changed;
+
     hb_order(&a, &b);
     hb_order(&b, &c);
     hb_order(&a, &b);
     if (a) {
-        hb_lock(a);
+        hb_lock(a, a == changed ? HB_CHANGE : HB_READ);
     }
     if (b != a) {
-        hb_lock(b);
+        hb_lock(b, b == changed ? HB_CHANGE : HB_READ);
     }
     if (c != b) {
-        hb_lock(c);
+        hb_lock(c, c == changed ? HB_CHANGE : HB_READ);
     }
 }
 
-void hb_unlock_all(const HBitmap *a, const HBitmap *b, const HBitmap *c)
+void hb_unlock_all(const HBitmap *a, const HBitmap *b, const HBitmap *changed)
 {
+    const HBitmap *c = changed;
+
     hb_order(&a, &b);
     hb_order(&b, &c);
     hb_order(&a, &b);
@@ -1274,4 +1279,53 @@ void hb_unlock_all(const HBitmap *a, const HBitmap *b, const HBitmap *c)
     if (a) {
         hb_unlock(a);
     }
+}
+
+static bool hb_any_torn;
+
+void hb_locks_forget(struct hb_slot *slot)
+{
+#ifdef HB_BREAK_KEEP_LOCKS
+    return;     /* for the stress test */
+#endif
+    for (unsigned i = 0; i < HB_MOST_LOCKS; i++) {
+        uintptr_t said = atomic_load(&slot->locked[i]);
+        HBitmap *hb = (HBitmap *)(said & ~(uintptr_t)1);
+
+        if (hb) {
+            (void)pthread_mutex_init(&hb->lock, NULL);
+            hb->torn |= said & 1;
+            hb_any_torn |= said & 1;
+            atomic_store(&slot->locked[i], 0);
+        }
+    }
+}
+
+void hb_finish_marks(const HBitmap *hb)
+{
+    HBitmap *own = (HBitmap *)(uintptr_t)hb;
+    const struct hb_block *b = hb_block_of(hb);
+
+#ifdef HB_BREAK_UNFINISHED_MARKS
+    return;     /* for the stress test */
+#endif
+    for (uint64_t word = 0; word < b->nwords[0]; word++) {
+        if (atomic_load(&b->level[0][word])) {
+            hb_name(b, word);
+        }
+    }
+    hb_count_changed(own);
+    own->forks = hb_forks;
+}
+
+bool hbitmap_torn(const HBitmap *hb)
+{
+    return hb ? hb->torn : hb_any_torn;
+}
+
+/* ---- threads ------------------------------------------------------------- */
+
+int hbitmap_thread_init(void)
+{
+    return hb_slot() ? 0 : -ENOMEM;
 }

@@ -38,16 +38,31 @@
  *   (c) once all calls have returned, the count is exact.
  * Searches and iterators take no lock: while a clear is under way they may pass
  * over marks near what it clears; these are there once the clear has returned.
- * (hbitmap_empty is exact: it takes the lock before it says yes.)  A truncate beside other calls is safe for memory, but a mark
- * that overlaps it may go to the old size and be lost.
+ * (hbitmap_empty is exact: it takes the lock before it says yes.)  A truncate
+ * beside other calls is safe for memory, but a mark that overlaps it may go to the
+ * old size and be lost.
  * The promises are about the bitmap.  A mark that finds its bit set is no
  * memory barrier for your data: a thread that writes data, marks it, and has
  * it copied by another thread which clears the mark first and reads the data
  * then, puts atomic_thread_fence(memory_order_seq_cst) between writing and
  * marking (Python code under the GIL has that already).
- * A signal handler that may have interrupted one of these functions must not
- * call any of them, on whatever bitmap.
- * A bitmap must not be used on both sides of a fork().
+ *
+ * SIGNAL HANDLERS may mark (set, set_many; of tracker.h try_mark and try_mark_many)
+ * and ask what takes no lock (get, size, granularity, searches), if they cannot have
+ * interrupted any of these functions in their thread: a handler of write-protected
+ * memory, for example, that the library itself does not write to.  A thread that is
+ * going to be interrupted so calls hbitmap_thread_init() first, since the first mark
+ * of a thread takes memory, and the handler may have interrupted malloc.  Nothing
+ * else is allowed there.
+ *
+ * FORK.  The child of a fork(2) has copies of all bitmaps and goes on with them by
+ * itself (but for leaf words in shared memory); a mark that another thread had not
+ * finished may be there or not.  It waits for nobody: locks that other threads had
+ * are free.  What one of them was changing, by any call but a mark, is torn there
+ * (hbitmap_torn), and no other bitmap is.
+ *
+ * DLCLOSE.  The library may be unloaded when no call is running; threads that have
+ * used it may go on.
  */
 #ifndef PYBITMAP_HBITMAP_H
 #define PYBITMAP_HBITMAP_H
@@ -73,6 +88,19 @@ typedef struct HBitmapIter {
     const HBitmap *hb;
     uint64_t group;         /* the next group to look at */
 } HBitmapIter;
+
+/* ---- threads ------------------------------------------------------------ */
+
+/* What a thread's first mark would take memory for: see SIGNAL HANDLERS.  0, or
+ * -ENOMEM; may be called again. */
+int hbitmap_thread_init(void);
+
+/*
+ * In the child of a fork: was another thread changing the bitmap at that moment?
+ * Then its bits are those of no moment, for good; all that is useful is to free it.
+ * NULL: is there such a bitmap?
+ */
+bool hbitmap_torn(const HBitmap *hb);
 
 /* ---- life --------------------------------------------------------------- */
 
@@ -244,6 +272,10 @@ int hbitmap_drain(HBitmap *hb, uint64_t start, uint64_t count, HBitmap *into);
  * a process with one thread, since then the two exchange their memory. */
 int hbitmap_drain_fresh(HBitmap *hb, uint64_t start, uint64_t count,
                         HBitmap *fresh);
+
+/* For finalizers: marks in pair[0] what is dirty in pair[1], as far as pair[0] goes,
+ * and sets pair[0] to NULL.  If it is that already, nothing. */
+void hbitmap_put_back(HBitmap **pair);
 
 /* ---- serialisation ------------------------------------------------------ */
 

@@ -28,9 +28,11 @@
 static _Atomic(struct hb_slot *) hb_slots;
 static pthread_key_t hb_slot_key;
 static pthread_once_t hb_slot_once = PTHREAD_ONCE_INIT;
-static bool hb_slot_key_made;
+static atomic_bool hb_slot_key_made;
 
 atomic_uint hb_without_slot;
+
+unsigned hb_forks;
 
 _Thread_local struct hb_slot *hb_own_slot;
 
@@ -49,16 +51,33 @@ static void hb_slot_leave(void *slot)
  */
 static void hb_slots_forget(void)
 {
+    bool lost = atomic_exchange(&hb_without_slot, 0) != 0;
+
     for (struct hb_slot *slot = hb_slots_first(); slot; slot = slot->next) {
         if (slot != hb_own_slot) {
             uint64_t said = atomic_load(&slot->summarising);
 
+            lost |= atomic_load(&slot->taken);
             atomic_store(&slot->set, NULL);
             atomic_store(&slot->summarising, said + said % 2);
+            hb_locks_forget(slot);
             atomic_store(&slot->taken, false);
         }
     }
-    atomic_store(&hb_without_slot, 0);
+    hb_forks += lost;
+}
+
+/*
+ * The library is unloaded, or the process ends.  A thread that ends later must not
+ * find the destructor of its slot gone.  Slots stay: at the end of a process, other
+ * threads may be using theirs.
+ */
+__attribute__((destructor))
+static void hb_slots_unload(void)
+{
+    if (atomic_exchange(&hb_slot_key_made, false)) {
+        (void)pthread_key_delete(hb_slot_key);
+    }
 }
 
 static void hb_slots_prepare(void)

@@ -6,9 +6,11 @@
  * Workload: threads say so up to a million times a second, on a cache line of
  * their own; somebody looks at all slots now and then.
  *
- * Two things are said, each apart from the other:
+ * Three things are said, each apart from the others:
  *   set         the tracker's set that the thread is marking in (tracker.c)
  *   summarising odd: it is setting summary bits (internal.h)
+ *   locked      bitmaps whose locks it has: the child of a fork asks, where the
+ *               thread is no more
  */
 #ifndef PYBITMAP_SLOTS_H
 #define PYBITMAP_SLOTS_H
@@ -20,9 +22,14 @@
 
 enum { HB_CACHE_LINE = 64 };
 
+struct HBitmap;
+
+enum { HB_MOST_LOCKS = 3 };             /* of one thread at a time */
+
 struct hb_slot {
     alignas(HB_CACHE_LINE) _Atomic(const void *) set;
     _Atomic uint64_t summarising;       /* grows by one at begin and end */
+    _Atomic uintptr_t locked[HB_MOST_LOCKS];    /* odd: it changes that bitmap */
     atomic_bool taken;                  /* by a thread that is alive */
     struct hb_slot *next;
 };
@@ -51,6 +58,14 @@ static inline struct hb_slot *hb_slot(void)
 
 /* The first of all slots; slots are added in front, and never freed. */
 struct hb_slot *hb_slots_first(void);
+
+/* How many forks this process has behind it, from processes in which other threads
+ * had slots. */
+extern __attribute__((visibility("hidden"))) unsigned hb_forks;
+
+/* What `slot` says of the locks of a thread that this process has no more: they
+ * are free again.  (hbitmap.c) */
+void hb_locks_forget(struct hb_slot *slot);
 
 /* For tests: called where a thread that is held up for a while meets others halfway. */
 #ifdef HB_TEST_DELAY

@@ -38,11 +38,13 @@ typedef _Atomic uint64_t hb_word;
 #ifdef HB_TSAN
 #define hb_fence() ((void)0)
 #define hb_read_fence() ((void)0)
+#define hb_write_fence() ((void)0)
 typedef hb_word hb_plain;
 typedef hb_word hb_loose;
 #else
 #define hb_fence() atomic_thread_fence(memory_order_seq_cst)
 #define hb_read_fence() atomic_thread_fence(memory_order_acquire)
+#define hb_write_fence() atomic_thread_fence(memory_order_release)
 typedef uint64_t hb_plain;
 typedef uint64_t hb_loose __attribute__((aligned(1), may_alias));
 #endif

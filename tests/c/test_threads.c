@@ -1033,24 +1033,64 @@ static void scenario_live(void)
 
 /* ---- the child of a fork does not wait for threads that it has not ------ */
 
-static void fork_mark(struct worker *self)
+static struct {
+    HBitmap *changed;       /* marks and clears */
+    HBitmap *asked;         /* constant, and every third group of it dirty */
+    unsigned torn;          /* children that found `changed` torn */
+} forked;
+
+static void fork_change(struct worker *self)
 {
     while (atomic_load(&busy)) {
-        CHECK_EQ(hbitmap_set(kept.hb, rng_below(&self->rng, ngroups), 1), 0);
-        CHECK_EQ(hbitmap_reset(kept.hb, 0, ngroups), 0);
+        CHECK_EQ(hbitmap_set(forked.changed, rng_below(&self->rng, ngroups), 1), 0);
+        if (rng_one_in(&self->rng, 2)) {
+            CHECK_EQ(hbitmap_reset(forked.changed, 0, ngroups), 0);
+        } else {
+            hbitmap_reset_all(forked.changed);
+        }
     }
 }
 
-/* It uses a bitmap of its own. */
+static void fork_ask(struct worker *self)
+{
+    (void)self;
+    while (atomic_load(&busy)) {
+        CHECK_EQ(hbitmap_count_range(forked.asked, 0, ngroups), (ngroups + 2) / 3);
+        CHECK_EQ(hbitmap_is_subset(forked.asked, forked.changed) & ~1, 0);
+    }
+}
+
+/* After which a child is taken to hang. */
+#ifndef CHILD_SECONDS
+#define CHILD_SECONDS 20
+#endif
+
+/* It uses a bitmap of its own, and those of its parent. */
 static void fork_child(void)
 {
     HBitmap *mine = make(ngroups, 0);
+    bool torn = hbitmap_torn(forked.changed);
 
-    alarm(20);
+    alarm(CHILD_SECONDS);
     CHECK_EQ(hbitmap_set(mine, 5, 1), 0);
     CHECK_EQ(hbitmap_reset(mine, 0, 64), 0);
     CHECK_VALID(mine);
-    _Exit(0);
+
+    CHECK_EQ(hbitmap_torn(NULL), torn);
+    CHECK(!hbitmap_torn(forked.asked), "torn, although nobody changes it");
+    CHECK_EQ(hbitmap_count(forked.asked), (ngroups + 2) / 3);
+    CHECK_EQ(hbitmap_drain(forked.asked, 0, ngroups, mine), 0);
+    CHECK(hbitmap_empty(forked.asked), "not empty");
+    CHECK_VALID(forked.asked);
+    CHECK_VALID(mine);
+
+    CHECK_EQ(hbitmap_set(forked.changed, 7, 1), 0);
+    CHECK_EQ(hbitmap_take(forked.changed, 7), 1);
+    hbitmap_reset_all(forked.changed);
+    CHECK_EQ(hbitmap_count(forked.changed), 0);
+    CHECK_VALID(forked.changed);
+    hbitmap_free(forked.changed);
+    _Exit(torn ? 3 : 0);
 }
 
 static void fork_often(struct worker *self)
@@ -1066,7 +1106,9 @@ static void fork_often(struct worker *self)
             fork_child();
         }
         CHECK_EQ(waitpid(child, &status, 0), child);
-        CHECK(status == 0, "the child of fork %u ended with %#x", i, status);
+        CHECK(status == 0 || (WIFEXITED(status) && WEXITSTATUS(status) == 3),
+              "the child of fork %u ended with %#x", i, status);
+        forked.torn += status != 0;
     }
     atomic_fetch_sub(&busy, 1);
 }
@@ -1075,12 +1117,21 @@ static void scenario_fork(void)
 {
     ngroups = 64 * 64 * 70;
     nworkers = 0;
-    kept.hb = make(ngroups, 0);
+    forked.changed = make(ngroups, 0);
+    forked.asked = make(ngroups, 0);
+    forked.torn = 0;
+    for (uint64_t group = 0; group < ngroups; group += 3) {
+        CHECK_EQ(hbitmap_set(forked.asked, group, 1), 0);
+    }
+    CHECK(!hbitmap_torn(NULL) && !hbitmap_torn(forked.changed), "torn without a fork");
     atomic_store(&busy, 1);
-    add(2, fork_mark);
+    add(2, fork_change);
+    add(1, fork_ask);
     add(1, fork_often);
     run_workers();
-    hbitmap_free(kept.hb);
+    CHECK(forked.torn > 0, "nobody was in a change at any of the forks");
+    hbitmap_free(forked.changed);
+    hbitmap_free(forked.asked);
 }
 
 /* ---- everything at once: memory and promise (a) ------------------------- */

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -90,6 +91,38 @@ def test_a_clear_that_does_not_wait_is_noticed(tmp_path: Path) -> None:
     done = run([program, "1", "3", "halfway"])
     assert done.returncode == 1, done.stdout + done.stderr
     assert "test_threads.c:" in done.stderr
+
+
+@pytest.mark.parametrize("step", ["KEEP_LOCKS", "UNFINISHED_MARKS"])
+def test_a_fork_that_leaves_out_a_step_is_noticed(tmp_path: Path, step: str) -> None:
+    flags = ["-DHB_TEST_DELAY", f"-DHB_BREAK_{step}", "-DCHILD_SECONDS=1"]
+    program = build(tmp_path, "test_threads", *flags)
+    done = run([program, "1", "1", "fork"])
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "the child of fork" in done.stderr
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> str:
+    return build(tmp_path, "test_process", "-Wl,--wrap=posix_memalign", "-ldl")
+
+
+def test_a_handler_that_interrupts_malloc_marks_without_memory(process: str) -> None:
+    assert succeed([process, "handler"]) == "ok\n"
+    done = run([process, "unprepared"])
+    assert done.returncode == 1
+    assert "memory was asked for" in done.stderr
+
+
+@pytest.mark.parametrize("flags", [[], ["-Ddestructor=unused"]], ids=["as it is", "broken"])
+def test_threads_outlive_the_library(tmp_path: Path, process: str, flags: list[str]) -> None:
+    """Without a destructor, the end of a thread calls one of code that is gone."""
+    library = str(tmp_path / "core.so")
+    sources = sorted(map(str, CSRC.glob("*.c")))
+    options = ["-std=c11", "-O1", "-shared", "-fPIC", f"-I{CSRC}", "-pthread", *flags]
+    succeed([*os.environ.get("CC", "cc").split(), *options, "-o", library, *sources])
+    done = run([process, "unload", library])
+    assert done.returncode == (-signal.SIGSEGV if flags else 0), done.stderr
 
 
 def test_bitmaps_come_and_go_beside_writes(tmp_path: Path) -> None:
