@@ -32,6 +32,7 @@ CData = Any
 MAX_SIZE = 2**63 - 1
 MAX_GROUPS: int = 2**lib.HBITMAP_LOG_MAX_SIZE
 
+hbitmap_torn: Callable[[CData], bool] = lib.hbitmap_torn
 hbitmap_truncate: Callable[[CData, int], int] = lib.hbitmap_truncate
 hbitmap_pin: Callable[[CData], None] = lib.hbitmap_pin
 hbitmap_unpin: Callable[[CData], None] = lib.hbitmap_unpin
@@ -61,6 +62,7 @@ hbitmap_status: Callable[[CData, int, int, CData], bool] = lib.hbitmap_status
 hbitmap_count_areas: Callable[[CData, int, int], int] = lib.hbitmap_count_areas
 hbitmap_areas: Callable[[CData, int, int, CData, int, CData], int] = lib.hbitmap_areas
 hbitmap_merge: Callable[[CData, CData, CData], int] = lib.hbitmap_merge
+hbitmap_put_back: Callable[[CData], None] = lib.hbitmap_put_back
 hbitmap_and: Callable[[CData, CData, CData], int] = lib.hbitmap_and
 hbitmap_andnot: Callable[[CData, CData, CData], int] = lib.hbitmap_andnot
 hbitmap_xor: Callable[[CData, CData, CData], int] = lib.hbitmap_xor
@@ -199,6 +201,7 @@ _let_go = {
     for name in (
         "hbitmap_free",
         "hbitmap_unpin",
+        "hbitmap_put_back",
         "hbtracker_free",
         "hbtracker_sets_free",
         "hbtracker_drop_write",

@@ -173,6 +173,12 @@ def filled_bytes(nbytes: int, fill: Callable[[CData], int]) -> tuple[int, bytes]
         return fill(c_data), data
 
 
+def leave_aside() -> None:
+    """From now on, calls of bitmaps go by cffi, all of them."""
+    if _fast is not None:
+        _fast.leave_aside()
+
+
 class PythonGuard:
     """A context manager that leaves nothing half done, whatever a signal handler raises.
 

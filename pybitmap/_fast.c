@@ -57,6 +57,10 @@ static __typeof__(hbitmap_iter_init) *core_iter_init;
 static __typeof__(hbitmap_iter_fill) *core_iter_fill;
 static __typeof__(hbtracker_try_mark) *core_try_mark;
 
+/* In the child of a fork that has torn a bitmap: Base's calls all go by cffi, where
+ * that is found out. */
+static bool aside;
+
 /* What each interpreter has for itself. */
 struct state {
     PyObject *items_type;
@@ -76,6 +80,12 @@ struct entry {
 static void *address_of(PyObject *self)
 {
     return ((struct entry *)self)->address;
+}
+
+/* NULL: it has none, or is to go by cffi. */
+static void *bitmap_of(PyObject *self)
+{
+    return aside ? NULL : address_of(self);
 }
 
 static PyObject *entry_attach(PyObject *self, PyObject *args)
@@ -203,6 +213,14 @@ static PyObject *items_next(PyObject *self)
     if (!bitmap || !bitmap->address) {
         return NULL;
     }
+    if (aside) {
+        PyObject *hb = PyObject_GetAttrString(items->bitmap, "_hb");
+
+        if (!hb) {
+            return NULL;
+        }
+        Py_DECREF(hb);
+    }
     if (items->next < items->end && items->clears != bitmap->clears) {
         /* The rest of the batch may not be dirty any more.  Small steps from
          * here on: whoever clears what they get will do so again. */
@@ -275,7 +293,7 @@ static PyType_Slot items_slots[] = {
 static PyObject *base_set(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
                           PyObject *names)
 {
-    HBitmap *hb = address_of(self);
+    HBitmap *hb = bitmap_of(self);
     uint64_t start, count = 1;
 
     if (hb && !names && (nargs == 2 || nargs == 1) && plain(args[0], &start) &&
@@ -290,7 +308,7 @@ static PyObject *base_set(PyObject *self, PyObject *const *args, Py_ssize_t narg
 static PyObject *base_get(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
                           PyObject *names)
 {
-    const HBitmap *hb = address_of(self);
+    const HBitmap *hb = bitmap_of(self);
     uint64_t item;
 
     if (hb && !names && nargs == 1 && plain(args[0], &item)) {
@@ -301,7 +319,7 @@ static PyObject *base_get(PyObject *self, PyObject *const *args, Py_ssize_t narg
 
 static int base_contains(PyObject *self, PyObject *object)
 {
-    const HBitmap *hb = address_of(self);
+    const HBitmap *hb = bitmap_of(self);
     PyObject *answer;
     uint64_t item;
     int found;
@@ -319,7 +337,7 @@ static PyObject *base_items(PyObject *self, PyTypeObject *defining_class,
                             PyObject *const *args, Py_ssize_t nargs, PyObject *names)
 {
     struct state *state = PyType_GetModuleState(defining_class);
-    const HBitmap *hb = address_of(self);
+    const HBitmap *hb = bitmap_of(self);
     struct items *items;
     uint64_t first;
 
@@ -633,6 +651,14 @@ static PyObject *fast_bind(PyObject *module, PyObject *addresses)
     return NULL;
 }
 
+static PyObject *fast_leave_aside(PyObject *module, PyObject *unused)
+{
+    (void)module;
+    (void)unused;
+    aside = true;
+    Py_RETURN_NONE;
+}
+
 static PyObject *fast_unset_bytes(PyObject *module, PyObject *size)
 {
     Py_ssize_t nbytes = PyLong_AsSsize_t(size);
@@ -651,6 +677,8 @@ static PyMethodDef module_methods[] = {
     { "bind", fast_bind, METH_O, PyDoc_STR(
         "bind(addresses, /)\n--\n\n"
         "A dict of C functions' names and addresses; before the first object is made.") },
+    { "leave_aside", fast_leave_aside, METH_NOARGS, PyDoc_STR(
+        "leave_aside()\n--\n\nFrom now on, Base's calls all go to the methods with _cffi_.") },
     { "unset_bytes", fast_unset_bytes, METH_O, PyDoc_STR(
         "unset_bytes(nbytes, /)\n--\n\n"
         "New bytes, for the caller to set before anybody else gets them.") },

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import sys
 import warnings
 from array import array
@@ -35,8 +36,8 @@ from ._core import (
     hbitmap_get,
     hbitmap_reset,
 )
-from ._entry import FIRST_BATCH, LAST_BATCH, Base, filled_bytes
-from .errors import InvalidError, RangeError
+from ._entry import FIRST_BATCH, LAST_BATCH, Base, filled_bytes, leave_aside
+from .errors import InvalidError, RangeError, StateError
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -58,7 +59,10 @@ class HBitmap(Base, MutableSet[int]):
     :raises MemoryError: if there is no memory; what is never marked takes none
 
     All clean at first. Memory: one bit per group, 1/63 more for the summaries; from 256 KiB on,
-    pages that are never marked take none. Not to be used on both sides of a fork.
+    pages that are never marked take none.
+
+    Fork: the child has a copy and goes on with that; what another thread was clearing or changing
+    in another way at that moment, but by a mark, is refused there (StateError).
 
     >>> hb = HBitmap(1 << 20, granularity=12)
     >>> hb.set(5000, 4096)
@@ -206,7 +210,11 @@ class HBitmap(Base, MutableSet[int]):
             self.reset(start, count if isinstance(key, slice) else None)
 
     def __repr__(self) -> str:
-        return f"<HBitmap size={self.size} granularity={self._granularity} dirty={self.count()}>"
+        try:
+            dirty = self.count()
+        except StateError:
+            return "<HBitmap, torn by a fork>"
+        return f"<HBitmap size={self.size} granularity={self._granularity} dirty={dirty}>"
 
     # ---- searches ---------------------------------------------------------------------------
 
@@ -875,28 +883,23 @@ class HBitmap(Base, MutableSet[int]):
 class Taken(HBitmap):
     """What was dirty in a bitmap, out of it for now; made by :meth:`HBitmap.taking`."""
 
-    __slots__ = ("_source",)
+    # What puts it back when it goes, whatever interrupts that; and what it does that with.
+    __slots__ = ("_back", "_pair")
 
     def __init__(self, source: HBitmap) -> None:
-        super().__init__(source.size, source.granularity)
-        self._source: HBitmap | None = source  # first: whatever was taken goes back there
-        source.drain(into=self)
+        made = _core.hbitmap_alloc(source.size, source.granularity)
+        self._adopt(made, source.granularity, None)
+        self._pair = _core.new("HBitmap *[]", [source._hb, self._hb])
+        self._back = _core.own(self._pair, "hbitmap_put_back", (self._pair, source, made))
+        source.drain(into=self)  # last: whatever was taken goes back
 
     def done(self) -> None:
         """It need not be put back."""
-        self._source = None
+        self._pair[0] = _core.NULL
 
     def close(self) -> None:
         """Mark it in its bitmap again, unless it is done; may be called twice."""
-        source = self._source
-        if source is None:
-            return
-        if source.size == self.size:
-            source.merge(self)
-        else:  # it was truncated meanwhile
-            for start, count in self.areas(0, source.size):
-                source.set(start, count)
-        self._source = None
+        _core.hbitmap_put_back(self._pair)
 
     def __enter__(self) -> Taken:
         return self
@@ -910,7 +913,7 @@ class Taken(HBitmap):
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_source", None) is not None:
+        if hasattr(self, "_pair") and self._pair[0]:
             self.close()
             warnings.warn(
                 "what was taken from a bitmap was dropped without close(); it is put back",
@@ -945,3 +948,26 @@ def _unpickle(size: int, granularity: int, dense: bool, data: ReadableBuffer) ->
     areas = array("Q", bytes(_little_endian(data)))
     hb.set_many(areas[::2], areas[1::2])
     return hb
+
+
+def _after_fork() -> None:
+    """In the child: from now on, refuse bitmaps that are torn, if there is one."""
+    pointer = HBitmap.__dict__["_hb"]
+    if not _core.hbitmap_torn(_core.NULL) or isinstance(pointer, property):
+        return
+
+    def get(self: HBitmap) -> CData:
+        hb = pointer.__get__(self)
+        if _core.hbitmap_torn(hb):
+            raise StateError(
+                "another thread was changing this bitmap when the process was forked, and is not "
+                "in the child: what is dirty is not known here"
+            )
+        return hb
+
+    HBitmap._hb = property(get, pointer.__set__)
+    leave_aside()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

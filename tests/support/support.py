@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import random
 import subprocess
 import sys
@@ -26,7 +27,7 @@ def collect() -> None:
         gc.collect()
 
 
-def run_python(code: str) -> str:
+def run_python(code: str, **environment: str) -> str:
     """What the code prints in an interpreter of its own, which may crash."""
     done = subprocess.run(
         [sys.executable, "-X", "faulthandler", "-c", code],
@@ -35,6 +36,7 @@ def run_python(code: str) -> str:
         cwd=Path(__file__).parent,  # where no pybitmap is but the installed one
         timeout=120,
         check=False,
+        env={**os.environ, **environment},
     )
     assert done.returncode == 0, f"exit status {done.returncode}: {done.stderr}"
     return done.stdout
