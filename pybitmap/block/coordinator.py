@@ -42,6 +42,8 @@ class Coordinator:
         self.lock = RLock()
         #: Is this the child of a fork, to which nothing here belongs?
         self.forked = False
+        #: Or one in which nobody is left to end what another thread was at?
+        self.orphaned = False
         _coordinators.add(self)
         self.devices: dict[str, Device] = {}
         #: Of the transaction that is open.
@@ -217,8 +219,13 @@ class Coordinator:
         self._run(Closed(self.draft, devices, stores=not discard))
 
     def after_fork(self) -> None:
-        """In the child: with stores, everything is refused from now on; writes are, too."""
-        self.lock = RLock()  # another thread may have held it
+        """In the child: with stores, everything is refused from now on; writes are, too.
+
+        Without, it goes on; what another thread was at, whoever comes next brings to its end.
+        """
+        if not self.lock._is_owned():  # type: ignore[attr-defined]
+            self.lock = RLock()  # another thread may have held it
+            self.orphaned = True
         stores = [device for device in self.devices.values() if device.volume is not None]
         self.forked = bool(stores)
         if self.forked:
@@ -252,6 +259,9 @@ class Coordinator:
                     f"node '{device.name}' is being truncated or closed by this very thread: "
                     f"the write is not marked"
                 )
+            if self.orphaned:
+                with self.held():
+                    self.orphaned = False
             _core.hbtracker_wait(device.tracker, _PATIENCE)
         return code
 

@@ -9,22 +9,25 @@ the lock of its store.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import re
 import shutil
 import sqlite3
+import sys
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from weakref import WeakSet
 
 from .. import _core
 from ..errors import BitmapError, CorruptError, InvalidError, LockedError, StoreError
 from ..sizes import granularity_bits
-from .opened import opened
+from .opened import become_null, opened
 
 CATALOG, JOURNAL = "catalog.sqlite", "catalog.sqlite-journal"
 
@@ -106,6 +109,16 @@ class Row:
         return None
 
 
+#: Of a connection in the child of a fork: SQLite counts its locks by process, and takes those of
+#: connections that came along for its own. The store's lock does without.
+_vfs = ""
+
+
+#: Whose connections the child of a fork has; and what it has of these.
+_open: WeakSet[Catalog] = WeakSet()
+_kept: list[sqlite3.Connection] = []
+
+
 class Catalog:
     """The SQLite database of a store.
 
@@ -114,13 +127,17 @@ class Catalog:
     syncs the journal before the database is written, the database before the journal is made
     invalid, and then the journal: a transaction that has returned survives a crash of the system.
     SQLite's own lock (locking_mode=EXCLUSIVE) is there should somebody remove the lock file.
+
+    In the child of a fork it is not used any more, nor closed: see :func:`_after_fork`.
     """
 
     def __init__(self, directory: Path, *, writing: bool) -> None:
         self._path = directory / CATALOG
         self._copy: TemporaryDirectory[str] | None = None
+        self._forked = False
         with self._errors():
             self._sql = self._connect(writing)
+        _open.add(self)
         try:
             with self._errors():
                 if writing:
@@ -160,7 +177,7 @@ class Catalog:
         else:
             mode = "ro"
         return sqlite3.connect(
-            f"{path.as_uri()}?mode={mode}",
+            f"{path.as_uri()}?mode={mode}{_vfs}",
             uri=True,
             timeout=0,
             isolation_level=None,
@@ -246,6 +263,8 @@ class Catalog:
             raise
 
     def close(self) -> None:
+        if self._forked:
+            return
         with suppress(sqlite3.Error):
             self._sql.close()
         if self._copy is not None:
@@ -308,3 +327,27 @@ def _first_byte(path: Path) -> int:
     with suppress(FileNotFoundError), open(path, "rb") as file:
         return sum(file.read(1))
     return 0
+
+
+def _after_fork() -> None:
+    """In the child: keep the connections that came along from doing anything, now or ever.
+
+    To close one that was in a transaction would take that back, in the files that are the parent's;
+    and it would wait for a lost thread that was in SQLite. So they stay, also when Python ends,
+    with files that are /dev/null.
+    """
+    global _vfs
+    left = list(_open)
+    if not left:
+        return
+    for each in left:
+        each._forked = True
+        _kept.append(each._sql)
+        if sys.implementation.name == "cpython":  # which empties its modules at the end
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(each._sql))
+    _vfs = "&vfs=unix-none"
+    become_null(path for each in left for path in (each._path, each._path.with_name(JOURNAL)))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -4,12 +4,21 @@
 ``os.open`` answers a number, which is lost if a signal handler raises before it is kept, and
 ``os.close`` of a number is right once. A FileIO closes itself when nobody has it any more, and may
 be closed twice.
+
+The child of a fork has them, too, and with them the locks of its parent, for as long as it lives,
+also when the parent was killed. So they are /dev/null there: closed, as far as the parent's files
+are concerned, and nobody else can get their numbers.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from contextlib import suppress
 from io import FileIO
+from weakref import WeakSet
+
+_open: WeakSet[FileIO] = WeakSet()
 
 
 def opened(path: str | os.PathLike[str], flags: int) -> FileIO:
@@ -18,4 +27,40 @@ def opened(path: str | os.PathLike[str], flags: int) -> FileIO:
     :param flags: of open(2)
     :raises OSError: as open(2)
     """
-    return FileIO(path, "r", opener=lambda path, _: os.open(path, flags | os.O_CLOEXEC, 0o600))
+    file = FileIO(path, "r", opener=lambda path, _: os.open(path, flags | os.O_CLOEXEC, 0o600))
+    _open.add(file)
+    return file
+
+
+def _after_fork() -> None:
+    _become_null(file.fileno() for file in list(_open) if not file.closed)
+
+
+def become_null(paths: Iterable[str | os.PathLike[str]]) -> None:
+    """Let whatever descriptors this process has of these files be /dev/null."""
+    files = set()
+    for path in paths:
+        with suppress(OSError):
+            status = os.stat(path)
+            files.add((status.st_dev, status.st_ino))
+    found = []
+    for name in os.listdir("/dev/fd"):
+        with suppress(OSError):  # that of listdir, for one
+            status = os.fstat(int(name))
+            if (status.st_dev, status.st_ino) in files:
+                found.append(int(name))
+    _become_null(found)
+
+
+def _become_null(descriptors: Iterable[int]) -> None:
+    found = list(descriptors)
+    if found:
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for fd in found:
+            with suppress(OSError):
+                os.dup2(null, fd, inheritable=False)
+        os.close(null)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -68,6 +68,7 @@ REFUSED = """
 
 CHILDREN = {
     "is refused": REFUSED,
+    "and its own child are refused": f"os.waitpid(pid, 0) if (pid := os.fork()) else None{REFUSED}",
     "leaves the block": """
         try:
             with graph:
@@ -97,6 +98,114 @@ def test_a_child_leaves_the_stores_of_its_parent_alone(child: str, store: str) -
     waits = child != "lives on"
     code = PROGRAM.format(store=store, before="", child=CHILDREN[child].strip(), waits=waits)
     assert run_python(code).strip() == "ok"
+
+
+KILLED = """
+import os, signal, sys
+from pybitmap import BlockGraph
+from pybitmap.store import LocalStore, Qcow2Store
+parent = os.fork()
+if parent:
+    assert os.waitpid(parent, 0)[1] == signal.SIGKILL
+    # The child that was left may still be there, and holds nothing.
+    with BlockGraph() as graph:
+        bitmap = graph.add_node("n", None, {store}).bitmaps["b"]
+        print(bitmap.reason is not None or sorted(bitmap.areas()))
+    sys.exit()
+out = os.open(os.devnull, os.O_WRONLY)
+os.dup2(out, 1); os.dup2(out, 2)  # not to be waited for
+graph = BlockGraph()
+graph.__enter__()
+node = graph.add_node("n", None, {store})
+node.mark_dirty(0, 1)
+ready, go = os.pipe()
+begun, begin = os.pipe()
+pid = os.fork()
+if pid == 0:
+    os.close(go)
+    os.write(begin, b"x")
+    signal.alarm(20)
+    if not {first}:
+        os.read(ready, 1)  # until the parent is killed
+    {child}
+    os._exit(0)
+os.read(begun, 1)
+if {first}:
+    os.waitpid(pid, 0)
+node.mark_dirty(8192, 1)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before the kill", "after it"])
+@pytest.mark.parametrize("child", ["leaves the block", "exits", "drops all"])
+def test_what_a_killed_parent_marked_is_not_lost_by_its_child(
+    child: str, first: bool, store: str
+) -> None:
+    ends = CHILDREN[child].strip()
+    code = KILLED.format(store=store, first=first, child=ends.replace("\n    ", "\n"))
+    expected = "True" if "Qcow2" in store else "[(0, 4096), (8192, 4096)]"
+    assert run_python(code).strip() == expected
+
+
+def test_a_program_that_becomes_a_daemon_inside_the_block_is_told(store: str) -> None:
+    code = f"""
+import os, time
+from pybitmap import BlockGraph, StateError
+from pybitmap.store import LocalStore, Qcow2Store
+reading, writing = os.pipe()
+if os.fork() == 0:
+    os.close(reading)
+    try:
+        with BlockGraph() as graph:
+            node = graph.add_node("n", None, {store})
+            node.mark_dirty(0, 1)
+            parent = os.getpid()
+            if os.fork():
+                os._exit(0)  # as a program does that goes to the background
+            os.setsid()
+            while os.getppid() == parent:
+                time.sleep(0.01)
+            node.mark_dirty(4096, 1)
+    except StateError as error:
+        # Now it does as it was told: stores of its own.
+        with BlockGraph() as graph:
+            bitmap = graph.add_node("n", None, {store}).bitmaps["b"]
+            found = bitmap.reason is not None or list(bitmap.areas())
+        os.write(writing, f"{{found}} {{error}}".encode())
+    os._exit(0)
+os.close(writing); os.wait()
+print(os.read(reading, 1000).decode())
+"""
+    told = run_python(code)
+    assert told.startswith("True" if "Qcow2" in store else "[(0, 4096)]"), told
+    assert "opens them after that" in told
+
+
+def test_a_child_does_not_take_back_what_sqlite_had_begun(tmp_path: Path) -> None:
+    code = f"""
+import gc, os, pathlib, sys
+from pybitmap import BlockGraph
+from pybitmap.store import LocalStore
+path = pathlib.Path({str(tmp_path / "store")!r})
+store = LocalStore(path)
+graph = BlockGraph()
+node = graph.add_node("n", 1 << 20, store)
+node.add_bitmap("b", persistent=True)
+def look():
+    return [(each.name, each.read_bytes()) for each in sorted(path.iterdir())]
+catalog = store._catalog
+with catalog.transaction():
+    catalog._execute("UPDATE bitmap SET name = 'c'")
+    before = look()
+    if os.fork() == 0:
+        del node, graph, store, catalog
+        gc.collect()
+        sys.exit()
+    os.wait()
+    print(before == look())
+"""
+    assert run_python(code).strip() == "True"
 
 
 def test_a_child_does_not_commit_the_transaction_that_was_open(store: str) -> None:
@@ -222,3 +331,69 @@ with graph.locked():
     print(list(node.bitmaps))
 """
     assert run_python(code).strip() == "['b']"
+
+
+def test_a_write_in_a_child_does_not_wait_for_a_truncation_of_another_thread() -> None:
+    code = """
+import os, signal, threading
+from pybitmap import BlockGraph
+from pybitmap.block import commit
+graph = BlockGraph(); node = graph.add_node("n", 1 << 20); bitmap = node.add_bitmap("b", 4096)
+inside = threading.Event(); leave = threading.Event()
+switch = commit.Resized.switch
+def slowly(self):  # writes wait meanwhile
+    inside.set(); leave.wait()
+    return switch(self)
+commit.Resized.switch = slowly
+thread = threading.Thread(target=node.truncate, args=(1 << 21,)); thread.start(); inside.wait()
+pid = os.fork()
+if pid == 0:
+    signal.alarm(20)
+    node.mark_dirty(0, 1)
+    node.mark_dirty(4096, 1)
+    commit.Resized.switch = switch
+    node.truncate(1 << 22)
+    node.mark_dirty(1 << 21, 1)
+    os._exit(0 if list(bitmap.areas()) == [(0, 8192), (1 << 21, 4096)] else 1)
+assert os.waitpid(pid, 0)[1] == 0
+leave.set(); thread.join()
+node.mark_dirty(1 << 20, 1)
+print(node.size, list(bitmap.areas()))
+"""
+    assert run_python(code).strip() == "2097152 [(1048576, 4096)]"
+
+
+def test_a_handler_that_forks_in_a_change_of_its_own_thread_leaves_both_whole() -> None:
+    code = """
+import os, random, signal
+from pybitmap import BlockGraph
+graph = BlockGraph(); node = graph.add_node("n", 1 << 20); bitmap = node.add_bitmap("b", 4096)
+children, child = [], False
+def fork(*_):
+    global child
+    if len(children) < 20 and not child:
+        pid = os.fork()
+        child = pid == 0
+        if not child:
+            children.append(pid)
+signal.signal(signal.SIGALRM, fork)
+while not child and len(children) < 20:
+    signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, 3e-4))  # once
+    node.mark_dirty(0, 1)
+    with graph.transaction() as tx:
+        tx.add("n", "c")
+        tx.merge("n", "c", ["b"])
+        tx.clear("n", "b")
+    found = node.bitmaps["c"].count(), bitmap.count()
+    node.remove_bitmap("c")
+    assert found == (65536, 0), found
+signal.setitimer(signal.ITIMER_REAL, 0)
+with graph.locked():
+    node.mark_dirty(0, 1)
+assert bitmap.count() == 4096
+if child:
+    graph.close()
+    os._exit(0)
+print([os.waitpid(pid, 0)[1] for pid in children] == [0] * 20)
+"""
+    assert run_python(code).strip() == "True"
