@@ -71,8 +71,9 @@ tsan: build/tsan/test_threads build/tsan/test_tracker ## Run the threads in C un
 lockstep: $(VENV)/.test ## Send N=20000 steps to a real QEMU and to ours, and compare
 	PYBITMAP_REQUIRE_PEERS=1 PYBITMAP_LOCKSTEP_STEPS=$(N) $(BIN)/python -m pytest -s tests/qmp/test_lockstep.py
 
-interrupts: $(VENV)/.test ## Raise at every line of every change of bitmaps (an hour)
-	PYBITMAP_ALL_LINES=1 $(BIN)/python -m pytest -n auto tests/block/test_interrupts.py
+interrupts: $(VENV)/.test ## Raise at every line of every change of bitmaps, at every allocation, by signals (an hour)
+	PYBITMAP_ALL_LINES=1 $(BIN)/python -m pytest -n auto tests/block/test_interrupts.py \
+	    tests/block/test_no_memory.py tests/block/test_signals.py
 
 wheel: $(VENV)/.dev ## Build the wheel and the source archive into dist/
 	$(BIN)/pip -q install build

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from threading import Timer
+from time import monotonic_ns
 from typing import Any, Callable
 
 from measure import Goal, Shape, Work, benchmark, peer
@@ -169,6 +171,37 @@ def write(shape: Shape) -> Work:
         Goal("mark_dirty by cffi, 1 bitmap", "HBitmap.set by cffi", 1.3),
     ]
     return Work("call", CALLS, ways, goals, loop=loop(offsets))
+
+
+@benchmark("wait", GROUPS)
+def wait(shape: Shape) -> Work:
+    """What processor time does a write take that waits for a node to be closed or truncated?"""
+    milliseconds = 50
+    node = BlockGraph().add_node("node", shape.groups)
+    node.add_bitmap("b")
+
+    def hold() -> None:
+        with node._coordinator.held():
+            node._device.hold()  # as these do
+        Timer(milliseconds / 1000, release).start()
+
+    def release() -> None:
+        with node._coordinator.held():
+            node._coordinator._publish_exactly([node._device])
+
+    def spin() -> None:
+        end = monotonic_ns() + milliseconds * 1_000_000
+        while monotonic_ns() < end:
+            pass
+
+    ways: dict[str, Callable[..., object]] = {
+        "a loop that spins": lambda _: spin(),
+        "mark_dirty": lambda _: node.mark_dirty(0, 1),
+        "mark_dirty by cffi": lambda _: node.mark_dirty(offset=0, length=1),
+    }
+    goals = [Goal("mark_dirty", "a loop that spins", 0.05)]
+    before: dict[str, Callable[[], object]] = dict.fromkeys(ways, hold)
+    return Work("ms", milliseconds, ways, goals, before)
 
 
 @benchmark("ask", GROUPS)
