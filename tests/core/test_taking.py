@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from contextlib import suppress
 
@@ -10,6 +11,7 @@ import pytest
 from support import collect
 
 from pybitmap import HBitmap
+from pybitmap.hbitmap import Taken
 
 pytestmark = pytest.mark.core
 
@@ -48,6 +50,22 @@ def test_what_is_dropped_is_put_back_with_a_warning() -> None:
         del taken
         collect()
     assert list(hb) == [1]
+
+
+def test_a_finalizer_that_is_interrupted_puts_back_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(self: Taken) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Taken, "__del__", interrupted)
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: None)
+    hb = dirty(1)
+    taken = hb.taking()
+    hb.add(2)
+    del taken
+    collect()
+    assert list(hb) == [1, 2]
 
 
 @pytest.mark.parametrize(("size", "left"), [(2, [1]), (2000, [1, 999])])
