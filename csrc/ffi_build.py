@@ -12,8 +12,11 @@ import sys
 from cffi import FFI
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-HEADERS = ["hbitmap.h", "tracker.h"]
-SOURCES = ["hbitmap.c", "iter.c", "bulk.c", "check.c", "tracker.c", "slots.c", "words.c"]
+HEADERS = ["hbitmap.h", "tracker.h", "files.h"]
+SOURCES = [
+    *("hbitmap.c", "iter.c", "bulk.c", "check.c", "tracker.c", "slots.c", "words.c"),
+    "files.c",
+]
 
 
 def declarations(header: str) -> str:

@@ -87,6 +87,8 @@ hbtracker_try_begin_write: Callable[[CData, int, int, CData], int] = lib.hbtrack
 hbtracker_try_end_write: Callable[[CData, CData], int] = lib.hbtracker_try_end_write
 hbtracker_wait: Callable[[CData, int], bool] = lib.hbtracker_wait
 
+hbfile_sync_directory: Callable[[bytes], int] = lib.hbfile_sync_directory
+
 #: A C pointer to nothing.
 NULL: CData = ffi.NULL
 

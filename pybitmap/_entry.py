@@ -173,6 +173,16 @@ def filled_bytes(nbytes: int, fill: Callable[[CData], int]) -> tuple[int, bytes]
         return fill(c_data), data
 
 
+def bound(function: Callable[..., Any], *args: Any) -> Callable[..., Any]:
+    """What calls ``function(*args)``, whatever it is called with itself.
+
+    Where ``_fast`` is, in C: nothing of Python's comes before the function or behind it.
+    """
+    if _fast is not None:
+        return cast("Callable[..., Any]", _fast.bound(function, args))
+    return lambda *_: function(*args)
+
+
 def leave_aside() -> None:
     """From now on, calls of bitmaps go by cffi, all of them."""
     if _fast is not None:

@@ -651,6 +651,26 @@ static PyObject *fast_bind(PyObject *module, PyObject *addresses)
     return NULL;
 }
 
+/* self: a function, and its arguments. */
+static PyObject *call_bound(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    return PyObject_CallObject(PyTuple_GetItem(self, 0), PyTuple_GetItem(self, 1));
+}
+
+static PyMethodDef bound_method = { "bound", call_bound, METH_VARARGS, NULL };
+
+static PyObject *fast_bound(PyObject *module, PyObject *args)
+{
+    PyObject *function, *arguments;
+
+    (void)module;
+    if (!PyArg_ParseTuple(args, "OO!:bound", &function, &PyTuple_Type, &arguments)) {
+        return NULL;
+    }
+    return PyCFunction_New(&bound_method, args);
+}
+
 static PyObject *fast_leave_aside(PyObject *module, PyObject *unused)
 {
     (void)module;
@@ -677,6 +697,9 @@ static PyMethodDef module_methods[] = {
     { "bind", fast_bind, METH_O, PyDoc_STR(
         "bind(addresses, /)\n--\n\n"
         "A dict of C functions' names and addresses; before the first object is made.") },
+    { "bound", fast_bound, METH_VARARGS, PyDoc_STR(
+        "bound(function, args, /)\n--\n\n"
+        "What calls function(*args), whatever it is called with itself.") },
     { "leave_aside", fast_leave_aside, METH_NOARGS, PyDoc_STR(
         "leave_aside()\n--\n\nFrom now on, Base's calls all go to the methods with _cffi_.") },
     { "unset_bytes", fast_unset_bytes, METH_O, PyDoc_STR(

@@ -674,13 +674,9 @@ def _sync_file(fd: int) -> None:
 
 
 def _sync_directory(path: Path) -> None:
-    fd = -1  # a FileIO refuses directories
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        os.fsync(fd)
-    finally:
-        if fd >= 0:
-            os.close(fd)
+    code = _core.hbfile_sync_directory(os.fsencode(path))
+    if code:
+        raise OSError(-code, os.strerror(-code), str(path))
 
 
 def _lock_holders(inode: int) -> set[int]:

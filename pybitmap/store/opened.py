@@ -3,7 +3,7 @@
 
 ``os.open`` answers a number, which is lost if a signal handler raises before it is kept, and
 ``os.close`` of a number is right once. A FileIO closes itself when nobody has it any more, and may
-be closed twice.
+be closed twice; and its opener is no Python, in which a handler could run behind ``os.open``.
 
 The child of a fork has them, too, and with them the locks of its parent, for as long as it lives,
 also when the parent was killed. So they are /dev/null there: closed, as far as the parent's files
@@ -18,6 +18,8 @@ from contextlib import suppress
 from io import FileIO
 from weakref import WeakSet
 
+from .._entry import bound
+
 _open: WeakSet[FileIO] = WeakSet()
 
 
@@ -27,7 +29,7 @@ def opened(path: str | os.PathLike[str], flags: int) -> FileIO:
     :param flags: of open(2)
     :raises OSError: as open(2)
     """
-    file = FileIO(path, "r", opener=lambda path, _: os.open(path, flags | os.O_CLOEXEC, 0o600))
+    file = FileIO(path, "r", opener=bound(os.open, path, flags | os.O_CLOEXEC, 0o600))
     _open.add(file)
     return file
 

@@ -47,8 +47,7 @@ def interrupted(at: int) -> Iterator[Disturbance]:
             return None
         # A `with` is a line again when its block is left, and a `try` is one that no handler
         # covers; but no signal handler of Python's can run there.
-        # Nor where a directory, which a FileIO refuses, has been synced and is closed.
-        skipped = source(frame).startswith(("with ", "try:", "if fd >= 0", "os.close(fd)"))
+        skipped = source(frame).startswith(("with ", "try:"))
         if event == "line" and not skipped:
             disturbance.passed += 1
             if disturbance.passed == at:

@@ -14,15 +14,28 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
 import pytest
 from stores import SIZE, Place
 from support import collect
-from trials import CHANGES, KINDS, Disturbance, G, Scene, Trials, finalizers, look_in_a_thread
+from trials import (
+    CHANGES,
+    KINDS,
+    Disturbance,
+    G,
+    Scene,
+    Trials,
+    descriptors,
+    finalizers,
+    look_in_a_thread,
+)
 
 from pybitmap import BlockGraph, BlockNode, ClosedError
+from pybitmap.store.local import _sync_directory
+from pybitmap.store.opened import opened
 
 pytestmark = pytest.mark.skipif(
     sys.implementation.name != "cpython" or not hasattr(signal, "setitimer"),
@@ -84,6 +97,23 @@ def test_a_signal_at_any_moment_leaves_all_or_nothing(
     longest = duration(trials)
     for _ in range(SAMPLE):
         trials.disturb(Signal(random.uniform(1e-6, 1.1 * longest), "attempt"))
+
+
+def test_no_descriptor_is_lost_where_a_file_is_opened(tmp_path: Path) -> None:
+    for path, flags in ((tmp_path / "file", os.O_RDWR | os.O_CREAT), (tmp_path, os.O_RDONLY)):
+        before_it, end = descriptors(), time.monotonic() + 0.3
+        with finalizers():  # of files that are dropped: a ResourceWarning
+            while time.monotonic() < end:
+                disturbed = Signal(random.uniform(1e-6, 1e-3), "open_files")
+                with suppress(Interruption, IsADirectoryError), disturbed:
+                    open_files(path, flags)
+        assert descriptors() <= before_it
+
+
+def open_files(path: Path, flags: int) -> None:
+    for _ in range(50):
+        opened(path, flags).close()
+        _sync_directory(path.parent)
 
 
 #: Bytes that each writer marks at a time: a group of the finest bitmaps.

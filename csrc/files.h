@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What stores need of files in one call, and Python has in several: between two of
+ * them a signal handler may raise, and a descriptor that nobody has yet is lost.
+ * Not part of the core: programs that bring their own bitmaps need none of it.
+ */
+#ifndef PYBITMAP_FILES_H
+#define PYBITMAP_FILES_H
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* cdef: begin */
+
+/* What names are in a directory is on the disk when this returns: 0, or a negative
+ * errno. */
+int hbfile_sync_directory(const char *path);
+
+/* cdef: end */
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
