@@ -56,7 +56,7 @@ uint64_t hbitmap_count(const HBitmap *hb)
     HBitmap *own = (HBitmap *)(uintptr_t)hb;
     uint64_t groups;
 
-    if (atomic_load(&hb->count_state) == HB_COUNT_VALID) {
+    if (atomic_load(&hb->count_state) == HB_COUNT_VALID && !hb_unfinished(hb)) {
         return atomic_load(&hb->count) << hb->granularity;
     }
     hb_lock(hb, HB_READ);

@@ -7,6 +7,8 @@
 #ifndef PYBITMAP_FILES_H
 #define PYBITMAP_FILES_H
 
+#include <stddef.h>
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -16,6 +18,14 @@ extern "C" {
 /* What names are in a directory is on the disk when this returns: 0, or a negative
  * errno. */
 int hbfile_sync_directory(const char *path);
+
+/*
+ * For the child of a fork: what it has mapped of a file of its parent's, for both to
+ * see, becomes its own at the same address: what it writes there comes nowhere.  The
+ * file is looked for at `path`; if it is gone, this takes memory for all of it.  0, or
+ * a negative errno.
+ */
+int hbfile_detach(void *address, size_t nbytes, const char *path);
 
 /* cdef: end */
 

@@ -222,6 +222,7 @@ static HBitmap *hb_new_over(struct hb_block *b, int granularity, bool foreign_le
     if (!b) {
         return NULL;
     }
+    hb_slots_ready();
     hb = hb_zalloc(sizeof(*hb));
     if (!hb || pthread_mutex_init(&hb->lock, NULL) != 0) {
         free(hb);
@@ -234,7 +235,7 @@ static HBitmap *hb_new_over(struct hb_block *b, int granularity, bool foreign_le
     hb->foreign_leaf = foreign_leaf;
     atomic_init(&hb->count_state, HB_COUNT_STALE);
     atomic_init(&hb->count, 0);
-    hb->forks = hb_forks;
+    atomic_init(&hb->forks, hb_forks);
     return hb;
 }
 
@@ -1314,8 +1315,16 @@ void hb_finish_marks(const HBitmap *hb)
             hb_name(b, word);
         }
     }
+    /* And what a clear had taken above level 1, and did not come to look at again. */
+    for (unsigned k = 1; k + 1 < b->nlevels; k++) {
+        for (uint64_t word = 0; word < b->nwords[k]; word++) {
+            if (atomic_load(&b->level[k][word])) {
+                (void)hb_or_bit(b->level[k + 1], word);
+            }
+        }
+    }
     hb_count_changed(own);
-    own->forks = hb_forks;
+    atomic_store(&own->forks, hb_forks);
 }
 
 bool hbitmap_torn(const HBitmap *hb)

@@ -57,9 +57,11 @@
  *
  * FORK.  The child of a fork(2) has copies of all bitmaps and goes on with them by
  * itself (but for leaf words in shared memory); a mark that another thread had not
- * finished may be there or not.  It waits for nobody: locks that other threads had
- * are free.  What one of them was changing, by any call but a mark, is torn there
- * (hbitmap_torn), and no other bitmap is.
+ * finished may be there or not: what takes no lock may see it in part, until the
+ * first call that takes the bitmap's lock, which reads the whole leaf if there were
+ * other threads.  It waits for nobody: locks that other threads had are free.  What
+ * one of them was changing, by any call but a mark, is torn there (hbitmap_torn), and
+ * no other bitmap is.
  *
  * DLCLOSE.  The library may be unloaded when no call is running; threads that have
  * used it may go on.

@@ -94,7 +94,7 @@ struct HBitmap {
     unsigned pins;                      /* under the lock */
     bool unwanted;                      /* freed, so the last pin deletes it */
     bool torn;                          /* see hbitmap_torn */
-    unsigned forks;                     /* under the lock: see hb_finish_marks */
+    atomic_uint forks;                  /* see hb_finish_marks */
 };
 
 /* ---- arithmetic --------------------------------------------------------- */
@@ -387,13 +387,19 @@ static inline pthread_mutex_t *hb_lock_of(const HBitmap *hb)
     return (pthread_mutex_t *)(uintptr_t)&hb->lock;
 }
 
-/* After a fork: what threads that are lost have marked, and had not named yet. */
+/* After a fork: what threads that are lost have marked, or were about to restore in a
+ * clear, gets its summary bits. */
 __attribute__((noinline))
 void hb_finish_marks(const HBitmap *hb);
 
+static inline bool hb_unfinished(const HBitmap *hb)
+{
+    return atomic_load_explicit(&hb->forks, memory_order_relaxed) != hb_forks;
+}
+
 static inline void hb_locked(const HBitmap *hb)
 {
-    if (hb->forks != hb_forks) {
+    if (hb_unfinished(hb)) {
         hb_finish_marks(hb);
     }
 }

@@ -24,6 +24,7 @@
 #endif
 
 #include "slots.h"
+#include "words.h"
 
 static _Atomic(struct hb_slot *) hb_slots;
 static pthread_key_t hb_slot_key;
@@ -33,6 +34,9 @@ static atomic_bool hb_slot_key_made;
 atomic_uint hb_without_slot;
 
 unsigned hb_forks;
+
+/* Right before a fork: was there no other thread that could be in the library? */
+static bool hb_was_alone;
 
 _Thread_local struct hb_slot *hb_own_slot;
 
@@ -51,20 +55,23 @@ static void hb_slot_leave(void *slot)
  */
 static void hb_slots_forget(void)
 {
-    bool lost = atomic_exchange(&hb_without_slot, 0) != 0;
-
     for (struct hb_slot *slot = hb_slots_first(); slot; slot = slot->next) {
         if (slot != hb_own_slot) {
             uint64_t said = atomic_load(&slot->summarising);
 
-            lost |= atomic_load(&slot->taken);
             atomic_store(&slot->set, NULL);
             atomic_store(&slot->summarising, said + said % 2);
             hb_locks_forget(slot);
             atomic_store(&slot->taken, false);
         }
     }
-    hb_forks += lost;
+    atomic_store(&hb_without_slot, 0);
+    hb_forks += !hb_was_alone;
+}
+
+static void hb_slots_before_fork(void)
+{
+    hb_was_alone = hb_alone();
 }
 
 /*
@@ -83,15 +90,20 @@ static void hb_slots_unload(void)
 static void hb_slots_prepare(void)
 {
     /* Where this fails there is no memory; then a fork is worse off, no more. */
-    (void)pthread_atfork(NULL, NULL, hb_slots_forget);
+    (void)pthread_atfork(hb_slots_before_fork, NULL, hb_slots_forget);
     hb_slot_key_made = pthread_key_create(&hb_slot_key, hb_slot_leave) == 0;
+}
+
+void hb_slots_ready(void)
+{
+    (void)pthread_once(&hb_slot_once, hb_slots_prepare);
 }
 
 struct hb_slot *hb_slot_take(void)
 {
     struct hb_slot *slot, *first;
 
-    pthread_once(&hb_slot_once, hb_slots_prepare);
+    hb_slots_ready();
     for (slot = atomic_load(&hb_slots); slot; slot = slot->next) {
         if (!atomic_exchange(&slot->taken, true)) {
             break;

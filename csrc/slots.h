@@ -59,8 +59,11 @@ static inline struct hb_slot *hb_slot(void)
 /* The first of all slots; slots are added in front, and never freed. */
 struct hb_slot *hb_slots_first(void);
 
-/* How many forks this process has behind it, from processes in which other threads
- * had slots. */
+/* So that a fork is seen, also one before anybody has a slot. */
+void hb_slots_ready(void);
+
+/* How many forks this process has behind it, from processes that may have had other
+ * threads. */
 extern __attribute__((visibility("hidden"))) unsigned hb_forks;
 
 /* What `slot` says of the locks of a thread that this process has no more: they

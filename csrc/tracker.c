@@ -320,8 +320,10 @@ void hbtracker_publish(HBTracker *tracker, HBTrackerSet *set)
     if (!old) {
         hb_let_go_on(tracker);
     }
-    hb_wait_for(old);
-    hb_free(old);
+    if (!set || old != &set->head) {
+        hb_wait_for(old);
+        hb_free(old);
+    }
     if (set) {
         hb_mark_open(tracker, set);
     }
@@ -336,10 +338,14 @@ void hbtracker_publish_all(HBTracker *const *trackers, HBTrackerSet **sets, size
     }
     for (size_t i = 0; i < n; i++) {
         struct hb_head *fork = &sets[i]->fork;
+        const struct hb_head *now = atomic_load(&trackers[i]->published);
 
+        if (now == fork) {
+            continue;           /* the call is made again, in the child of a fork(2) */
+        }
         /* Nobody else publishes, so what is published is a set, or nothing. */
+        fork->before = now == &sets[i]->head ? NULL : (const HBTrackerSet *)now;
         fork->turn = &sets[0]->turn;
-        fork->before = (const HBTrackerSet *)atomic_load(&trackers[i]->published);
         fork->after = sets[i];
 #ifdef HB_BREAK_NO_TURN
         atomic_store(&sets[0]->turn, true);     /* for the stress test: too early */
@@ -368,6 +374,8 @@ void hbtracker_publish_all(HBTracker *const *trackers, HBTrackerSet **sets, size
             hb_free(&before->head);
         }
         hb_mark_open(trackers[i], sets[i]);
+    }
+    for (size_t i = 0; i < n; i++) {
         sets[i] = NULL;
     }
 }

@@ -72,6 +72,10 @@ void hbtracker_publish(HBTracker *tracker, HBTrackerSet *set);
  *
  * The trackers own the sets, none of which is NULL; each sets[i] is NULL
  * afterwards.
+ *
+ * In the child of a fork(2) that came amid the call, with sets[0] not NULL there,
+ * the same call brings it to its end; until then nothing else is published on these
+ * trackers.
  */
 void hbtracker_publish_all(HBTracker *const *trackers, HBTrackerSet **sets, size_t n);
 

@@ -6,6 +6,7 @@
  *     test_process handler             marks in a handler, after hbitmap_thread_init
  *     test_process unprepared          without it: must fail
  *     test_process unload LIBRARY      the core as a shared object
+ *     test_process fork                in the midst of a thread's first mark
  *
  * Linked with -Wl,--wrap=posix_memalign.
  */
@@ -190,11 +191,46 @@ static void test_unload(const char *path)
     }
 }
 
+/* ---- a fork amid the first mark of all ------------------------------------ */
+
+static void *mark_all(void *unused)
+{
+    (void)unused;
+    CHECK(hbitmap_set(bitmap, 0, UINT64_C(1) << 28) == 0);
+    return NULL;
+}
+
+static void test_fork(void)
+{
+    pthread_t thread;
+    int status;
+
+    bitmap = hbitmap_alloc(UINT64_C(1) << 28, 0);
+    CHECK(bitmap);
+    CHECK(pthread_create(&thread, NULL, mark_all, NULL) == 0);
+    while (!hbitmap_get(bitmap, 1 << 20)) {
+    }
+    if (fork() == 0) {
+        uint64_t count = hbitmap_count(bitmap);
+
+        CHECK(count > 1 << 20 && count == hbitmap_count_range(bitmap, 0, UINT64_MAX));
+        CHECK(hbitmap_check(bitmap, NULL) == 0);
+        hbitmap_reset_all(bitmap);
+        CHECK(!hbitmap_get(bitmap, 1 << 20) && hbitmap_empty(bitmap));
+        _exit(0);
+    }
+    CHECK(wait(&status) > 0 && status == 0);
+    CHECK(pthread_join(thread, NULL) == 0);
+    hbitmap_free(bitmap);
+}
+
 int main(int argc, char **argv)
 {
     alarm(20);
     if (argc == 3 && strcmp(argv[1], "unload") == 0) {
         test_unload(argv[2]);
+    } else if (argc == 2 && strcmp(argv[1], "fork") == 0) {
+        test_fork();
     } else if (argc == 2) {
         prepared = strcmp(argv[1], "handler") == 0;
         test_handler();

@@ -114,6 +114,11 @@ def test_a_handler_that_interrupts_malloc_marks_without_memory(process: str) -> 
     assert "memory was asked for" in done.stderr
 
 
+def test_a_fork_amid_the_first_mark_of_all_leaves_no_bit_without_its_summary(process: str) -> None:
+    for _ in range(3):
+        assert succeed([process, "fork"]) == "ok\n"
+
+
 @pytest.mark.parametrize("flags", [[], ["-Ddestructor=unused"]], ids=["as it is", "broken"])
 def test_threads_outlive_the_library(tmp_path: Path, process: str, flags: list[str]) -> None:
     """Without a destructor, the end of a thread calls one of code that is gone."""
