@@ -88,6 +88,7 @@ hbtracker_try_end_write: Callable[[CData, CData], int] = lib.hbtracker_try_end_w
 hbtracker_wait: Callable[[CData, int], bool] = lib.hbtracker_wait
 
 hbfile_sync_directory: Callable[[bytes], int] = lib.hbfile_sync_directory
+hbfile_detach: Callable[[CData, int, bytes], int] = lib.hbfile_detach
 
 #: A C pointer to nothing.
 NULL: CData = ffi.NULL

@@ -827,6 +827,12 @@ class HBitmap(Base, MutableSet[int]):
                 raise self._bad_chunk(code, start, count)
             self._clears += 1
 
+    def check_whole(self) -> None:
+        """
+        :raises StateError: if another thread was changing it when this process was forked
+        """
+        self._hb  # noqa: B018
+
     def _check_serializable(self) -> None:
         if not _core.hbitmap_is_serializable(self._hb):
             raise InvalidError(f"granularity {self._granularity} is not serializable (at most 57)")
@@ -923,9 +929,12 @@ class Taken(HBitmap):
             )
 
 
+_pointer = HBitmap.__dict__["_hb"]
+
+
 def pointers(bitmaps: Iterable[HBitmap]) -> list[CData]:
-    """The ``HBitmap *`` of bitmaps, each valid as long as its bitmap exists."""
-    return [each._hb for each in bitmaps]
+    """The ``HBitmap *`` of bitmaps, each valid as long as its bitmap exists; torn ones, too."""
+    return [_pointer.__get__(each) for each in bitmaps]
 
 
 def _as_set(elements: Iterable[Any]) -> AbstractSet[Any]:
@@ -952,12 +961,11 @@ def _unpickle(size: int, granularity: int, dense: bool, data: ReadableBuffer) ->
 
 def _after_fork() -> None:
     """In the child: from now on, refuse bitmaps that are torn, if there is one."""
-    pointer = HBitmap.__dict__["_hb"]
-    if not _core.hbitmap_torn(_core.NULL) or isinstance(pointer, property):
+    if not _core.hbitmap_torn(_core.NULL) or isinstance(HBitmap.__dict__["_hb"], property):
         return
 
     def get(self: HBitmap) -> CData:
-        hb = pointer.__get__(self)
+        hb = _pointer.__get__(self)
         if _core.hbitmap_torn(hb):
             raise StateError(
                 "another thread was changing this bitmap when the process was forked, and is not "
@@ -965,7 +973,7 @@ def _after_fork() -> None:
             )
         return hb
 
-    HBitmap._hb = property(get, pointer.__set__)
+    HBitmap._hb = property(get, _pointer.__set__)
     leave_aside()
 
 

@@ -353,10 +353,11 @@ class Frozen(Guard, NotCopied, Collection[DirtyBitmap]):
             self._coordinator.abdicate([cell for cell in dict.fromkeys(cells) if self._holds(cell)])
 
     def _end_preserving(self, cells: Iterable[Cell]) -> None:
+        wait = not self._coordinator.lock._is_owned()  # type: ignore[attr-defined]
         for cell in cells:
             successor = cell.state.successor
             if successor is not None and successor.holder is self._holder:
-                successor.preserved.end()
+                successor.preserved.end(wait=wait)
 
     def _cell_of(self, bitmap: DirtyBitmap) -> Cell:
         cell = bitmap._cell

@@ -226,11 +226,17 @@ class Coordinator:
         if not self.lock._is_owned():  # type: ignore[attr-defined]
             self.lock = RLock()  # another thread may have held it
             self.orphaned = True
+        for device in self.devices.values():
+            for cell in list(device.cells.values()):
+                if cell.state.successor is not None:
+                    cell.state.successor.preserved.after_fork()
         stores = [device for device in self.devices.values() if device.volume is not None]
         self.forked = bool(stores)
         if self.forked:
             devices = [device for device in self.devices.values() if not device.closed]
             Publication(dict.fromkeys(devices, ()), 0, closed=True).publish()
+            for device in self.devices.values():
+                device.forked = True  # also if this thread comes back into a change
 
     def refused(self) -> StateError:
         return StateError(

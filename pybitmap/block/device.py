@@ -9,6 +9,7 @@ instant (``csrc/tracker.h``).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import is_
 from typing import NoReturn
@@ -95,6 +96,8 @@ class Device:
         self.volume = volume
         self.read_only = read_only
         self.closed = False
+        #: Does it belong to the parent of this process? Then nothing is published any more.
+        self.forked = False
         #: By name, in the order of adding; also those that an open change adds or removes.
         self.cells: dict[str, Cell] = {}
         self.tracker, self.owner = _core.hbtracker_alloc()
@@ -104,6 +107,8 @@ class Device:
 
     def hold(self) -> None:
         """Writes wait from now on, and none is under way, until something is published."""
+        if self.forked:
+            return
         self.listed = None
         _core.hbtracker_publish(self.tracker, _core.NULL)
 
@@ -211,10 +216,33 @@ class Publication:
 
         The second time, nothing.
         """
-        if not self.waiting:
+        if not self.waiting or any(device.forked for device in self._lists):
             return
         for device, bitmaps in self._lists.items():
             device.kept, device.listed = [*device.kept, *bitmaps], None
-        _core.hbtracker_publish_all(self._trackers, self._sets, len(self._lists))
+        _publishing.add(self)
+        try:
+            self._publish()
+        finally:
+            _publishing.discard(self)
         for device, bitmaps in self._lists.items():
             device.listed = device.kept = list(bitmaps)
+
+    def _publish(self) -> None:
+        _core.hbtracker_publish_all(self._trackers, self._sets, len(self._lists))
+
+
+#: What is being published right now, by any thread.
+_publishing: set[Publication] = set()
+
+
+def _after_fork() -> None:
+    """In the child: what another thread was publishing is published."""
+    for publication in list(_publishing):
+        if publication.waiting:
+            publication._publish()
+    _publishing.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -24,7 +24,7 @@ from itertools import count
 from threading import RLock
 from typing import Any
 
-from ..errors import BusyError, InconsistentError, NotFoundError, ReadonlyError
+from ..errors import BusyError, InconsistentError, NotFoundError, ReadonlyError, StateError
 from ..hbitmap import HBitmap
 from ..store.base import Record
 
@@ -59,10 +59,26 @@ class Preserved:
         self.groups: HBitmap | None = None
         self.ended = False
 
-    def end(self) -> None:
-        """No writer sees to anything any more when this returns."""
-        with self.lock:
+    def end(self, *, wait: bool) -> None:
+        """No writer sees to anything any more when this returns.
+
+        :param wait: for one who does; else
+        :raises StateError: if there is one
+        """
+        if not self.lock.acquire(blocking=wait):
+            raise StateError(
+                "a write has its before= called right now, and may wait for this thread, which "
+                "holds the graph's lock: done() and close() of what is frozen wait for that write, "
+                "so they are called outside of graph.locked()"
+            )
+        try:
             self.ended = True
+        finally:
+            self.lock.release()
+
+    def after_fork(self) -> None:
+        """In the child: a thread that was seeing to something is not there."""
+        self.lock = RLock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +174,7 @@ def forbid(name: str, state: State, forbidding: Forbidding) -> None:
 
     :raises NotFoundError: if the bitmap is not there
     :raises BusyError, ReadonlyError, InconsistentError: the first of these flags that forbids it
+    :raises StateError: if it is torn by a fork, and an inconsistent one would be forbidden
     """
     if state.removed:
         raise NotFoundError(f"Dirty bitmap '{name}' not found")
@@ -170,6 +187,8 @@ def forbid(name: str, state: State, forbidding: Forbidding) -> None:
         raise ReadonlyError(f"Bitmap '{name}' is readonly and cannot be modified")
     if Forbidding.INCONSISTENT in found:
         raise InconsistentError(f"Bitmap '{name}' is inconsistent and cannot be used")
+    if Forbidding.INCONSISTENT in forbidding:
+        state.bits.check_whole()
 
 
 def recorders(state: State) -> list[HBitmap]:

@@ -21,13 +21,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from threading import get_ident
+from typing import Any, Callable, TypeVar
 from weakref import WeakSet
 
 from .. import _core
 from ..errors import BitmapError, CorruptError, InvalidError, LockedError, StoreError
 from ..sizes import granularity_bits
 from .opened import become_null, opened
+
+_Answer = TypeVar("_Answer")
 
 CATALOG, JOURNAL = "catalog.sqlite", "catalog.sqlite-journal"
 
@@ -109,6 +112,22 @@ class Row:
         return None
 
 
+#: Threads that are in SQLite, and may hold its locks; is this the child of a fork that came right
+#: then, which has these locks for good?
+_threads_inside: set[int] = set()
+_unusable = False
+
+
+def _inside(call: Callable[[], _Answer]) -> _Answer:
+    """Call, and be seen to be in SQLite meanwhile."""
+    thread = get_ident()
+    _threads_inside.add(thread)
+    try:
+        return call()
+    finally:
+        _threads_inside.discard(thread)
+
+
 #: Of a connection in the child of a fork: SQLite counts its locks by process, and takes those of
 #: connections that came along for its own. The store's lock does without.
 _vfs = ""
@@ -135,8 +154,13 @@ class Catalog:
         self._path = directory / CATALOG
         self._copy: TemporaryDirectory[str] | None = None
         self._forked = False
+        if _unusable:
+            raise StoreError(
+                "SQLite cannot be used in this process: another thread of its parent was in SQLite "
+                "when this was forked; fork while no other thread changes a store, or spawn"
+            )
         with self._errors():
-            self._sql = self._connect(writing)
+            self._sql = _inside(lambda: self._connect(writing))
         _open.add(self)
         try:
             with self._errors():
@@ -185,8 +209,10 @@ class Catalog:
         )
 
     def _execute(self, statement: str, values: Iterable[object] = ()) -> list[tuple[Any, ...]]:
+        if self._forked:
+            raise StoreError(f"catalog '{self._path}' was opened before a fork, by the parent")
         with self._errors():
-            return self._sql.execute(statement, tuple(values)).fetchall()
+            return _inside(lambda: self._sql.execute(statement, tuple(values)).fetchall())
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -215,11 +241,13 @@ class Catalog:
         return not self._execute("SELECT 1 FROM sqlite_master LIMIT 1")
 
     def _create(self) -> None:
-        with self.transaction():
+        def create() -> None:
             for statement in SCHEMA:
                 self._execute(statement)
             self._execute(f"PRAGMA application_id = {APPLICATION_ID}")
             self._execute(f"PRAGMA user_version = {VERSION}")
+
+        self.transaction(create)
 
     def _check(self) -> None:
         [(application,)] = self._execute("PRAGMA application_id")
@@ -251,22 +279,31 @@ class Catalog:
         if len(set(names)) != len(names):
             raise CorruptError(f"catalog '{self._path}': two bitmaps share a file")
 
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self, change: Callable[[], None]) -> None:
+        """All that is changed in there, or nothing.
+
+        No context manager, which an interruption can keep from ending; and if one comes right
+        before the end here, :attr:`in_transaction` says so.
+        """
         self._execute("BEGIN IMMEDIATE")
         try:
-            yield
+            change()
             self._execute("COMMIT")
         except BaseException:
             with suppress(BitmapError):
                 self._execute("ROLLBACK")
             raise
 
+    @property
+    def in_transaction(self) -> bool:
+        """Was one begun, and has not ended?"""
+        return self._sql.in_transaction
+
     def close(self) -> None:
         if self._forked:
             return
         with suppress(sqlite3.Error):
-            self._sql.close()
+            _inside(self._sql.close)
         if self._copy is not None:
             self._copy.cleanup()
 
@@ -336,7 +373,9 @@ def _after_fork() -> None:
     and it would wait for a lost thread that was in SQLite. So they stay, also when Python ends,
     with files that are /dev/null.
     """
-    global _vfs
+    global _unusable, _vfs
+    _unusable |= bool(_threads_inside - {get_ident()})
+    _threads_inside.clear()
     left = list(_open)
     if not left:
         return

@@ -34,7 +34,7 @@ import struct
 import subprocess
 import sys
 import weakref
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache
@@ -259,7 +259,11 @@ class LocalStore(Store):
             )
 
     def _sql(self) -> Catalog:
-        """The catalog; opened again if its last transaction failed."""
+        """The catalog; opened again if its last transaction failed, or was left in its midst."""
+        self._check_process()
+        if self._catalog is not None and self._catalog.in_transaction:
+            catalog, self._catalog = self._catalog, None
+            catalog.close()
         if self._catalog is None:
             self._catalog = Catalog(self.path, writing=self._writing)
         return self._catalog
@@ -303,7 +307,7 @@ class LocalStore(Store):
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
                 with _reported(what), opened(path, flags) as file:
                     _reserve(file.fileno(), nbytes)
-                    words = _Words(file.fileno(), nbytes, name)
+                    words = _Words(file.fileno(), nbytes, path)
             except BaseException:
                 self._files.unlink(name)
                 raise
@@ -323,7 +327,7 @@ class LocalStore(Store):
         todo = _Progress(self, "storing", sum(words.nbytes for words in files))
         with _reported(f"cannot write to store '{self.path}'"):
             for words in files:
-                words.sync(self.path / words.name, last=last)
+                words.sync(last=last)
                 todo.more(words.nbytes)
             if last:
                 _sync_directory(self.path)
@@ -356,9 +360,12 @@ class LocalStore(Store):
                             changed.append(after)
                 loaded.append(replace(stored, content=content))
             if changed:
-                with self._transaction() as catalog:
+
+                def put(catalog: Catalog) -> None:
                     for row in changed:
                         catalog.put(row)
+
+                self._transaction(put)
                 self._sweep()
             return loaded
 
@@ -372,7 +379,7 @@ class LocalStore(Store):
                 return HBitmap._over(memory, row.size, bits)
             # Reserved again: a copy of the directory may have holes.
             _reserve(file.fileno(), row.nbytes)
-            words = _Words(file.fileno(), row.nbytes, name)
+            words = _Words(file.fileno(), row.nbytes, self.path / name)
         self._files.map(words)
         content = HBitmap._over(words, row.size, bits)
         todo.more(row.nbytes)
@@ -407,20 +414,25 @@ class LocalStore(Store):
         with self._lock:
             self._check_process()
             before: dict[str, tuple[int | None, list[Row]]] = {}
+
+            def put(catalog: Catalog) -> None:
+                for volume, wanted in plan.items():
+                    assert self._volumes.get(volume.node) is volume, f"{volume.node} is closed"
+                    rows = catalog.rows(volume.node)
+                    before[volume.node] = catalog.node_size(volume.node), rows
+                    rows = self._rows(volume.node, wanted, rows, purpose)
+                    catalog.put_all(volume.node, wanted.size, rows)
+
+            def take_back(catalog: Catalog) -> None:
+                for node, (size, rows) in before.items():
+                    catalog.put_all(node, size, rows)
+
             try:
-                with self._transaction() as catalog:
-                    for volume, wanted in plan.items():
-                        assert self._volumes.get(volume.node) is volume, f"{volume.node} is closed"
-                        rows = catalog.rows(volume.node)
-                        before[volume.node] = catalog.node_size(volume.node), rows
-                        rows = self._rows(volume.node, wanted, rows, purpose)
-                        catalog.put_all(volume.node, wanted.size, rows)
+                self._transaction(put)
             except BaseException:
                 # It may have come behind the commit. Whoever raises goes on with what was before.
                 with suppress(StoreError):
-                    with self._transaction() as catalog:
-                        for node, (size, rows) in before.items():
-                            catalog.put_all(node, size, rows)
+                    self._transaction(take_back)
                     change.unknown = False
                 raise
             for volume, wanted in plan.items():
@@ -464,14 +476,13 @@ class LocalStore(Store):
         )
         return row if purpose is Purpose.CLOSE else replace(row, in_use=self._in_use(row))
 
-    @contextmanager
-    def _transaction(self) -> Iterator[Catalog]:
+    def _transaction(self, change: Callable[[Catalog], None]) -> None:
         """One change of the catalog. If it fails, nobody knows for certain what is stored: the
         catalog is opened and read again when it is needed next."""
         catalog = self._sql()
         try:
-            with _reported(f"cannot write to store '{self.path}'"), catalog.transaction():
-                yield catalog
+            with _reported(f"cannot write to store '{self.path}'"):
+                catalog.transaction(lambda: change(catalog))
         except BaseException:
             self._catalog = None
             catalog.close()
@@ -531,19 +542,35 @@ def _others(path: str | os.PathLike[str]) -> set[str]:
 # ---- files ----------------------------------------------------------------------------------
 
 
+#: Those of stores of this process.
+_mappings: weakref.WeakSet[_Words] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """In the child: what its parent has mapped is not to be changed, whoever still can."""
+    for words in list(_mappings):
+        _core.hbfile_detach(words.words, words.nbytes, os.fsencode(words.path))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 class _Words(_core.Memory):
     """A mapped file of leaf words."""
 
-    __slots__ = ("mapping", "name", "nbytes", "unsure")
+    __slots__ = ("mapping", "name", "nbytes", "path", "unsure")
 
-    def __init__(self, fd: int, nbytes: int, name: str) -> None:
+    def __init__(self, fd: int, nbytes: int, path: Path) -> None:
         self.mapping = _mapped(fd, nbytes)
         super().__init__(self.mapping)
         self.nbytes = nbytes
-        self.name = name
+        self.path = path
+        self.name = path.name
         self.unsure = False
+        _mappings.add(self)
 
-    def sync(self, path: Path, *, last: bool) -> None:
+    def sync(self, *, last: bool) -> None:
         """What was marked before the call is on the disk.
 
         Linux's fdatasync writes what was changed through mappings as well, being what its msync
@@ -558,7 +585,7 @@ class _Words(_core.Memory):
         unsure, self.unsure = self.unsure and not last, True
         if sys.platform != "linux":
             self.mapping.flush()
-        with opened(path, os.O_RDWR) as file:
+        with opened(self.path, os.O_RDWR) as file:
             _sync_file(file.fileno())
         self.unsure = unsure
 
@@ -590,7 +617,7 @@ class _Files:
 
     def _unmapped(self, name: str) -> None:
         """Called at any time, in any thread, and on the other side of a fork."""
-        if name in self.names and name not in self.named and self._pid == os.getpid():
+        if name in self.names and name not in self.named:
             self.unlink(name)
 
     def sweep(self, named: set[str]) -> None:
@@ -601,6 +628,8 @@ class _Files:
                 self.unlink(name)
 
     def unlink(self, name: str) -> None:
+        if self._pid != os.getpid():
+            return
         with suppress(OSError):
             os.unlink(self._directory / name)
             self.names.discard(name)

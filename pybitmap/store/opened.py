@@ -46,22 +46,36 @@ def become_null(paths: Iterable[str | os.PathLike[str]]) -> None:
             status = os.stat(path)
             files.add((status.st_dev, status.st_ino))
     found = []
-    for name in os.listdir("/dev/fd"):
+    for fd in _descriptors():
         with suppress(OSError):  # that of listdir, for one
-            status = os.fstat(int(name))
+            status = os.fstat(fd)
             if (status.st_dev, status.st_ino) in files:
-                found.append(int(name))
+                found.append(fd)
     _become_null(found)
+
+
+def _descriptors() -> Iterable[int]:
+    """Those that this process may have."""
+    try:
+        return map(int, os.listdir("/dev/fd"))
+    except OSError:  # there is none left to look with
+        return range(os.sysconf("SC_OPEN_MAX"))
 
 
 def _become_null(descriptors: Iterable[int]) -> None:
     found = list(descriptors)
     if found:
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:  # there is none left: one of these is
+            os.close(found[0])
+            null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         for fd in found:
-            with suppress(OSError):
-                os.dup2(null, fd, inheritable=False)
-        os.close(null)
+            if fd != null:
+                with suppress(OSError):
+                    os.dup2(null, fd, inheritable=False)
+        if null not in found:
+            os.close(null)
 
 
 if hasattr(os, "register_at_fork"):

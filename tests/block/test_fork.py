@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -184,7 +185,7 @@ print(os.read(reading, 1000).decode())
 
 def test_a_child_does_not_take_back_what_sqlite_had_begun(tmp_path: Path) -> None:
     code = f"""
-import gc, os, pathlib, sys
+import os, pathlib, sys
 from pybitmap import BlockGraph
 from pybitmap.store import LocalStore
 path = pathlib.Path({str(tmp_path / "store")!r})
@@ -195,15 +196,14 @@ node.add_bitmap("b", persistent=True)
 def look():
     return [(each.name, each.read_bytes()) for each in sorted(path.iterdir())]
 catalog = store._catalog
-with catalog.transaction():
+def change():
     catalog._execute("UPDATE bitmap SET name = 'c'")
     before = look()
     if os.fork() == 0:
-        del node, graph, store, catalog
-        gc.collect()
         sys.exit()
     os.wait()
     print(before == look())
+catalog.transaction(change)
 """
     assert run_python(code).strip() == "True"
 
@@ -397,3 +397,264 @@ if child:
 print([os.waitpid(pid, 0)[1] for pid in children] == [0] * 20)
 """
     assert run_python(code).strip() == "True"
+
+
+BESIDE_CHANGES = """
+import collections, os, signal, sys, threading
+from pybitmap import BlockGraph
+graph = BlockGraph(); node = graph.add_node("n", 1 << 43); b = node.add_bitmap("b", 65536)
+other = graph.add_node("m", 1 << 20); other.add_bitmap("x", 512)
+running = True
+def change():
+    while running:
+        {change}
+def write():
+    while running:
+        node.mark_dirty(0, 1 << 43)
+threads = [threading.Thread(target=each) for each in (change, write)]
+for thread in threads:
+    thread.start()
+ends = collections.Counter()
+for _ in range(60):
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)
+        for k in range(10):
+            node.add_bitmap(f"c{{k}}", 1 << 20); node.mark_dirty(0, 1)
+            assert node.bitmaps[f"c{{k}}"].count() == 1 << 20
+            node.remove_bitmap(f"c{{k}}")
+        other.mark_dirty(0, 1)
+        assert other.bitmaps["x"].count() or not other.bitmaps["x"].enabled
+        graph.close()
+        os._exit(0)
+    ends[os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])] += 1
+running = False
+for thread in threads:
+    thread.join()
+print(dict(ends))
+"""
+
+FREEZES = """
+        with b.freeze() as frozen:
+            frozen.done()
+"""
+TURNS = """
+        with graph.transaction() as tx:
+            tx.disable("n", "b"); tx.disable("m", "x")
+        with graph.transaction() as tx:
+            tx.enable("n", "b"); tx.enable("m", "x")
+"""
+
+
+@pytest.mark.parametrize("change", [FREEZES, TURNS], ids=["one node", "two nodes"])
+def test_what_another_thread_was_publishing_is_published_in_the_child(change: str) -> None:
+    assert run_python(BESIDE_CHANGES.format(change=change.strip())).strip() == "{0: 60}"
+
+
+AMID = """
+import os, signal, sys, time
+from pybitmap import BlockGraph, BitmapError
+from pybitmap.store import LocalStore, Qcow2Store
+graph = BlockGraph()
+node = graph.add_node("n", None, {store})
+bitmap = node.bitmaps["b"]
+node.mark_dirty(0, 1)
+child = None
+def fork(*_):
+    global child
+    child = os.fork() == 0
+    if child:
+        signal.alarm(20); time.sleep(0.2)
+lines = 0
+def trace(frame, event, arg):
+    global lines
+    if "pybitmap" not in frame.f_code.co_filename:
+        return None
+    if event == "line" and child is None:
+        lines += 1
+        if lines == {at}:
+            fork()
+    return trace
+sys.settrace(trace)
+error = None
+try:
+    {change}
+except BitmapError as caught:
+    error = caught
+sys.settrace(None)
+if child:
+    try:
+        node.mark_dirty(65536, 1)
+    except BitmapError:
+        os._exit(0)
+    os._exit(1)
+assert error is None, repr(error)
+if child is None:
+    print("end"); sys.exit()
+assert os.wait()[1] == 0, "the child's mark was accepted"
+closed = {change!r} == "graph.close()"
+if not closed:
+    node.mark_dirty(8192, 1)
+    graph.close()
+with BlockGraph() as graph:
+    bitmap = graph.add_node("n", None, {store}).bitmaps["b"]
+    assert bitmap.reason is None, bitmap.reason
+    found = {{offset for offset, _ in bitmap.areas()}}
+expected = {{0}} if closed else {{8192}} if "clear" in {change!r} else {{0, 8192}}
+assert found == expected, found
+print("ok")
+"""
+
+
+@pytest.mark.parametrize(
+    "change", ["bitmap.clear()", "bitmap.disable(); bitmap.enable()", "graph.close()"]
+)
+def test_a_fork_amid_a_change_of_its_own_thread_leaves_the_parents_store_alone(
+    change: str, store: str
+) -> None:
+    """As a progress callback does it, or a signal handler."""
+    for _ in range(4):
+        code = AMID.format(store=store, at=random.randrange(1, 700), change=change)
+        assert run_python(code).strip() in ("ok", "end")
+
+
+def test_a_child_that_cannot_use_sqlite_is_told(tmp_path: Path) -> None:
+    code = f"""
+import os, signal, sys, threading, time
+from pybitmap import BlockGraph, StoreError
+from pybitmap.store import LocalStore
+graph = BlockGraph(); node = graph.add_node("n", 1 << 20, LocalStore({str(tmp_path / "p")!r}))
+bitmap = node.add_bitmap("b", 4096, persistent=True)
+running = True
+def change():
+    while running:
+        bitmap.disable(); bitmap.enable()
+thread = threading.Thread(target=change); thread.start()
+sys.setswitchinterval(1e-5)
+found = set()
+end = time.monotonic() + 60
+number = 0
+while (number < 40 or 3 not in found) and time.monotonic() < end:
+    number += 1
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(10)
+        code = 1
+        try:
+            with BlockGraph() as own:
+                store = LocalStore({str(tmp_path)!r} + f"/{{os.getpid()}}")
+                own.add_node("n", 1 << 20, store).add_bitmap("x", persistent=True)
+            code = 0
+        except StoreError as error:
+            code = 3 if "another thread of its parent" in str(error) else 1
+        finally:
+            os._exit(code)
+    found.add(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+running = False; thread.join(); graph.close()
+print(sorted(found - {{0}}))
+"""
+    assert run_python(code).strip() == "[3]"
+
+
+def test_a_write_of_a_child_does_not_wait_for_another_threads_before() -> None:
+    code = """
+import os, signal, threading
+from pybitmap import BlockGraph
+graph = BlockGraph(); node = graph.add_node("n", 1 << 20); bitmap = node.add_bitmap("b", 4096)
+node.mark_dirty(0, 1); node.mark_dirty(65536, 1)
+inside = threading.Event(); leave = threading.Event()
+def before(*_):
+    inside.set(); leave.wait()
+frozen = bitmap.freeze()
+def write():
+    with node.writing(0, 1, before=before):
+        pass
+thread = threading.Thread(target=write); thread.start(); inside.wait()
+pid = os.fork()
+if pid == 0:
+    signal.alarm(20)
+    with node.writing(65536, 1, before=lambda *_: None):
+        pass
+    os._exit(0)
+print(os.waitpid(pid, 0)[1])
+leave.set(); thread.join(); frozen.close()
+"""
+    assert run_python(code).strip() == "0"
+
+
+def test_a_torn_bitmap_is_refused_and_all_else_goes_on() -> None:
+    code = """
+import os, threading, time
+from pybitmap import BlockGraph, StateError
+graph = BlockGraph(); node = graph.add_node("n", 1 << 33); bad = node.add_bitmap("bad", 512)
+other = graph.add_node("m", 1 << 20); other.add_bitmap("x", 4096)
+running = True
+def change():
+    while running:
+        bad.set(0, 1 << 33); bad.reset(0, 1 << 33)
+thread = threading.Thread(target=change); thread.start(); time.sleep(0.1)
+while True:  # until the fork meets the reset
+    pid = os.fork()
+    if pid == 0:
+        try:
+            bad.count()
+        except StateError:
+            break
+        os._exit(1)
+    status = os.waitpid(pid, 0)[1]
+    if status != 256:
+        break
+if pid == 0:
+    def freeze():
+        with bad.freeze():
+            pass
+    def merge():
+        with graph.transaction() as tx:
+            tx.merge("n", "good", ["bad"])
+    node.add_bitmap("good", 1 << 20)
+    for call in (freeze, merge, bad.clear, bad.drain, bad.sha256, lambda: list(bad.areas())):
+        try:
+            call()
+        except StateError:
+            continue
+        os._exit(2)
+    node.mark_dirty(0, 1)
+    other.add_bitmap("y", 4096); other.bitmaps["x"].clear(); other.mark_dirty(0, 1)
+    assert other.bitmaps["y"].count() == 4096 and node.bitmaps["good"].count() == 1 << 20
+    with graph.freeze([node.bitmaps["good"], other.bitmaps["y"]]) as frozen:
+        frozen.done()
+    graph.close()
+    os._exit(0)
+running = False; thread.join()
+print(status)
+"""
+    assert run_python(code).strip() == "0"
+
+
+def test_at_the_limit_of_descriptors_a_child_keeps_no_lock(tmp_path: Path) -> None:
+    code = f"""
+import os, resource, signal, time
+from pybitmap import BlockGraph
+from pybitmap.store import LocalStore
+path = {str(tmp_path / "s")!r}
+parent = os.fork()
+if parent == 0:
+    graph = BlockGraph(); node = graph.add_node("n", 1 << 20, LocalStore(path))
+    node.add_bitmap("b", 4096, persistent=True)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+    reading, writing = os.pipe()
+    keep = []
+    try:
+        while True:
+            keep.append(os.open("/dev/null", 0))
+    except OSError:
+        pass
+    if os.fork() == 0:
+        os.write(writing, b"x"); os.close(1); os.close(2); time.sleep(5); os._exit(0)
+    os.read(reading, 1)
+    os.kill(os.getpid(), signal.SIGKILL)
+os.waitpid(parent, 0)
+with BlockGraph() as graph:
+    print(list(graph.add_node("n", None, LocalStore(path)).bitmaps))
+"""
+    assert run_python(code).strip() == "['b']"

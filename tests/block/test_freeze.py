@@ -359,3 +359,35 @@ def test_what_was_said_of_it_is_in_its_repr() -> None:
         assert repr(frozen) == "<Frozen ['daily', 'daily']>"
         frozen.done(a)
         assert repr(frozen) == "<Frozen ['daily']>"
+
+
+def test_done_inside_locked_does_not_wait_for_a_write_that_waits_for_it() -> None:
+    graph = BlockGraph()
+    node = graph.add_node("n", SIZE)
+    bitmap = node.add_bitmap("b", G)
+    node.mark_dirty(0, 1)
+    inside, held = threading.Event(), threading.Event()
+    found: list[DirtyBitmap] = []
+
+    def before(*_: object) -> None:
+        inside.set()
+        held.wait()
+        found.append(node.find_bitmap("b"))
+
+    def write() -> None:
+        with node.writing(0, 1, before=before):
+            pass
+
+    frozen = bitmap.freeze()
+    thread = threading.Thread(target=write)
+    thread.start()
+    inside.wait()
+    with graph.locked():
+        held.set()
+        for end in (frozen.done, frozen.close):
+            with pytest.raises(StateError, match=r"outside of graph\.locked"):
+                end()
+    thread.join()
+    assert found == [bitmap]
+    frozen.done()
+    assert bitmap.count() == G

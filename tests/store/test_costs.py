@@ -46,9 +46,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
         counts["files"] += 1
         return make(*args)
 
-    def counting_transaction(self: Catalog) -> Any:
+    def counting_transaction(self: Catalog, change: Any) -> None:
         counts["commits"] += 1
-        return transaction(self)
+        transaction(self, change)
 
     with monkeypatch.context() as patch:
         patch.setattr(LocalStore, "_make", counting_make)

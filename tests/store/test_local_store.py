@@ -18,6 +18,7 @@ from support import collect, run_python
 
 from pybitmap import (
     BitmapError,
+    BlockGraph,
     CorruptError,
     HBitmap,
     InvalidError,
@@ -841,3 +842,22 @@ def test_mapped_memory_is_a_bitmap_like_any(path: Path) -> None:
         assert mapped.sha256() == plain.sha256()
         assert mapped | plain == plain
         assert plain.drain(into=plain.copy()) == mapped
+
+
+def test_a_transaction_that_an_interruption_left_in_its_midst_is_taken_back(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "s")
+    with BlockGraph() as graph:
+        node = graph.add_node("n", SIZE, store)
+        bitmap = node.add_bitmap("b", GROUP, persistent=True)
+        for change in (bitmap.disable, bitmap.clear, bitmap.enable, node.flush):
+            catalog = store._catalog
+            assert catalog is not None
+            catalog._execute("BEGIN IMMEDIATE")
+            catalog._execute("UPDATE bitmap SET name = 'lost'")
+            change()
+        catalog = store._catalog
+        assert catalog is not None
+        catalog._execute("BEGIN IMMEDIATE")
+    with BlockGraph() as graph:
+        bitmap = graph.add_node("n", None, LocalStore(tmp_path / "s")).bitmaps["b"]
+        assert (bitmap.enabled, bitmap.reason) == (True, None)
