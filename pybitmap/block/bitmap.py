@@ -367,15 +367,18 @@ class Frozen(Guard, NotCopied, Collection[DirtyBitmap]):
             raise StateError(f"Bitmap '{bitmap.name}' is not frozen any more")
         return cell
 
-    def close(self) -> None:
+    def close(self, *bitmaps: DirtyBitmap) -> None:
         """Put back what is not done; may be called twice.
 
+        :param bitmaps: of these; none named: of all that are left
+        :raises InvalidError, StateError: as :meth:`done`
         :raises StoreError: that could not be stored. It is so all the same; until it can be,
             whoever loads the bitmaps gets the same
         """
-        self._end_preserving(self._left())
+        cells = [self._cell_of(bitmap) for bitmap in bitmaps] if bitmaps else self._left()
+        self._end_preserving(cells)
         with self._coordinator.alone():
-            self._coordinator.thaw(self._left())
+            self._coordinator.thaw(cell for cell in dict.fromkeys(cells) if self._holds(cell))
 
     if TYPE_CHECKING:
 

@@ -2,13 +2,17 @@
 """QMP's commands on a BlockGraph.
 
 Names, arguments, replies and messages are QEMU's; where several arguments are wrong, so is the
-order in which they are complained of. A single change is a transaction of one action. Two commands
-are ours, named as QMP asks of vendors:
+order in which they are complained of. A single change is a transaction of one action. Some commands
+are ours, named as QMP asks of vendors; ``docs/qmp.md`` describes them:
 
-``__org.pybitmap_mark``   ``node``, ``offset``, ``length``: a write of the guest, in bytes
-``__org.pybitmap_drain``  ``node``, ``name``: the dirty extents, ``[{"offset": .., "length": ..}]``,
-                          which are clean then; no write between is lost, but the extents are if
-                          the reply is: who cannot afford that adds a second bitmap and merges
+``__org.pybitmap_mark``    a write of the guest
+``__org.pybitmap_areas``   dirty areas, a page of them; takes nothing away
+``__org.pybitmap_freeze``  bitmaps, constant from one instant on
+``__org.pybitmap_done``    what was read of these is dropped
+``__org.pybitmap_thaw``    all is put back
+
+What a client has frozen and did not say is done is put back when it leaves: the last three are for
+a :class:`Session`. So no reply takes anything away that its client has not confirmed.
 """
 
 from __future__ import annotations
@@ -18,12 +22,13 @@ from collections.abc import Callable
 from functools import cache
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as metadata_version
+from itertools import islice
 from typing import Any
 
-from ..block.bitmap import DirtyBitmap
+from ..block.bitmap import DirtyBitmap, Frozen
 from ..block.graph import BlockGraph, Source, Transaction
 from ..block.node import BlockNode
-from ..errors import BitmapError, InvalidError
+from ..errors import BitmapError, InvalidError, UnsupportedError
 from . import schema
 from .schema import SchemaError, Struct, Where
 
@@ -34,14 +39,91 @@ Arguments = dict[str, Any]
 Reply = dict[str, Any]
 
 
+#: Of one reply.
+MAX_AREAS = 10_000
+
+
 def execute(graph: BlockGraph, command: Any) -> Reply:
     """Run one command, ``{"execute": name, "arguments": {...}, "id": ...}``.
 
     Never raises for what the command is: the reply is ``{"return": ...}``, or ``{"error": {"class":
     ..., "desc": ...}}`` and then nothing has changed. An ``id`` comes back as it is. ``quit``
     succeeds and leaves the rest to the caller; to negotiate capabilities is the server's as well.
+    What outlives the command, as a freeze, is for a :class:`Session`, and refused here.
     """
-    return answer(command, lambda name, arguments: _run(graph, name, arguments))
+    return answer(command, lambda name, arguments: _run(graph, None, name, arguments))
+
+
+class Session:
+    """The commands of one client, one after the other.
+
+    Closed, left in whichever way, or dropped: what was frozen, and was not said to be done, is put
+    back. Kill: a store then has the marks of before and after the freeze. Fork: of a graph without
+    stores, what is frozen stays so in the child. Twin: what another session has frozen is busy.
+
+    >>> from pybitmap import BlockGraph
+    >>> graph = BlockGraph()
+    >>> node = graph.add_node("disk", size=1 << 20)
+    >>> daily = node.add_bitmap("daily", 65536)
+    >>> node.mark_dirty(70000, 1)
+    >>> this = {"node": "disk", "name": "daily"}
+    >>> with Session(graph) as session:
+    ...     for name, arguments in [
+    ...         ("freeze", {"bitmaps": [this]}), ("areas", this), ("done", {"bitmaps": [this]})
+    ...     ]:
+    ...         command = {"execute": f"__org.pybitmap_{name}", "arguments": arguments}
+    ...         print(session.execute(command)["return"])
+    {}
+    {'areas': [{'offset': 65536, 'length': 65536}]}
+    {}
+    >>> daily.count()
+    0
+    """
+
+    def __init__(self, graph: BlockGraph) -> None:
+        self._graph = graph
+        self._frozen: list[Frozen] = []
+
+    def execute(self, command: Any) -> Reply:
+        """As :func:`execute`."""
+        return answer(command, lambda name, arguments: _run(self._graph, self, name, arguments))
+
+    def freeze(self, bitmaps: list[DirtyBitmap]) -> None:
+        """
+        :raises BitmapError: as :meth:`BlockGraph.freeze`
+        """
+        # First room for it: whatever comes behind the freeze puts back, or finds it here.
+        self._frozen = [each for each in self._frozen if len(each)]
+        self._frozen.append(self._graph.freeze(bitmaps))
+
+    def end(self, bitmaps: list[DirtyBitmap], *, done: bool) -> None:
+        """
+        :raises InvalidError: if this session has not frozen one of them; nothing has changed
+        :raises StoreError: as :meth:`Frozen.done` and :meth:`Frozen.close`
+        """
+        parts = [[each for each in bitmaps if each in frozen] for frozen in self._frozen]
+        known = [bitmap for part in parts for bitmap in part]
+        for bitmap in bitmaps:
+            if bitmap not in known:
+                raise InvalidError(f"Bitmap '{bitmap.name}' is not frozen by this client")
+        for frozen, part in zip(self._frozen, parts):
+            if part:
+                (frozen.done if done else frozen.close)(*part)
+
+    def close(self) -> None:
+        """May be called twice.
+
+        :raises StoreError: that could not be stored; it is so all the same
+        """
+        while self._frozen:
+            self._frozen[-1].close()
+            self._frozen.pop()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class CommandNotFound(BitmapError):
@@ -108,9 +190,15 @@ def _taken_apart(command: Any) -> tuple[str, Arguments]:
     return command["execute"], command.get("arguments", {})
 
 
-def _run(graph: BlockGraph, name: str, arguments: Arguments) -> Any:
+def _run(graph: BlockGraph, session: Session | None, name: str, arguments: Arguments) -> Any:
     if name == "qmp_capabilities":
         raise CommandNotFound("Capabilities negotiation is already complete, command ignored")
+    if name in SESSION_COMMANDS:
+        struct, run_in = SESSION_COMMANDS[name]
+        check(arguments, struct)
+        if session is None:
+            raise UnsupportedError(f"The command {name} needs a session, which ends what it begins")
+        return run_in(graph, session, arguments)
     if name not in COMMANDS:
         raise CommandNotFound(f"The command {name} has not been found")
     struct, run = COMMANDS[name]
@@ -122,7 +210,7 @@ def _run(graph: BlockGraph, name: str, arguments: Arguments) -> Any:
 
 
 def _query_commands(graph: BlockGraph, arguments: Arguments) -> list[dict[str, str]]:
-    return [{"name": name} for name in ("qmp_capabilities", *COMMANDS)]
+    return [{"name": name} for name in ("qmp_capabilities", *COMMANDS, *SESSION_COMMANDS)]
 
 
 def _query_version(graph: BlockGraph, arguments: Arguments) -> dict[str, Any]:
@@ -275,15 +363,39 @@ def _mark(graph: BlockGraph, arguments: Arguments) -> dict[str, Any]:
     return {}
 
 
-def _drain(graph: BlockGraph, arguments: Arguments) -> list[dict[str, int]]:
-    bitmap = graph.find_node(arguments["node"]).find_bitmap(arguments["name"])
-    drained = bitmap.drain()
-    try:
-        return [{"offset": offset, "length": nbytes} for offset, nbytes in drained.areas()]
-    except BaseException:
-        for offset, nbytes in drained.areas():
-            bitmap.set(offset, nbytes)
-        raise
+def _find(graph: BlockGraph, arguments: Arguments) -> DirtyBitmap:
+    return graph.find_node(arguments["node"]).find_bitmap(arguments["name"])
+
+
+def _areas(graph: BlockGraph, arguments: Arguments) -> dict[str, Any]:
+    bitmap = _find(graph, arguments)
+    start, limit = arguments.get("start", 0), arguments.get("limit", 1000)
+    if start < 0:
+        raise InvalidError(f"Parameter 'start' is {start}, which is no offset")
+    if not 1 <= limit <= MAX_AREAS:
+        raise InvalidError(f"Parameter 'limit' is {limit}, which is not in 1..{MAX_AREAS}")
+    found = list(islice(bitmap.areas(start), limit + 1))
+    reply: dict[str, Any] = {
+        "areas": [{"offset": offset, "length": nbytes} for offset, nbytes in found[:limit]]
+    }
+    if len(found) > limit:
+        reply["next"] = found[limit][0]
+    return reply
+
+
+def _freeze(graph: BlockGraph, session: Session, arguments: Arguments) -> dict[str, Any]:
+    session.freeze([_find(graph, each) for each in arguments["bitmaps"]])
+    return {}
+
+
+def _done(graph: BlockGraph, session: Session, arguments: Arguments) -> dict[str, Any]:
+    session.end([_find(graph, each) for each in arguments["bitmaps"]], done=True)
+    return {}
+
+
+def _thaw(graph: BlockGraph, session: Session, arguments: Arguments) -> dict[str, Any]:
+    session.end([_find(graph, each) for each in arguments["bitmaps"]], done=False)
+    return {}
 
 
 def _quit(graph: BlockGraph, arguments: Arguments) -> dict[str, Any]:
@@ -304,5 +416,12 @@ COMMANDS: dict[str, tuple[Struct, Callable[[BlockGraph, Arguments], Any]]] = {
     "x-debug-block-dirty-bitmap-sha256": (schema.BITMAP, _sha256),
     "quit": (schema.NOTHING, _quit),
     "__org.pybitmap_mark": (schema.MARK, _mark),
-    "__org.pybitmap_drain": (schema.BITMAP, _drain),
+    "__org.pybitmap_areas": (schema.AREAS, _areas),
+}
+
+#: The same, of a session.
+SESSION_COMMANDS: dict[str, tuple[Struct, Callable[[BlockGraph, Session, Arguments], Any]]] = {
+    "__org.pybitmap_freeze": (schema.BITMAPS, _freeze),
+    "__org.pybitmap_done": (schema.BITMAPS, _done),
+    "__org.pybitmap_thaw": (schema.BITMAPS, _thaw),
 }

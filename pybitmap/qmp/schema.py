@@ -181,3 +181,5 @@ TRANSACTION = Struct(
 CAPABILITIES = Struct({}, {"enable": ListOf(Enum("oob"))})
 NAMED_BLOCK_NODES = Struct({}, {"flat": Bool()})
 MARK = Struct({"node": Str(), "offset": Int(), "length": Int()})
+AREAS = Struct(BITMAP.required, {"start": Int(), "limit": Int()})
+BITMAPS = Struct({"bitmaps": ListOf(BITMAP)})

@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import logging
 import math
 import os
 import re
@@ -33,13 +34,14 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from ..block.graph import BlockGraph
+from ..errors import BitmapError
 from .commands import (
     CommandNotFound,
     Reply,
+    Session,
     answer,
     check,
     error_reply,
-    execute,
     query_version,
 )
 from .schema import CAPABILITIES, SchemaError
@@ -226,7 +228,7 @@ class _Client:
         self.closing = False  # once everything is sent
         self.waiting = False  # may there be a command that was received, but not run?
         self.quit = False
-        self._graph = graph
+        self._session = Session(graph)
         self._negotiated = False
         self._send({"QMP": {"version": query_version(), "capabilities": []}})
 
@@ -266,7 +268,7 @@ class _Client:
         if not self._negotiated:
             self._send(answer(command, self._negotiate))
             return
-        reply = execute(self._graph, command)
+        reply = self._session.execute(command)
         self._send(reply)
         if "return" in reply and command["execute"] == "quit":
             self.quit = self.closing = True
@@ -294,6 +296,14 @@ class _Client:
             except BlockingIOError:
                 return
             del self.unsent[:sent]
+
+    def close(self) -> None:
+        """What it has frozen is put back."""
+        self.sock.close()
+        try:
+            self._session.close()
+        except BitmapError:
+            logging.getLogger(__name__).exception("of a client that has left")
 
     @property
     def events(self) -> int:
@@ -442,7 +452,7 @@ class Server:
 
     def _drop(self, client: _Client) -> None:
         del self._clients[client.sock.fileno()]
-        client.sock.close()
+        client.close()
 
     def _bid_farewell(self) -> None:
         for client in self._clients.values():

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from peers import peer
 
 from pybitmap import AbortedError, BlockGraph, NotFoundError
-from pybitmap.qmp import execute, transact
+from pybitmap.qmp import Session, execute, transact
 from pybitmap.qmp.schema import SchemaError
 
 MIB = 1 << 20
@@ -104,7 +104,7 @@ def test_not_an_object(graph: BlockGraph, what: Any) -> None:
 
 def test_all_commands_are_listed_and_exist(graph: BlockGraph) -> None:
     names = [each["name"] for each in done(graph, command("query-commands"))]
-    assert len(names) == len(set(names)) == 16
+    assert len(names) == len(set(names)) == 19
     for name in names:
         desc = execute(graph, command(name)).get("error", {}).get("desc", "")
         assert "has not been found" not in desc
@@ -126,25 +126,93 @@ def test_nodes_and_bitmaps_newest_first(graph: BlockGraph) -> None:
     assert "dirty-bitmaps" not in nodes[3]
 
 
-def test_mark_then_drain(graph: BlockGraph) -> None:
+def areas(graph: BlockGraph, name: str = "b", **more: Any) -> Any:
+    return done(graph, command("__org.pybitmap_areas", node="n", name=name, **more))
+
+
+def test_areas_by_pages(graph: BlockGraph) -> None:
     done(graph, bitmap("add", "n", "b", granularity=512))
-    done(graph, command("__org.pybitmap_mark", node="n", offset=1000, length=100))
-    done(graph, command("__org.pybitmap_mark", node="n", offset=MIB - 1, length=1))
-    drain = command("__org.pybitmap_drain", node="n", name="b")
-    assert done(graph, drain) == [
-        {"offset": 512, "length": 1024},
-        {"offset": MIB - 512, "length": 512},
-    ]
-    assert done(graph, drain) == []
+    for offset, length in ((1000, 100), (4096, 1), (MIB - 1, 1)):
+        done(graph, command("__org.pybitmap_mark", node="n", offset=offset, length=length))
+    everything = [(512, 1024), (4096, 512), (MIB - 512, 512)]
+    expected = [{"offset": offset, "length": length} for offset, length in everything]
+    assert areas(graph) == {"areas": expected}
+    assert areas(graph, limit=3) == {"areas": expected}
+    assert areas(graph, limit=2) == {"areas": expected[:2], "next": MIB - 512}
+    assert areas(graph, start=MIB - 512, limit=2) == {"areas": expected[2:]}
+    assert areas(graph, start=1024) == {"areas": [{"offset": 1024, "length": 512}, *expected[1:]]}
+    assert areas(graph, start=MIB) == {"areas": []}
+    found, start = [], 0
+    while start is not None:
+        page = areas(graph, start=start, limit=1)
+        found += page["areas"]
+        start = page.get("next")
+    assert found == expected
 
 
-def test_drain_of_a_busy_bitmap_is_refused(graph: BlockGraph) -> None:
+@pytest.mark.parametrize("wrong", [{"limit": 0}, {"limit": 10_001}, {"start": -1}, {"start": "0"}])
+def test_pages_that_there_are_not(graph: BlockGraph, wrong: Json) -> None:
+    done(graph, bitmap("add", "n", "b"))
+    failed(graph, command("__org.pybitmap_areas", node="n", name="b", **wrong))
+
+
+THIS = {"bitmaps": [{"node": "n", "name": "b"}]}
+
+
+def ours(kind: str, *names: str) -> Json:
+    bitmaps = [{"node": "n", "name": name} for name in names]
+    return command(f"__org.pybitmap_{kind}", bitmaps=bitmaps)
+
+
+def test_what_is_frozen_goes_only_when_the_client_says_so(graph: BlockGraph) -> None:
     node = graph.find_node("n")
-    node.add_bitmap("b").set(0, 1)
-    with node.bitmaps["b"].freeze():
-        desc = failed(graph, command("__org.pybitmap_drain", node="n", name="b"))
-        assert "currently in use" in desc
-        assert node.bitmaps["b"].count()
+    kept = node.add_bitmap("b")
+    node.mark_dirty(0, 1)
+    with Session(graph) as session:
+        assert session.execute(ours("freeze", "b")) == {"return": {}}
+        node.mark_dirty(MIB // 2, 1)
+        assert areas(graph) == {"areas": [{"offset": 0, "length": 65536}]}
+        assert "in use" in session.execute(ours("freeze", "b"))["error"]["desc"]
+        assert session.execute(ours("thaw", "b")) == {"return": {}}
+        assert kept.count() == 2 * 65536
+        assert session.execute(ours("freeze", "b")) == {"return": {}}
+        assert session.execute(ours("done", "b")) == {"return": {}}
+        assert kept.count() == 0
+        for name in ("done", "thaw"):
+            reply = session.execute(ours(name, "b"))
+            assert reply["error"]["desc"] == "Bitmap 'b' is not frozen by this client"
+        node.mark_dirty(0, 1)
+        assert session.execute(ours("freeze", "b")) == {"return": {}}
+        with Session(graph) as other:
+            reply = other.execute(ours("done", "b"))
+            assert reply["error"]["desc"] == "Bitmap 'b' is not frozen by this client"
+            assert "in use" in other.execute(ours("freeze", "b"))["error"]["desc"]
+    assert (kept.count(), kept.busy) == (65536, False)
+
+
+def test_of_several_all_are_frozen_and_some_are_done(graph: BlockGraph) -> None:
+    node = graph.find_node("n")
+    for name in "bcd":
+        node.add_bitmap(name)
+    node.mark_dirty(0, 1)
+    with Session(graph) as session:
+        missing = session.execute(ours("freeze", "b", "c", "q"))
+        assert "not found" in missing["error"]["desc"]
+        assert not any(each.busy for each in node.bitmaps.values())
+        assert "twice" in session.execute(ours("freeze", "b", "b"))["error"]["desc"]
+        assert session.execute(ours("freeze", "b", "c")) == {"return": {}}
+        reply = session.execute(ours("done", "b", "d"))
+        assert "not frozen by this client" in reply["error"]["desc"]
+        assert node.bitmaps["b"].busy
+        assert session.execute(ours("done", "b")) == {"return": {}}
+    assert [node.bitmaps[name].count() for name in "bcd"] == [0, 65536, 65536]
+
+
+@pytest.mark.parametrize("name", ["freeze", "done", "thaw"])
+def test_without_a_session_nothing_is_frozen(graph: BlockGraph, name: str) -> None:
+    graph.find_node("n").add_bitmap("b")
+    assert "needs a session" in failed(graph, command(f"__org.pybitmap_{name}", **THIS))
+    assert not graph.nodes["n"].bitmaps["b"].busy
 
 
 @pytest.mark.parametrize(
@@ -202,9 +270,8 @@ def test_a_command_within_a_transaction_of_the_thread(graph: BlockGraph) -> None
     graph.find_node("n").add_bitmap("b")
     with graph.transaction():
         assert "transaction open" in failed(graph, bitmap("clear", "n", "b"))
-        assert "transaction open" in failed(
-            graph, command("__org.pybitmap_drain", node="n", name="b")
-        )
+        freeze = Session(graph).execute(command("__org.pybitmap_freeze", **THIS))
+        assert "transaction open" in freeze["error"]["desc"]
 
 
 def test_the_move(graph: BlockGraph) -> None:

@@ -12,7 +12,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from pybitmap import BlockGraph
 from pybitmap.qmp import Server
 from pybitmap.qmp.schema import SchemaError
 from pybitmap.qmp.server import MAX_DEPTH, MAX_REQUEST, JsonStream, TooMuchError, parse
+from pybitmap.store import LocalStore
 
 Json = dict[str, Any]
 QUERY = b'{"execute":"query-block","id":%d}'
@@ -312,6 +313,71 @@ def test_clients_share_the_graph(client: Client, path: Path) -> None:
     with Client(path) as other:
         assert client.ask(add) == {"return": {}}
         assert other.ask(add) == error("Bitmap already exists: b")
+
+
+def command(kind: str, **arguments: Any) -> bytes:
+    return json.dumps({"execute": f"__org.pybitmap_{kind}", "arguments": arguments}).encode()
+
+
+THIS = {"node": "n", "name": "b"}
+#: What a client asks for whose bitmaps are then in its hands.
+FREEZE = [command("freeze", bitmaps=[THIS]), command("areas", **THIS)]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("reads", range(3))
+def test_a_client_that_leaves_has_taken_nothing(path: Path, reads: int) -> None:
+    """Before it read a reply, or behind it, by an end that comes at once."""
+    with BlockGraph() as graph:
+        node = graph.add_node("n", 1 << 20)
+        bitmap = node.add_bitmap("b", 512)
+        node.mark_dirty(0, 1 << 20)
+        with Server(graph, str(path)):
+            with Client(path) as client:
+                client.send(b"".join(FREEZE))
+                for _ in range(reads):
+                    assert "return" in client.receive()
+                until(lambda: bitmap.busy)
+            node.mark_dirty(0, 1)
+            until(lambda: not bitmap.busy)
+            assert bitmap.count() == 1 << 20
+            with Client(path) as client:
+                for request in [*FREEZE, command("done", bitmaps=[THIS])]:
+                    assert "return" in client.ask(request)
+            assert bitmap.count() == 0
+
+
+def test_a_server_that_is_killed_has_taken_nothing(path: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    with BlockGraph() as graph:
+        graph.add_node("n", 1 << 20, LocalStore(store)).add_bitmap("b", 512, persistent=True)
+    code = f"""
+import os, signal
+from pybitmap import BlockGraph
+from pybitmap.qmp import Server
+from pybitmap.store import LocalStore
+graph = BlockGraph(); node = graph.add_node("n", None, LocalStore({str(store)!r}))
+node.mark_dirty(0, 65536)
+with Server(graph, {str(path)!r}):
+    print("ready", flush=True)
+    signal.pause()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as served:
+        assert served.stdout is not None
+        served.stdout.readline()
+        with Client(path) as client:
+            assert client.ask(FREEZE[0]) == {"return": {}}
+            client.send(FREEZE[1])
+            served.kill()
+    with BlockGraph() as graph:
+        bitmap = graph.add_node("n", None, LocalStore(store)).bitmaps["b"]
+        assert bitmap.count() == 65536
 
 
 # ---- the socket -------------------------------------------------------------------------------
