@@ -9,7 +9,8 @@ native      one request per line, `write|zero|discard OFFSET LENGTH`, in bytes,
 fio iolog   versions 2 and 3, as `fio --write_iolog` writes them; told by the
             first line, `fio version N iolog`.  Source: fio(1), TRACE FILE
             FORMAT.  `write` and `trim` are requests, other actions (`read`,
-            `sync`, `open`, ...) are passed over.
+            `sync`, `open`, ...) are passed over.  fio appends: another such
+            line begins what another run has written.
 
 Blank lines are skipped.  A trace without a single request is a trace: nothing
 was written.  Anything else that is not a request is an error that names the
@@ -179,7 +180,9 @@ class _Requests:
             self.number += 1
             if len(line) > MAX_LINE:
                 raise _Malformed(f"a line of more than {MAX_LINE} bytes")
-            if line and not line.isspace():
+            if self._parse_line is not _native_request and _IOLOG_HEADER.match(line):
+                self._parse_line = _iolog_parser(line)
+            elif line and not line.isspace():
                 request = self._parse_line(line)
                 if request is not None:
                     self._add(*request)
@@ -296,6 +299,10 @@ _IOLOG_KINDS = {
     b"wait": None,
 }
 _IOLOG_FILE_ACTIONS = (b"add", b"open", b"close")
+
+
+# The first line of a run, whole: torn, it is an error as any other line.
+_IOLOG_HEADER = re.compile(rb"fio version \S+ iolog\s*$")
 
 
 def _iolog_parser(header: bytes) -> _LineParser:

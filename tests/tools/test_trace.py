@@ -179,6 +179,37 @@ def test_the_iolog_that_fio_writes_is_read(tmp_path: Path) -> None:
     assert trace.end <= 1 << 20
 
 
+def test_the_iolog_to_which_fio_has_appended_is_read(tmp_path: Path) -> None:
+    fio = peer("fio", "fio")
+    command = [fio, "--name=j", "--ioengine=null", "--size=64k", "--bs=4k", "--rw=randwrite"]
+    for runs in (1, 2, 3):
+        done = [*command, "--write_iolog=log"]
+        subprocess.run(done, cwd=tmp_path, check=True, capture_output=True)
+        trace = read_trace(tmp_path / "log")
+        assert (len(trace), trace.writes, trace.end) == (16 * runs, 16 * runs, 1 << 16)
+    assert (tmp_path / "log").read_bytes().count(b"iolog") == 3
+
+
+def test_each_header_of_an_iolog_begins_a_run_in_its_version() -> None:
+    text = V2 + b"f write 0 1\n" + V3 + b"7 f write 10 1\n" + V3 + b"9 f trim 20 1\n" + V2
+    assert requests(read(text + b"f write 30 1\n")) == [(0, 1), (10, 1), (20, 1), (30, 1)]
+    assert requests(read(V2 + V2 + b"f write 0 1\n")) == [(0, 1)]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"fio version 2",
+        b"fio version 2 io",
+        b"io version 2 iolog",
+        b"f write 0 4fio version 2 iolog",
+        b"fio version 4 iolog",
+    ],
+)
+def test_a_header_that_is_torn_or_unknown_is_refused(line: bytes) -> None:
+    assert refusal(V2 + b"f write 0 1\n" + line + b"\nf write 0 1\n").startswith("3: ")
+
+
 @pytest.mark.parametrize(("name", "counts"), [("fio-v2", (5, 0, 1)), ("fio-v3", (40, 0, 40))])
 def test_the_iologs_of_the_examples_are_read(name: str, counts: tuple[int, int, int]) -> None:
     trace = read_trace(EXAMPLES / f"{name}.iolog")
