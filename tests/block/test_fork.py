@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from stores import SIZE, LocalPlace, Place, Qcow2Place
-from support import run_python
+from support import beside_malloc, run_python
 
 from pybitmap import BlockGraph
 
@@ -251,6 +251,7 @@ print(list(hb), list(bitmap.areas()))
     assert run_python(code).strip() == "[1] [(0, 4096)]"
 
 
+@beside_malloc
 def test_a_child_does_not_hang_where_other_threads_were_writing() -> None:
     code = """
 import os, select, sys, threading
@@ -446,6 +447,7 @@ TURNS = """
 """
 
 
+@beside_malloc
 @pytest.mark.parametrize("change", [FREEZES, TURNS], ids=["one node", "two nodes"])
 def test_what_another_thread_was_publishing_is_published_in_the_child(change: str) -> None:
     assert run_python(BESIDE_CHANGES.format(change=change.strip())).strip() == "{0: 60}"
@@ -518,6 +520,7 @@ def test_a_fork_amid_a_change_of_its_own_thread_leaves_the_parents_store_alone(
         assert run_python(code).strip() in ("ok", "end")
 
 
+@beside_malloc
 def test_a_child_that_cannot_use_sqlite_is_told(tmp_path: Path) -> None:
     code = f"""
 import os, signal, sys, threading, time
@@ -582,6 +585,7 @@ leave.set(); thread.join(); frozen.close()
     assert run_python(code).strip() == "0"
 
 
+@beside_malloc
 def test_a_torn_bitmap_is_refused_and_all_else_goes_on() -> None:
     code = """
 import os, threading, time

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from support import run_python
+from support import beside_malloc, run_python
 
 pytestmark = [
     pytest.mark.core,
@@ -56,6 +56,7 @@ print(hb.count())
     assert run_python(code).strip() == "104"
 
 
+@beside_malloc
 @pytest.mark.parametrize("pure", [False, True], ids=["as it is", "by cffi"])
 def test_what_another_thread_was_changing_is_refused_and_nobody_waits(pure: bool) -> None:
     code = """
