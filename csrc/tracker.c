@@ -331,6 +331,9 @@ void hbtracker_publish(HBTracker *tracker, HBTrackerSet *set)
 
 void hbtracker_publish_all(HBTracker *const *trackers, HBTrackerSet **sets, size_t n)
 {
+    if (n && !sets[0]) {
+        return;
+    }
     if (n == 1) {
         hbtracker_publish(trackers[0], sets[0]);
         sets[0] = NULL;

@@ -70,12 +70,12 @@ void hbtracker_publish(HBTracker *tracker, HBTrackerSet *set);
  * Marks do not wait for it.  The call waits for those that are under way, so
  * when it returns, all that are before T are done.  Cannot fail.
  *
- * The trackers own the sets, none of which is NULL; each sets[i] is NULL
+ * The trackers own the sets, of which none is NULL; each sets[i] is NULL
  * afterwards.
  *
- * In the child of a fork(2) that came amid the call, with sets[0] not NULL there,
- * the same call brings it to its end; until then nothing else is published on these
- * trackers.
+ * In the child of a fork(2) that came amid the call, the same call brings it to its
+ * end; until then nothing else is published on these trackers.  With sets[0] NULL,
+ * nothing happens.
  */
 void hbtracker_publish_all(HBTracker *const *trackers, HBTrackerSet **sets, size_t n);
 

@@ -265,6 +265,8 @@ class Coordinator:
                     f"node '{device.name}' is being truncated or closed by this very thread: "
                     f"the write is not marked"
                 )
+            if self.forked:
+                raise self.refused()
             if self.orphaned:
                 with self.held():
                     self.orphaned = False

@@ -216,12 +216,12 @@ class Publication:
 
         The second time, nothing.
         """
-        if not self.waiting or any(device.forked for device in self._lists):
-            return
-        for device, bitmaps in self._lists.items():
-            device.kept, device.listed = [*device.kept, *bitmaps], None
-        _publishing.add(self)
+        _publishing.add(self)  # first: a fork from here on publishes it in the child
         try:
+            if not self.waiting or any(device.forked for device in self._lists):
+                return
+            for device, bitmaps in self._lists.items():
+                device.kept, device.listed = [*device.kept, *bitmaps], None
             self._publish()
         finally:
             _publishing.discard(self)

@@ -16,11 +16,9 @@ import pytest
 from stores import Place
 from trials import CHANGES, KINDS, Disturbance, Trials
 
+if sys.implementation.name != "cpython":
+    pytest.skip("relies on counted references and on _fast", allow_module_level=True)
 _testcapi = pytest.importorskip("_testcapi", reason="this Python has no _testcapi")
-
-pytestmark = pytest.mark.skipif(
-    sys.implementation.name != "cpython", reason="relies on counted references and on _fast"
-)
 
 ALL = os.environ.get("PYBITMAP_ALL_LINES") == "1"
 #: Allocations in a row that fail, and of how many: more than a change has, as a rule.
