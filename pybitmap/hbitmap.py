@@ -827,12 +827,6 @@ class HBitmap(Base, MutableSet[int]):
                 raise self._bad_chunk(code, start, count)
             self._clears += 1
 
-    def check_whole(self) -> None:
-        """
-        :raises StateError: if another thread was changing it when this process was forked
-        """
-        self._hb  # noqa: B018
-
     def _check_serializable(self) -> None:
         if not _core.hbitmap_is_serializable(self._hb):
             raise InvalidError(f"granularity {self._granularity} is not serializable (at most 57)")
@@ -957,6 +951,13 @@ def _unpickle(size: int, granularity: int, dense: bool, data: ReadableBuffer) ->
     areas = array("Q", bytes(_little_endian(data)))
     hb.set_many(areas[::2], areas[1::2])
     return hb
+
+
+def check_whole(hb: HBitmap) -> None:
+    """
+    :raises StateError: if another thread was changing it when this process was forked
+    """
+    hb._hb  # noqa: B018
 
 
 def _after_fork() -> None:

@@ -216,20 +216,17 @@ class Publication:
 
         The second time, nothing.
         """
-        _publishing.add(self)  # first: a fork from here on publishes it in the child
         try:
+            _publishing.add(self)  # first: a fork from here on publishes it in the child
             if not self.waiting or any(device.forked for device in self._lists):
                 return
             for device, bitmaps in self._lists.items():
                 device.kept, device.listed = [*device.kept, *bitmaps], None
-            self._publish()
+            _core.hbtracker_publish_all(self._trackers, self._sets, len(self._lists))
         finally:
             _publishing.discard(self)
         for device, bitmaps in self._lists.items():
             device.listed = device.kept = list(bitmaps)
-
-    def _publish(self) -> None:
-        _core.hbtracker_publish_all(self._trackers, self._sets, len(self._lists))
 
 
 #: What is being published right now, by any thread.
@@ -239,9 +236,7 @@ _publishing: set[Publication] = set()
 def _after_fork() -> None:
     """In the child: what another thread was publishing is published."""
     for publication in list(_publishing):
-        if publication.waiting:
-            publication._publish()
-    _publishing.clear()
+        publication.publish()
 
 
 if hasattr(os, "register_at_fork"):

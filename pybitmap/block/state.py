@@ -25,7 +25,7 @@ from threading import RLock
 from typing import Any
 
 from ..errors import BusyError, InconsistentError, NotFoundError, ReadonlyError, StateError
-from ..hbitmap import HBitmap
+from ..hbitmap import HBitmap, check_whole
 from ..store.base import Record
 
 _serials = count(1)
@@ -65,16 +65,16 @@ class Preserved:
         :param wait: for one who does; else
         :raises StateError: if there is one
         """
-        if not self.lock.acquire(blocking=wait):
-            raise StateError(
-                "a write has its before= called right now, and may wait for this thread, which "
-                "holds the graph's lock: done() and close() of what is frozen wait for that write, "
-                "so they are called outside of graph.locked()"
-            )
-        try:
+        if not wait:
+            if not self.lock.acquire(blocking=False):
+                raise StateError(
+                    "a write has its before= called right now, and may wait for this thread, which "
+                    "holds the graph's lock: done() and close() of what is frozen wait for that "
+                    "write, so they are called outside of graph.locked()"
+                )
+            self.lock.release()  # at once: only `with` lets go of it whatever interrupts it
+        with self.lock:
             self.ended = True
-        finally:
-            self.lock.release()
 
     def after_fork(self) -> None:
         """In the child: a thread that was seeing to something is not there."""
@@ -188,7 +188,7 @@ def forbid(name: str, state: State, forbidding: Forbidding) -> None:
     if Forbidding.INCONSISTENT in found:
         raise InconsistentError(f"Bitmap '{name}' is inconsistent and cannot be used")
     if Forbidding.INCONSISTENT in forbidding:
-        state.bits.check_whole()
+        check_whole(state.content)
 
 
 def recorders(state: State) -> list[HBitmap]:

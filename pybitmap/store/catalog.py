@@ -121,8 +121,8 @@ _unusable = False
 def _inside(call: Callable[[], _Answer]) -> _Answer:
     """Call, and be seen to be in SQLite meanwhile."""
     thread = get_ident()
-    _threads_inside.add(thread)
     try:
+        _threads_inside.add(thread)
         return call()
     finally:
         _threads_inside.discard(thread)
@@ -174,9 +174,11 @@ class Catalog:
                     return
                 if not writing:
                     # Its creation failed, as on a full disk: there is nothing.
-                    self._sql.close()
-                    self._sql = sqlite3.connect(
-                        ":memory:", isolation_level=None, check_same_thread=False
+                    _inside(self._sql.close)
+                    self._sql = _inside(
+                        lambda: sqlite3.connect(
+                            ":memory:", isolation_level=None, check_same_thread=False
+                        )
                     )
                 self._create()
         except BaseException:

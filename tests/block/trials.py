@@ -24,6 +24,7 @@ from support import collect
 
 import pybitmap
 from pybitmap import BlockGraph, BlockNode, Frozen
+from pybitmap.block.device import _publishing
 from pybitmap.store import Store
 
 G = 512
@@ -272,6 +273,7 @@ class Trials:
         what = f"{self.name}, {disturbance.where}"
         if disturbance.told:
             assert caught or swallowed or not disturbance.came, f"{what}: it was swallowed"
+        assert not _publishing, f"{what}: a later fork would publish {_publishing}"
         mark_in_a_thread(scene.node, what, recorded=False)
         look_in_a_thread(scene.graph, what)
         for node in (scene.node, scene.other):
