@@ -320,7 +320,7 @@ void hbtracker_publish(HBTracker *tracker, HBTrackerSet *set)
     if (!old) {
         hb_let_go_on(tracker);
     }
-    if (!set || old != &set->head) {
+    if (!set || old != &set->head) {    /* else the call is made again, after a fork(2) */
         hb_wait_for(old);
         hb_free(old);
     }

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 import sys
 import warnings
 from array import array
@@ -37,6 +36,7 @@ from ._core import (
     hbitmap_reset,
 )
 from ._entry import FIRST_BATCH, LAST_BATCH, Base, filled_bytes, leave_aside
+from ._fork import in_child
 from .errors import InvalidError, RangeError, StateError
 
 if TYPE_CHECKING:
@@ -960,6 +960,7 @@ def check_whole(hb: HBitmap) -> None:
     hb._hb  # noqa: B018
 
 
+@in_child
 def _after_fork() -> None:
     """In the child: from now on, refuse bitmaps that are torn, if there is one."""
     if not _core.hbitmap_torn(_core.NULL) or isinstance(HBitmap.__dict__["_hb"], property):
@@ -976,7 +977,3 @@ def _after_fork() -> None:
 
     HBitmap._hb = property(get, _pointer.__set__)
     leave_aside()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

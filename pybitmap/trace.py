@@ -180,12 +180,15 @@ class _Requests:
             self.number += 1
             if len(line) > MAX_LINE:
                 raise _Malformed(f"a line of more than {MAX_LINE} bytes")
-            if self._parse_line is not _native_request and _IOLOG_HEADER.match(line):
+            if line.startswith(b"fio ") and self._begins_run(line):
                 self._parse_line = _iolog_parser(line)
             elif line and not line.isspace():
                 request = self._parse_line(line)
                 if request is not None:
                     self._add(*request)
+
+    def _begins_run(self, line: bytes) -> bool:
+        return self._parse_line is not _native_request and bool(_IOLOG_HEADER.match(line))
 
     def _add(self, kind: int, name: bytes, offset: int, length: int) -> None:
         self.files[name] = self.files.get(name, 0) + 1

@@ -353,7 +353,7 @@ class Frozen(Guard, NotCopied, Collection[DirtyBitmap]):
             self._coordinator.abdicate([cell for cell in dict.fromkeys(cells) if self._holds(cell)])
 
     def _end_preserving(self, cells: Iterable[Cell]) -> None:
-        wait = not self._coordinator.lock._is_owned()  # type: ignore[attr-defined]
+        wait = not self._coordinator.mine
         for cell in cells:
             successor = cell.state.successor
             if successor is not None and successor.holder is self._holder:

@@ -8,7 +8,6 @@ to its end by whoever takes the lock next; so are frozen bitmaps that nobody has
 from __future__ import annotations
 
 import errno
-import os
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -19,6 +18,7 @@ from weakref import WeakSet
 
 from .. import _core
 from .._entry import Guard
+from .._fork import in_child
 from ..errors import AbortedError, InvalidError, NotFoundError, StateError, StoreError
 from ..store.base import Purpose, Store, Switches
 from . import state as states
@@ -54,6 +54,11 @@ class Coordinator:
         self.abandoned: deque[Cell] = deque()
         #: Devices that mark in more than what their bitmaps show.
         self.owing: dict[Device, None] = {}
+
+    @property
+    def mine(self) -> bool:
+        """Has this thread the lock?"""
+        return bool(self.lock._is_owned())  # type: ignore[attr-defined]
 
     def held(self) -> Hold:
         """``with``: the lock, for questions."""
@@ -223,7 +228,7 @@ class Coordinator:
 
         Without, it goes on; what another thread was at, whoever comes next brings to its end.
         """
-        if not self.lock._is_owned():  # type: ignore[attr-defined]
+        if not self.mine:
             self.lock = RLock()  # another thread may have held it
             self.orphaned = True
         for device in self.devices.values():
@@ -260,7 +265,7 @@ class Coordinator:
         :raises StateError: if this thread is the one that is at it
         """
         while (code := call()) == -errno.EAGAIN:
-            if self.lock._is_owned():  # type: ignore[attr-defined]
+            if self.mine:
                 raise StateError(
                     f"node '{device.name}' is being truncated or closed by this very thread: "
                     f"the write is not marked"
@@ -311,13 +316,10 @@ class Coordinator:
 _coordinators: WeakSet[Coordinator] = WeakSet()
 
 
+@in_child
 def _after_fork() -> None:
     for coordinator in list(_coordinators):
         coordinator.after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 class Hold(Guard):

@@ -9,13 +9,13 @@ instant (``csrc/tracker.h``).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import is_
 from typing import NoReturn
 from weakref import ReferenceType
 
 from .. import _core
+from .._fork import in_child
 from ..errors import ClosedError, NotFoundError
 from ..hbitmap import HBitmap, pointers
 from ..sizes import granularity_bits
@@ -233,11 +233,8 @@ class Publication:
 _publishing: set[Publication] = set()
 
 
+@in_child
 def _after_fork() -> None:
     """In the child: what another thread was publishing is published."""
     for publication in list(_publishing):
         publication.publish()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -110,8 +110,9 @@ class BlockGraph(NotCopied):
         """``with graph.locked():`` no other thread changes nodes or bitmaps meanwhile.
 
         For several questions that are to be answered as of one moment. Writes go on being marked;
-        this thread may change bitmaps inside. Left in whichever way, it lets go; in the child of a
-        fork nothing is held.
+        this thread may change bitmaps inside. Left in whichever way, it lets go. In the child of a
+        fork it is free, unless this thread has it; but a signal handler that forks while its thread
+        waits for it leaves the child waiting.
         """
         return self._coordinator.held()
 

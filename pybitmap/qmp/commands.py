@@ -55,7 +55,7 @@ def execute(graph: BlockGraph, command: Any) -> Reply:
 
 
 class Session:
-    """The commands of one client, one after the other.
+    """The commands of one client, one after the other, from one thread at a time.
 
     Closed, left in whichever way, or dropped: what was frozen, and was not said to be done, is put
     back. Kill: a store then has the marks of before and after the freeze. Fork: of a graph without
@@ -92,7 +92,8 @@ class Session:
         """
         :raises BitmapError: as :meth:`BlockGraph.freeze`
         """
-        # First room for it: whatever comes behind the freeze puts back, or finds it here.
+        # Those that have come to their end go. An interruption right behind the freeze drops it,
+        # so it is put back.
         self._frozen = [each for each in self._frozen if len(each)]
         self._frozen.append(self._graph.freeze(bitmaps))
 
@@ -258,8 +259,12 @@ def bitmap_info(bitmap: DirtyBitmap) -> dict[str, Any]:
     return info
 
 
+def _find(graph: BlockGraph, arguments: Arguments) -> DirtyBitmap:
+    return graph.find_node(arguments["node"]).find_bitmap(arguments["name"])
+
+
 def _sha256(graph: BlockGraph, arguments: Arguments) -> dict[str, str]:
-    return {"sha256": graph.find_node(arguments["node"]).find_bitmap(arguments["name"]).sha256()}
+    return {"sha256": _find(graph, arguments).sha256()}
 
 
 # ---- changes ----------------------------------------------------------------------------------
@@ -363,10 +368,6 @@ def _mark(graph: BlockGraph, arguments: Arguments) -> dict[str, Any]:
     return {}
 
 
-def _find(graph: BlockGraph, arguments: Arguments) -> DirtyBitmap:
-    return graph.find_node(arguments["node"]).find_bitmap(arguments["name"])
-
-
 def _areas(graph: BlockGraph, arguments: Arguments) -> dict[str, Any]:
     bitmap = _find(graph, arguments)
     start, limit = arguments.get("start", 0), arguments.get("limit", 1000)
@@ -388,14 +389,12 @@ def _freeze(graph: BlockGraph, session: Session, arguments: Arguments) -> dict[s
     return {}
 
 
-def _done(graph: BlockGraph, session: Session, arguments: Arguments) -> dict[str, Any]:
-    session.end([_find(graph, each) for each in arguments["bitmaps"]], done=True)
-    return {}
+def _ending(*, done: bool) -> Callable[[BlockGraph, Session, Arguments], dict[str, Any]]:
+    def run(graph: BlockGraph, session: Session, arguments: Arguments) -> dict[str, Any]:
+        session.end([_find(graph, each) for each in arguments["bitmaps"]], done=done)
+        return {}
 
-
-def _thaw(graph: BlockGraph, session: Session, arguments: Arguments) -> dict[str, Any]:
-    session.end([_find(graph, each) for each in arguments["bitmaps"]], done=False)
-    return {}
+    return run
 
 
 def _quit(graph: BlockGraph, arguments: Arguments) -> dict[str, Any]:
@@ -422,6 +421,6 @@ COMMANDS: dict[str, tuple[Struct, Callable[[BlockGraph, Arguments], Any]]] = {
 #: The same, of a session.
 SESSION_COMMANDS: dict[str, tuple[Struct, Callable[[BlockGraph, Session, Arguments], Any]]] = {
     "__org.pybitmap_freeze": (schema.BITMAPS, _freeze),
-    "__org.pybitmap_done": (schema.BITMAPS, _done),
-    "__org.pybitmap_thaw": (schema.BITMAPS, _thaw),
+    "__org.pybitmap_done": (schema.BITMAPS, _ending(done=True)),
+    "__org.pybitmap_thaw": (schema.BITMAPS, _ending(done=False)),
 }

@@ -26,6 +26,7 @@ from typing import Any, Callable, TypeVar
 from weakref import WeakSet
 
 from .. import _core
+from .._fork import in_child
 from ..errors import BitmapError, CorruptError, InvalidError, LockedError, StoreError
 from ..sizes import granularity_bits
 from .opened import become_null, opened
@@ -368,6 +369,7 @@ def _first_byte(path: Path) -> int:
     return 0
 
 
+@in_child
 def _after_fork() -> None:
     """In the child: keep the connections that came along from doing anything, now or ever.
 
@@ -388,7 +390,3 @@ def _after_fork() -> None:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(each._sql))
     _vfs = "&vfs=unix-none"
     become_null(path for each in left for path in (each._path, each._path.with_name(JOURNAL)))
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -43,6 +43,7 @@ from pathlib import Path
 from threading import RLock
 
 from .. import _core
+from .._fork import in_child
 from ..errors import (
     CorruptError,
     InvalidError,
@@ -341,7 +342,6 @@ class LocalStore(Store):
 
     def _load(self, volume: LocalVolume) -> list[StoredBitmap]:
         with self._lock:
-            self._check_process()
             catalog = self._sql()
             rows = [(row, self._stored(row, volume.size)) for row in catalog.rows(volume.node)]
             total = sum(row.nbytes * len(row.files) for row, each in rows if not each.inconsistent)
@@ -412,7 +412,6 @@ class LocalStore(Store):
 
     def _switch(self, plan: Mapping[LocalVolume, Wanted], purpose: Purpose, change: Change) -> None:
         with self._lock:
-            self._check_process()
             before: dict[str, tuple[int | None, list[Row]]] = {}
 
             def put(catalog: Catalog) -> None:
@@ -546,14 +545,11 @@ def _others(path: str | os.PathLike[str]) -> set[str]:
 _mappings: weakref.WeakSet[_Words] = weakref.WeakSet()
 
 
+@in_child
 def _after_fork() -> None:
     """In the child: what its parent has mapped is not to be changed, whoever still can."""
     for words in list(_mappings):
         _core.hbfile_detach(words.words, words.nbytes, os.fsencode(words.path))
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 class _Words(_core.Memory):

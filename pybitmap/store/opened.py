@@ -19,6 +19,7 @@ from io import FileIO
 from weakref import WeakSet
 
 from .._entry import bound
+from .._fork import in_child
 
 _open: WeakSet[FileIO] = WeakSet()
 
@@ -34,6 +35,7 @@ def opened(path: str | os.PathLike[str], flags: int) -> FileIO:
     return file
 
 
+@in_child
 def _after_fork() -> None:
     _become_null(file.fileno() for file in list(_open) if not file.closed)
 
@@ -76,7 +78,3 @@ def _become_null(descriptors: Iterable[int]) -> None:
                     os.dup2(null, fd, inheritable=False)
         if null not in found:
             os.close(null)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

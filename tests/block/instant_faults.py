@@ -19,7 +19,8 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from pathlib import Path
 
 from beside import NODES
@@ -219,33 +220,41 @@ def stale_wrong(
     return None
 
 
-def try_killing(trial: Trial, where: Counter[str]) -> int:
+def kills(
+    trial: Trial, run: Callable[[Setting, int], object]
+) -> Iterator[tuple[Setting, bool, int]]:
+    """``run`` in a child that is killed at its n-th call, for each n; at last it is not killed."""
+    killed = True
     n = 0
-    while True:
+    while killed:
         n += 1
         setting = trial.setting()
+        killed = in_child(partial(run, setting, n))
+        yield setting, killed, n
 
-        def run(setting: Setting = setting, n: int = n) -> None:
-            child = life(setting)
-            setting.steps[READY] = 1
-            actions = child.draft()
-            child.allow(1 << 14)
-            trial.faults.arm(n, 0, KILL)
-            child.run(actions, "python")
-            child.note(actions)
-            trial.faults.disarm()
-            for i, cut in enumerate(child.cuts):
-                setting.steps[setting.cell(0, i, True)] = cut
-            setting.steps[BEGUN] = setting.steps[ENDED] = 1
 
-        killed = in_child(run)
+def try_killing(trial: Trial, where: Counter[str]) -> int:
+    def run(setting: Setting, n: int) -> None:
+        child = life(setting)
+        setting.steps[READY] = 1
+        actions = child.draft()
+        child.allow(1 << 14)
+        trial.faults.arm(n, 0, KILL)
+        child.run(actions, "python")
+        child.note(actions)
+        trial.faults.disarm()
+        for i, cut in enumerate(child.cuts):
+            setting.steps[setting.cell(0, i, True)] = cut
+        setting.steps[BEGUN] = setting.steps[ENDED] = 1
+
+    n = 0
+    for setting, _, n in kills(trial, run):
         try:
             where[look(setting)] += 1
         except AssertionError as error:
             what = f"{trial.name}, seed {trial.seed}, kill, call {n}"
             raise AssertionError(f"{what}: {error}") from None
-        if not killed:
-            return n - 1
+    return n - 1
 
 
 def in_child(run: Callable[[], object]) -> bool:
@@ -268,25 +277,22 @@ def in_child(run: Callable[[], object]) -> bool:
 
 def try_killing_the_end_of_a_freeze(trial: Trial, end: str, where: Counter[str]) -> int:
     """Of a bitmap of each node."""
+
+    def run(setting: Setting, n: int) -> None:
+        child = life(setting)
+        sequence = setting.sequences[0]
+        frozen = child.graph.freeze([child.graph.nodes[name].bitmaps["a"] for name in NODES])
+        setting.steps[FIRST] = sequence.acked
+        write_some(sequence)
+        setting.steps[FIRST + 1] = sequence.acked
+        sequence.allow(1 << 14)
+        trial.faults.arm(n, 0, KILL)
+        getattr(frozen, end)()
+        trial.faults.disarm()
+        setting.steps[ENDED] = 1
+
     n = 0
-    while True:
-        n += 1
-        setting = trial.setting()
-
-        def run(setting: Setting = setting, n: int = n) -> None:
-            child = life(setting)
-            sequence = setting.sequences[0]
-            frozen = child.graph.freeze([child.graph.nodes[name].bitmaps["a"] for name in NODES])
-            setting.steps[FIRST] = sequence.acked
-            write_some(sequence)
-            setting.steps[FIRST + 1] = sequence.acked
-            sequence.allow(1 << 14)
-            trial.faults.arm(n, 0, KILL)
-            getattr(frozen, end)()
-            trial.faults.disarm()
-            setting.steps[ENDED] = 1
-
-        killed = in_child(run)
+    for setting, killed, n in kills(trial, run):
         sequence = setting.sequences[0]
         freeze, acked = setting.steps[FIRST], max(setting.steps[FIRST + 1], sequence.acked)
         graph = setting.open()
@@ -307,8 +313,7 @@ def try_killing_the_end_of_a_freeze(trial: Trial, end: str, where: Counter[str])
             assert not must & ~found, f"{what}: lost {bin(must & ~found).count('1')} writes"
             assert not found & ~may, f"{what}: writes too many"
         discard(graph)
-        if not killed:
-            return n - 1
+    return n - 1
 
 
 def main(

@@ -18,7 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import HIDE_CURSOR, Result, Run, cursor_is_visible, heed_signals, spawn, terminal
+from commands import (
+    HIDE_CURSOR,
+    Result,
+    Run,
+    Terminal,
+    cursor_is_visible,
+    heed_signals,
+    spawn,
+    terminal,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from peers import peer
@@ -612,17 +621,21 @@ def feeding(pipe: Path) -> Iterator[None]:
         os.close(writing)
 
 
+def assert_interrupted_cleanly(child: Terminal) -> None:
+    assert child.end() == 130
+    assert HIDE_CURSOR in child.shown
+    assert cursor_is_visible(child.shown)
+    assert child.shown.endswith(b"pybitmap: interrupted\r\n")
+    assert b"Traceback" not in child.shown
+
+
 def test_ctrl_c_while_reading_leaves_the_terminal_clean(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with terminal("replay", pipe) as child, feeding(pipe):
         child.read_until(b"Reading")
         child.process.send_signal(signal.SIGINT)
-        assert child.end() == 130
-    assert HIDE_CURSOR in child.shown
-    assert cursor_is_visible(child.shown)
-    assert child.shown.endswith(b"pybitmap: interrupted\r\n")
-    assert b"Traceback" not in child.shown
+        assert_interrupted_cleanly(child)
 
 
 def test_ctrl_c_while_marking_leaves_the_terminal_clean(tmp_path: Path) -> None:
@@ -631,11 +644,7 @@ def test_ctrl_c_while_marking_leaves_the_terminal_clean(tmp_path: Path) -> None:
     with terminal("replay", path, "--granularity", "1") as child:
         child.read_until(b"Marking")
         child.process.send_signal(signal.SIGINT)
-        assert child.end() == 130
-    assert HIDE_CURSOR in child.shown
-    assert cursor_is_visible(child.shown)
-    assert child.shown.endswith(b"pybitmap: interrupted\r\n")
-    assert b"Traceback" not in child.shown
+        assert_interrupted_cleanly(child)
 
 
 def test_ctrl_c_without_a_terminal_is_one_line(tmp_path: Path) -> None:
