@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import is_
 from typing import NoReturn
-from weakref import ReferenceType
+from weakref import ReferenceType, WeakSet
 
 from .. import _core
 from .._fork import in_child
@@ -229,8 +229,9 @@ class Publication:
             device.listed = device.kept = list(bitmaps)
 
 
-#: What is being published right now, by any thread.
-_publishing: set[Publication] = set()
+#: What is being published right now, by any thread. Weak: where Ctrl-C comes just before
+#: discard(), one that is published already stays until it is dropped, and does nothing.
+_publishing: WeakSet[Publication] = WeakSet()
 
 
 @in_child

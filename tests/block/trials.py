@@ -273,7 +273,8 @@ class Trials:
         what = f"{self.name}, {disturbance.where}"
         if disturbance.told:
             assert caught or swallowed or not disturbance.came, f"{what}: it was swallowed"
-        assert not _publishing, f"{what}: a later fork would publish {_publishing}"
+        waiting = [each for each in _publishing if each.waiting]
+        assert not waiting, f"{what}: a later fork would publish {waiting}"
         mark_in_a_thread(scene.node, what, recorded=False)
         look_in_a_thread(scene.graph, what)
         for node in (scene.node, scene.other):
