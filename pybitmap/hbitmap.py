@@ -225,7 +225,8 @@ class HBitmap(Base, MutableSet[int]):
         return self.iter()
 
     def iter(self, first: int = 0) -> Iterator[int]:
-        """The starts of the dirty groups in order, from the group that holds ``first`` on.
+        """The starts of the dirty groups in order, from the group that holds ``first`` on; none
+        if ``first`` is not below the size, also where the last group is cut.
 
         Everything may happen to the bitmap meanwhile: what this object clears ahead of the
         iterator is not given any more; what is marked ahead may or may not be, and the same

@@ -877,6 +877,14 @@ def test_areas_array_is_not_live() -> None:
 # ---- iterators ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("size", "granularity"), [(7, 3), (1000, 4), ((1 << 62) - 1, 62)])
+def test_iter_gives_nothing_from_the_size_on(size: int, granularity: int) -> None:
+    last = (size - 1) >> granularity << granularity
+    for hb in pair(size, granularity, (last, 1)):
+        assert list(hb.iter(size - 1)) == [last], hb
+        assert list(hb.iter(size)) == [], hb
+
+
 def test_iter_begins_with_the_group_that_holds_first() -> None:
     hb = HBitmap(100, 3)
     hb.set(0, 100)

@@ -165,6 +165,8 @@ class Model:
     def iter(self, first: int = 0) -> Iterator[int]:
         if index(first) < 0:
             raise ValueError(first)
+        if index(first) >= self.size:  # also where the last group has items beyond it
+            return iter([])
         return iter([item for item in self if item >= self.start_of(first)])
 
     def areas(self, start: int = 0, end: Maybe = None) -> list[Area]:
