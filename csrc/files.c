@@ -7,7 +7,12 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __linux__
+#include <linux/fs.h>       /* FS_IOC_GETVERSION */
+#include <sys/ioctl.h>
+#endif
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "files.h"
@@ -46,5 +51,40 @@ int hbfile_detach(void *address, size_t nbytes, const char *path)
         }
     }
     free(copy);
+    return err;
+}
+
+int hbfile_identity(const char *path, uint64_t identity[4])
+{
+    int fd = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    struct stat status;
+    int err;
+
+    if (fd < 0) {
+        return -errno;
+    }
+    err = fstat(fd, &status) < 0 ? -errno : 0;
+    if (!err) {
+        identity[0] = status.st_ino;
+        identity[1] = identity[2] = identity[3] = 0;
+#if defined(__APPLE__)
+        identity[1] = (uint64_t)status.st_birthtimespec.tv_sec;
+        identity[2] = (uint64_t)status.st_birthtimespec.tv_nsec;
+        identity[3] = status.st_gen;
+#elif defined(STATX_BTIME)
+        struct statx more;
+        int generation = 0;     /* in spite of the request's type, what is written */
+
+        if (statx(fd, "", AT_EMPTY_PATH, STATX_BTIME, &more) == 0
+            && (more.stx_mask & STATX_BTIME)) {
+            identity[1] = (uint64_t)more.stx_btime.tv_sec;
+            identity[2] = more.stx_btime.tv_nsec;
+        }
+        if (ioctl(fd, FS_IOC_GETVERSION, &generation) == 0) {
+            identity[3] = (uint32_t)generation;
+        }
+#endif
+    }
+    (void)close(fd);
     return err;
 }

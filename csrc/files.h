@@ -8,6 +8,7 @@
 #define PYBITMAP_FILES_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -26,6 +27,14 @@ int hbfile_sync_directory(const char *path);
  * a negative errno.
  */
 int hbfile_detach(void *address, size_t nbytes, const char *path);
+
+/*
+ * What tells the file at `path` from all that were, are or will be at that path or have
+ * its inode number: inode, birth (seconds, nanoseconds), generation; 0 for what the
+ * file system does not know.  Not what is written over it in place.  0, or a negative
+ * errno.
+ */
+int hbfile_identity(const char *path, uint64_t identity[4]);
 
 /* cdef: end */
 

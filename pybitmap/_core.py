@@ -89,6 +89,7 @@ hbtracker_wait: Callable[[CData, int], bool] = lib.hbtracker_wait
 
 hbfile_sync_directory: Callable[[bytes], int] = lib.hbfile_sync_directory
 hbfile_detach: Callable[[CData, int, bytes], int] = lib.hbfile_detach
+hbfile_identity: Callable[[bytes, CData], int] = lib.hbfile_identity
 
 #: A C pointer to nothing.
 NULL: CData = ffi.NULL
@@ -222,15 +223,6 @@ class Memory:
 
     def __init__(self, data: WriteableBuffer) -> None:
         self.words = ffi.from_buffer("uint64_t[]", data, require_writable=True)
-
-    def rewrite(self) -> None:
-        """Write every page as it is, so that the kernel takes it for changed.
-
-        Marks that are made meanwhile can be lost.
-        """
-        data = memoryview(buffer(self.words, 8 * len(self.words)))
-        for at in range(0, len(data), 4096):
-            data[at] = data[at]
 
 
 def hbitmap_alloc(size: int, granularity: int) -> tuple[CData, Owner]:

@@ -36,7 +36,7 @@ _Answer = TypeVar("_Answer")
 CATALOG, JOURNAL = "catalog.sqlite", "catalog.sqlite-journal"
 
 #: In the catalog's header: that it is one, and which.
-APPLICATION_ID, VERSION = 0x70626D70, 1
+APPLICATION_ID, VERSION = 0x70626D70, 2
 
 SCHEMA = (
     # Sizes and granularities in bytes.
@@ -44,7 +44,9 @@ SCHEMA = (
     " size INTEGER NOT NULL, granularity INTEGER NOT NULL, enabled INTEGER NOT NULL,"
     # Names of files. What is in the successor counts as in the bitmap itself.
     " words TEXT NOT NULL, successor TEXT,"
-    # NULL: not in use. Else since which boot, and the inodes of the files: a copy has others.
+    # Of these files: see "Generations" in local.py.
+    " generation INTEGER NOT NULL, successor_generation INTEGER,"
+    # NULL: not in use. Else since which boot, and which files these are: a copy has others.
     " in_use TEXT, PRIMARY KEY (node, name)) WITHOUT ROWID",
     "CREATE TABLE node (name TEXT NOT NULL PRIMARY KEY, size INTEGER NOT NULL) WITHOUT ROWID",
 )
@@ -82,6 +84,8 @@ class Row:
     enabled: int
     words: str
     successor: str | None
+    generation: int
+    successor_generation: int | None
     in_use: str | None
 
     @property
@@ -90,8 +94,13 @@ class Row:
         return 8 * _core.nwords_of(self.size, granularity_bits(self.granularity))
 
     @property
-    def files(self) -> list[str]:
-        return [self.words] if self.successor is None else [self.words, self.successor]
+    def files(self) -> dict[str, int]:
+        """Its files, and their generations."""
+        files = {self.words: self.generation}
+        if self.successor is not None:
+            assert self.successor_generation is not None
+            files[self.successor] = self.successor_generation
+        return files
 
     def check(self) -> str | None:
         """What is wrong with values that somebody else may have written, or None."""
@@ -107,9 +116,14 @@ class Row:
             _core.check_size(self.size, granularity_bits(group))
         except InvalidError as error:
             return str(error)
-        for name in self.files:
+        for name in filter(None, [self.words, self.successor]):
             if not is_words(name):
                 return f"file name {name!r}"
+        if (self.successor is None) is not (self.successor_generation is None):
+            return f"successor {self.successor!r} of generation {self.successor_generation!r}"
+        for generation in filter(None, [self.generation, self.successor_generation]):
+            if not 0 <= generation < 1 << 62:
+                return f"generation {generation}"
         return None
 
 
@@ -276,7 +290,7 @@ class Catalog:
                 raise CorruptError(f"catalog '{self._path}': node {node!r}, size {size!r}")
             for row in self.rows(node):
                 nbitmaps += 1
-                names += row.files
+                names += filter(None, [row.words, row.successor])
         if self._execute("SELECT count(*) FROM bitmap") != [(nbitmaps,)]:
             raise CorruptError(f"catalog '{self._path}': bitmaps of no node")
         if len(set(names)) != len(names):

@@ -5,7 +5,8 @@
 
     DIR/lock                   flock: one process writes, or any number read
     DIR/catalog.sqlite         nodes and bitmaps, see catalog.py; beside it SQLite's journal
-    DIR/<16 hex digits>.words  the leaf words of one bitmap, little-endian, mapped while it is open
+    DIR/<16 hex digits>.words  the leaf words of one bitmap, little-endian, mapped while it is open;
+                               behind them 8 bytes, the generation
 
 Workload: writes by the million go into a handful of bitmaps, which change their names, flags or
 number a few times a day. So marks go straight to the mapped files and cost what they cost in
@@ -13,8 +14,16 @@ memory, while every change of what there is, is one SQLite transaction, synced b
 
 Invariant: whenever bits of a file can change, the row that names it says *in use*, durably, with
 the boot identifier of the running system. A process that is killed leaves its marks in the page
-cache, so a row in use since this boot is exact; one of an earlier boot is inconsistent, as nobody
-knows which pages came to the disk. A row that is not in use names files that were synced before.
+cache, so a row in use since this boot is exact once they are on the disk; one of an earlier boot is
+inconsistent, as nobody knows which pages came there. A row that is not in use names files that were
+synced before. What could not be written is lost for good: the kernel then drops it and reads what
+was there before.
+
+Generations: a number that a row and its file have, which grows when the row goes in use, and when
+it is closed. So the row of one time does not go with the file of another, as in a copy that was
+taken meanwhile. The row of a bitmap that is not in use has that of the file. Otherwise the file's
+may be one less (killed before it was written, on loading) or one more (killed before the row was,
+on closing), and what tells a copy is what the row says of the files themselves.
 
 A file goes when no row names it and nothing maps it any more. Its space is reserved when it is
 made: a full disk is an error there and never a fault in a mark.
@@ -67,6 +76,11 @@ from .base import (
 )
 from .catalog import CATALOG, JOURNAL, Catalog, Row, is_words
 from .opened import opened
+
+#: Behind the words of a file.
+_GENERATION = struct.Struct("<Q")
+#: Of a file that could not be written. (SQLite's integers end below it.)
+_LOST = (1 << 64) - 1
 
 _LOCK = "lock"
 
@@ -307,7 +321,7 @@ class LocalStore(Store):
                 what = f"no bitmap of {nbytes} bytes in store '{self.path}'"
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
                 with _reported(what), opened(path, flags) as file:
-                    _reserve(file.fileno(), nbytes)
+                    _reserve(file.fileno(), nbytes + _GENERATION.size)
                     words = _Words(file.fileno(), nbytes, path)
             except BaseException:
                 self._files.unlink(name)
@@ -328,7 +342,8 @@ class LocalStore(Store):
         todo = _Progress(self, "storing", sum(words.nbytes for words in files))
         with _reported(f"cannot write to store '{self.path}'"):
             for words in files:
-                words.sync(last=last)
+                if not words.lost:
+                    words.sync(last=last)
                 todo.more(words.nbytes)
             if last:
                 _sync_directory(self.path)
@@ -354,19 +369,28 @@ class LocalStore(Store):
                     if row.successor is not None:
                         content.merge(self._load_file(row.successor, row, volume, todo))
                     if not volume.read_only:
-                        after = replace(row, successor=None)
+                        words = content._memory
+                        assert isinstance(words, _Words)
+                        after = replace(
+                            row,
+                            generation=words.generation,
+                            successor=None,
+                            successor_generation=None,
+                        )
                         after = replace(after, in_use=self._in_use(after))
-                        if after != row:
-                            changed.append(after)
+                        changed.append((after, words))
                 loaded.append(replace(stored, content=content))
             if changed:
 
                 def put(catalog: Catalog) -> None:
-                    for row in changed:
+                    for row, _ in changed:
                         catalog.put(row)
 
                 self._transaction(put)
                 self._sweep()
+                for row, words in changed:
+                    with _reported(f"cannot load bitmap '{row.name}' of node '{row.node}'"):
+                        words.put_generation(words.generation)
             return loaded
 
     def _load_file(self, name: str, row: Row, volume: LocalVolume, todo: _Progress) -> HBitmap:
@@ -378,8 +402,9 @@ class LocalStore(Store):
                 memory = _read(file, row.nbytes, todo)
                 return HBitmap._over(memory, row.size, bits)
             # Reserved again: a copy of the directory may have holes.
-            _reserve(file.fileno(), row.nbytes)
-            words = _Words(file.fileno(), row.nbytes, self.path / name)
+            _reserve(file.fileno(), row.nbytes + _GENERATION.size)
+            generation = _generation(file.fileno(), row.nbytes) + 1
+            words = _Words(file.fileno(), row.nbytes, self.path / name, generation)
         self._files.map(words)
         content = HBitmap._over(words, row.size, bits)
         todo.more(row.nbytes)
@@ -387,28 +412,49 @@ class LocalStore(Store):
 
     def _in_use(self, row: Row) -> str:
         """What says in a row that it is in use: since this boot, with these files."""
-        return " ".join([_boot(), *(str(os.stat(self.path / name).st_ino) for name in row.files)])
+        return " ".join([_boot(), *(_identity(self.path / name) for name in row.files)])
 
     def _broken(self, row: Row, size: int) -> str | None:
         """Why a stored bitmap is inconsistent, or None."""
         if row.size != size:
             return f"it was stored for {row.size} bytes, the node has {size}"
+        nbytes = row.nbytes + _GENERATION.size
+        generations = []
         for name in row.files:
             try:
                 status = os.lstat(self.path / name)
+                if not stat.S_ISREG(status.st_mode):
+                    return f"its bits cannot be read: {name} is no regular file"
+                if status.st_size < nbytes:
+                    return f"its bits are cut short: {name} has {status.st_size} of {nbytes} bytes"
+                if status.st_size > nbytes:
+                    return f"its bits do not fit: {name} has {status.st_size} bytes, not {nbytes}"
+                with opened(self.path / name, os.O_RDONLY | os.O_NOFOLLOW) as file:
+                    generations.append(_generation(file.fileno(), row.nbytes))
             except OSError as error:
                 return f"its bits cannot be read: {name}: {os.strerror(error.errno or 0)}"
-            if not stat.S_ISREG(status.st_mode):
-                return f"its bits cannot be read: {name} is no regular file"
-            if status.st_size < row.nbytes:
-                return f"its bits are cut short: {name} has {status.st_size} of {row.nbytes} bytes"
-            if status.st_size > row.nbytes:
-                return f"its bits do not fit: {name} has {status.st_size} bytes, not {row.nbytes}"
-        if row.in_use is None or row.in_use == self._in_use(row):
+        if _LOST in generations:
+            return "its bits could not be written to the disk, so marks may be missing"
+        wanted = row.files.values()
+        if row.in_use is None:
+            if generations != list(wanted):
+                return "its files are of another time than the catalog, as in a copy of both in use"
             return None
-        if row.in_use.split(" ")[0] == _boot():
+        if row.in_use.split(" ")[0] != _boot():
+            return "it was in use when the system went down, so marks may be missing"
+        if row.in_use != self._in_use(row) or any(
+            abs(found - each) > 1 for found, each in zip(generations, wanted)
+        ):
             return "it was in use when its files were copied or replaced"
-        return "it was in use when the system went down, so marks may be missing"
+        for name in row.files:
+            # What the kernel could not write it says once. Then it drops it, sooner or later.
+            try:
+                with opened(self.path / name, os.O_RDONLY | os.O_NOFOLLOW) as file:
+                    _sync_file(file.fileno())
+            except OSError as error:
+                _lose(self.path / name, row.nbytes)
+                return f"its bits could not be written to the disk: {os.strerror(error.errno or 0)}"
+        return None
 
     def _switch(self, plan: Mapping[LocalVolume, Wanted], purpose: Purpose, change: Change) -> None:
         with self._lock:
@@ -460,8 +506,9 @@ class LocalStore(Store):
     def _row(self, node: str, position: int, size: int, record: Record, purpose: Purpose) -> Row:
         assert record.content is not None
         contents = [record.content] + ([] if record.successor is None else [record.successor])
-        names = [self._words_of(each, size, record.granularity).name for each in contents]
-        self._files.named.update(names)
+        files = [self._words_of(each, size, record.granularity) for each in contents]
+        self._files.named.update(words.name for words in files)
+        closes = purpose is Purpose.CLOSE and not any(words.lost for words in files)
         row = Row(
             node,
             record.name,
@@ -469,11 +516,13 @@ class LocalStore(Store):
             size,
             record.granularity,
             int(record.enabled),
-            names[0],
-            names[1] if len(names) == 2 else None,
+            files[0].name,
+            files[1].name if len(files) == 2 else None,
+            files[0].generation + closes,
+            files[1].generation + closes if len(files) == 2 else None,
             None,
         )
-        return row if purpose is Purpose.CLOSE else replace(row, in_use=self._in_use(row))
+        return row if closes else replace(row, in_use=self._in_use(row))
 
     def _transaction(self, change: Callable[[Catalog], None]) -> None:
         """One change of the catalog. If it fails, nobody knows for certain what is stored: the
@@ -555,15 +604,18 @@ def _after_fork() -> None:
 class _Words(_core.Memory):
     """A mapped file of leaf words."""
 
-    __slots__ = ("mapping", "name", "nbytes", "path", "unsure")
+    __slots__ = ("generation", "lost", "mapping", "name", "nbytes", "path")
 
-    def __init__(self, fd: int, nbytes: int, path: Path) -> None:
+    def __init__(self, fd: int, nbytes: int, path: Path, generation: int = 0) -> None:
         self.mapping = _mapped(fd, nbytes)
         super().__init__(self.mapping)
         self.nbytes = nbytes
         self.path = path
         self.name = path.name
-        self.unsure = False
+        #: That of its row, while that is in use.
+        self.generation = generation
+        #: Could it not be written?
+        self.lost = False
         _mappings.add(self)
 
     def sync(self, *, last: bool) -> None:
@@ -572,18 +624,60 @@ class _Words(_core.Memory):
         Linux's fdatasync writes what was changed through mappings as well, being what its msync
         calls, and it lets other threads run.
 
-        :param last: nothing is marked any more
-        :raises OSError: the kernel may then take pages for written which are not, so the last call
-            of all, on which something depends, begins by writing every page again
+        :param last: nothing is marked any more, and it goes out of use
+        :raises OSError: what was marked may be gone, see :func:`_lose`
         """
-        if self.unsure and last:
-            self.rewrite()
-        unsure, self.unsure = self.unsure and not last, True
-        if sys.platform != "linux":
-            self.mapping.flush()
+        if last:
+            self.put_generation(self.generation + 1)
         with opened(self.path, os.O_RDWR) as file:
-            _sync_file(file.fileno())
-        self.unsure = unsure
+            try:
+                if sys.platform != "linux":
+                    self.mapping.flush()
+                _sync_file(file.fileno())
+            except OSError:
+                self.lost = True
+                _lose(self.path, self.nbytes)
+                raise
+
+    def put_generation(self, generation: int) -> None:
+        """
+        :raises OSError: nothing has changed
+        """
+        with opened(self.path, os.O_RDWR) as file:
+            os.pwrite(file.fileno(), _GENERATION.pack(generation), self.nbytes)
+
+
+def _generation(fd: int, nbytes: int) -> int:
+    """
+    :param nbytes: of the words
+    """
+    data = os.pread(fd, _GENERATION.size, nbytes)
+    if len(data) != _GENERATION.size:
+        raise OSError(errno.EIO, "the file has become shorter")
+    generation: int
+    [generation] = _GENERATION.unpack(data)
+    return generation
+
+
+def _lose(path: Path, nbytes: int) -> None:
+    """Let nobody take the words of a file for whole, also who opens it after a kill.
+
+    The kernel may have dropped what it could not write, and reports it once.
+    """
+    with suppress(OSError), opened(path, os.O_RDWR | os.O_NOFOLLOW) as file:
+        os.pwrite(file.fileno(), _GENERATION.pack(_LOST), nbytes)
+
+
+def _identity(path: Path) -> str:
+    """What a copy of a file does not have; but one that is written over it in place.
+
+    :raises OSError: if it cannot be looked at
+    """
+    identity = _core.new("uint64_t[4]")
+    code = _core.hbfile_identity(os.fsencode(path), identity)
+    if code:
+        raise OSError(-code, os.strerror(-code), str(path))
+    return ".".join(map(str, identity))
 
 
 def _mapped(fd: int, nbytes: int) -> mmap.mmap:
