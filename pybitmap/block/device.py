@@ -9,6 +9,7 @@ instant (``csrc/tracker.h``).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import is_
 from typing import NoReturn
@@ -91,9 +92,9 @@ class Device:
     """
 
     def __init__(self, name: str, size: int, volume: Volume | None, *, read_only: bool) -> None:
+        self.volume: Volume | None = None  # until it is whole: __del__ looks at it
         self.name = name
         self.size = size
-        self.volume = volume
         self.read_only = read_only
         self.closed = False
         #: Does it belong to the parent of this process? Then nothing is published any more.
@@ -104,6 +105,18 @@ class Device:
         #: What is published, None: not known; and what may be, kept alive for the tracker.
         self.listed: list[HBitmap] | None = None
         self.kept: list[HBitmap] = []
+        self.volume = volume
+
+    def __del__(self) -> None:
+        """Nothing is stored, and files close themselves; what is in use stays so."""
+        volume = self.volume
+        if volume is not None and not self.closed and not self.forked:
+            left = "" if self.read_only else ", and its bitmaps are still in use there"
+            what = f"node '{self.name}' of {volume.filename or volume.store!r}"
+            # Without a source: who records warnings would keep it, and the store open.
+            warnings.warn(
+                f"{what} was dropped without close(){left}", ResourceWarning, stacklevel=2
+            )
 
     def hold(self) -> None:
         """Writes wait from now on, and none is under way, until something is published."""

@@ -68,7 +68,7 @@ class BlockGraph(NotCopied):
                 raise InvalidError("the name of a node cannot be empty")
             if name in self._nodes:
                 raise ExistsError(f"Duplicate nodes with node-name='{name}'")
-            volume = None
+            volume = device = None
             if store is not None:
                 volume = store.open(name, size, read_only=read_only)
                 size = volume.size
@@ -80,6 +80,8 @@ class BlockGraph(NotCopied):
                 Publication({device: device.recording()}).publish()
                 node = BlockNode(self._coordinator, device)
             except BaseException:
+                if device is not None:
+                    device.closed = True
                 if volume is not None:
                     volume.close()
                 raise

@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import mmap
 import os
 import secrets
@@ -216,11 +217,7 @@ class LocalStore(Store):
                 if self._lock_file is None:
                     self._lock_file = self._open_lock(writing)
                     self._pid = os.getpid()
-                kind = fcntl.LOCK_EX if writing else fcntl.LOCK_SH
-                try:
-                    fcntl.flock(self._lock_file, kind | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise self._locked() from None
+                self._flock(fcntl.LOCK_EX if writing else fcntl.LOCK_SH)
                 self._writing, self._catalog = writing, None
                 _boot()
                 if writing:
@@ -252,11 +249,22 @@ class LocalStore(Store):
         flags = os.O_RDWR | os.O_CREAT if writing else os.O_RDONLY
         return opened(self.path / _LOCK, flags | os.O_NOFOLLOW)
 
-    def _locked(self) -> LockedError:
+    def _flock(self, kind: int) -> None:
         assert self._lock_file is not None
+        with suppress(BlockingIOError):
+            fcntl.flock(self._lock_file, kind | fcntl.LOCK_NB)
+            return
         holders = _lock_holders(os.fstat(self._lock_file.fileno()).st_ino)
         if os.getpid() in holders:
-            return LockedError(f"store '{self.path}' is in use in this process")
+            gc.collect()  # of a graph that nobody has any more
+        try:
+            fcntl.flock(self._lock_file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise self._locked(holders) from None
+
+    def _locked(self, holders: set[int]) -> LockedError:
+        if os.getpid() in holders:
+            return LockedError(f"store '{self.path}' is in use in this process already")
         by = " (process " + ", ".join(map(str, sorted(holders))) + ")" if holders else ""
         return LockedError(f"store '{self.path}' is in use by another process{by}")
 

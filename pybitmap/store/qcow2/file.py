@@ -8,11 +8,13 @@ and nothing else. Tests replace them: to record what is written, and to let it f
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import stat
 from collections.abc import Sequence
+from weakref import WeakSet
 
-from ...errors import CorruptError, StoreError
+from ...errors import CorruptError, LockedError, StoreError
 from ..opened import opened
 from . import locks
 
@@ -43,10 +45,35 @@ class File:
             mode = os.fstat(self._fd).st_mode
             if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
                 raise StoreError(f"{path}: neither a file nor a block device", errno.EINVAL)
-            locks.lock(self._fd, path, read_only=read_only)
+            self._lock(read_only)
         except BaseException:
             self.close()
             raise
+        _open.add(self)
+
+    def _lock(self, read_only: bool) -> None:
+        try:
+            locks.lock(self._fd, self.path, read_only=read_only)
+            return
+        except LockedError:
+            locks.unlock(self._fd)
+            if not self._is_here():
+                raise
+        gc.collect()  # of a graph that nobody has any more
+        try:
+            locks.lock(self._fd, self.path, read_only=read_only)
+        except LockedError as error:
+            if not self._is_here():
+                raise
+            raise LockedError(f"{self.path} is open in this process already", error.errno) from None
+
+    def _is_here(self) -> bool:
+        """Has this process the same image open?"""
+        status = os.fstat(self._fd)
+        for each in list(_open):
+            if each._fd >= 0 and os.path.samestat(os.fstat(each._fd), status):
+                return True
+        return False
 
     def close(self) -> None:
         """And unlock it; may be called twice."""
@@ -129,6 +156,10 @@ class File:
     def _fdatasync(self) -> None:
         # The size of the file is data in this sense.
         os.fdatasync(self._fd)
+
+
+#: Those of this process.
+_open: WeakSet[File] = WeakSet()
 
 
 def _first(pieces: list[memoryview]) -> list[memoryview]:
