@@ -91,8 +91,10 @@ class Device:
     :param volume: None: its bitmaps are not stored
     """
 
+    #: None until it is whole, since __del__ looks at it.
+    volume: Volume | None = None
+
     def __init__(self, name: str, size: int, volume: Volume | None, *, read_only: bool) -> None:
-        self.volume: Volume | None = None  # until it is whole: __del__ looks at it
         self.name = name
         self.size = size
         self.read_only = read_only

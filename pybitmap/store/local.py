@@ -96,10 +96,11 @@ class LocalStore(Store):
     directory in this one; readers share it with readers. The lock goes with the process that holds
     it, however that ends. Not to be used on both sides of a fork.
 
-    A killed process loses no mark. After a crash of the system a bitmap that was in use is
-    inconsistent. What a file system says it has reserved has to be true: copy-on-write ones (btrfs,
-    ZFS, APFS) may run out of space nevertheless, and a write to the mapping is then a SIGBUS.
-    """
+    A killed process loses no mark. What it had in use is synced when it is listed or read next, and
+    marked in its file as lost if that fails, also by who only reads and may write to the file.
+    After a crash of the system a bitmap that was in use is inconsistent. What a file system says it
+    has reserved has to be true: copy-on-write ones (btrfs, ZFS, APFS) may run out of space
+    nevertheless, and a write to the mapping is then a SIGBUS."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path: Path = Path(os.path.abspath(path))

@@ -12,6 +12,7 @@ import gc
 import os
 import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from weakref import WeakSet
 
 from ...errors import CorruptError, LockedError, StoreError
@@ -71,8 +72,9 @@ class File:
         """Has this process the same image open?"""
         status = os.fstat(self._fd)
         for each in list(_open):
-            if each._fd >= 0 and os.path.samestat(os.fstat(each._fd), status):
-                return True
+            with suppress(OSError):  # another thread closes it just now
+                if os.path.samestat(os.fstat(each._fd), status):
+                    return True
         return False
 
     def close(self) -> None:
