@@ -402,8 +402,12 @@ INTERRUPTED = """
 import random, signal
 from pybitmap import BlockGraph
 
+armed = False
+
 def interrupt(*_):
-    raise KeyboardInterrupt
+    # The interpreter may handle a signal later than it came, even after the timer is stopped.
+    if armed:
+        raise KeyboardInterrupt
 
 signal.signal(signal.SIGALRM, interrupt)
 node = BlockGraph().add_node("disk", 1 << 20)
@@ -413,6 +417,7 @@ for _ in range(4000):
     wrote = False
     try:
         bitmap.clear()
+        armed = True
         signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, 3e-5))
         try:
             with node.writing(0, 1):
@@ -425,8 +430,7 @@ for _ in range(4000):
     except KeyboardInterrupt as error:
         interrupted += 1
         error.__traceback__ = None
-    del _
-    _ = None
+    armed = False
     assert not wrote or bitmap.get(0)
 assert interrupted > 100, interrupted
 bitmap.clear()
