@@ -220,12 +220,16 @@ class Draft:
     def repair(self, cell: Cell) -> None:
         """
         :raises StateError: if a flag forbids it, or it is not inconsistent
+        :raises UnsupportedError: if its store cannot hold it, for example for its name
         :raises StoreError, MemoryError: if there is no space for its bits
         """
         forbid(cell.name, cell.state, REMOVAL)
         state, device = cell.state, cell.device
         if state.reason is None:
             raise StateError(f"Bitmap '{cell.name}' is not inconsistent")
+        if state.persistent and device.stored is not None:  # before memory is taken for it
+            others = [name for name in _StoredNames(device) if name != cell.name]
+            device.stored.check_new(cell.name, state.granularity, others)
         content = device.make(state.granularity, stored=state.persistent)
         content.set(0, device.size)
         enabled = state.enabled_if_repaired

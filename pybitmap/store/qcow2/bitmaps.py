@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from ...errors import CorruptError
+from ...errors import CorruptError, UnsupportedError
 from ..base import MAX_NAME
 from .image import OFFSET_MASK, Claims, Image
 
@@ -40,7 +40,7 @@ NOT_CLOSED = "it was in use when the image was last open, so writes may be missi
 class Entry:
     """A bitmap as the directory has it ("Bitmap directory").
 
-    :param name: as it is shown; a broken one with escapes
+    :param name: what is no UTF-8 in it as Python has it in file names ("surrogateescape")
     :param table: offsets, or ZEROES or ONES; None: there is none that could be trusted
     :param reason: why the bitmap cannot be used, a sentence; None if it can
     """
@@ -57,7 +57,7 @@ class Entry:
 
     @property
     def name(self) -> str:
-        return self.raw_name.decode("utf-8", "backslashreplace")
+        return self.raw_name.decode("utf-8", "surrogateescape")
 
     @property
     def granularity(self) -> int:
@@ -105,6 +105,17 @@ def entry_nbytes(name_nbytes: int, extra_nbytes: int = 0) -> int:
 
 def _padded(nbytes: int) -> int:
     return -(-nbytes // 8) * 8
+
+
+def raw_name(name: str) -> bytes:
+    """As the directory has it.
+
+    :raises UnsupportedError: if it is no name
+    """
+    try:
+        return name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise UnsupportedError(f"bitmap name {name!r} is no valid Unicode") from None
 
 
 def pack_directory(entries: Iterable[Entry]) -> bytes:
@@ -183,8 +194,8 @@ def why_unknown(image: Image, entry: Entry) -> str | None:
         return f"its granularity of 2**{bits} bytes is not supported"
     if not 1 <= len(entry.raw_name) <= MAX_NAME:
         return f"its name has {len(entry.raw_name)} bytes"
-    if b"\0" in entry.raw_name or entry.name.encode() != entry.raw_name:
-        return "its name is not UTF-8"
+    if b"\0" in entry.raw_name:
+        return "its name has a NUL in it"
     nbytes = image.clusters(data_nbytes(image.size, bits)) << image.cluster_bits
     if not 0 < nbytes <= MAX_DATA:
         return f"its granularity of 2**{bits} bytes does not go with a disk of {image.size} bytes"

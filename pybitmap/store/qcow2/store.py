@@ -304,7 +304,12 @@ class Qcow2Volume(Volume):
             old = None
         if old is not None and purpose is Purpose.COMMIT:
             return old
-        entry = old or Entry(record.name.encode(), 0, 0, 0, bits)
+        entry = old or Entry(bitmaps.raw_name(record.name), 0, 0, 0, bits)
+        reason = bitmaps.why_unknown(self._image, entry)
+        if reason:  # as of one that is repaired
+            raise UnsupportedError(
+                f"{self.filename}: Bitmap '{record.name}' cannot be stored: {reason}"
+            )
         flags = AUTO if record.enabled else 0
         if purpose is not Purpose.CLOSE:
             flags |= IN_USE
@@ -337,13 +342,17 @@ class Qcow2Volume(Volume):
             raise refuse("Too much space will be occupied by the bitmap. Use larger granularity")
         if not nclusters:
             raise refuse("The disk is empty")
-        if len(name.encode()) > MAX_NAME:
+        raw_name = bitmaps.raw_name(name)
+        if b"\0" in raw_name:
+            raise refuse("There is a NUL in its name")
+        if len(raw_name) > MAX_NAME:
             raise refuse(f"Name length exceeds maximum ({MAX_NAME} characters)")
         if len(names) >= bitmaps.MAX_BITMAPS:
             raise refuse("Maximum number of persistent bitmaps is already reached")
         extra = {entry.name: len(entry.extra) for entry in self._entries if entry.extra}
         nbytes = sum(
-            bitmaps.entry_nbytes(len(each.encode()), extra.get(each, 0)) for each in (*names, name)
+            bitmaps.entry_nbytes(len(bitmaps.raw_name(each)), extra.get(each, 0))
+            for each in (*names, name)
         )
         if nbytes > bitmaps.MAX_DIRECTORY:
             raise refuse("Not enough space in the bitmap directory")
@@ -361,11 +370,12 @@ class Qcow2Volume(Volume):
 def _opened(entry: Entry) -> Entry:
     """The entry while the image is open for writing.
 
-    What is not understood stays as it is, but a bitmap that should record and will not is marked.
+    What is not understood stays as it is, but a bitmap that should record and will not is marked,
+    whatever keeps us from using it: others may be able to.
     """
-    if entry.table is None or (entry.reason is not None and not entry.enabled):
-        return entry
-    return replace(entry, flags=entry.flags | IN_USE)
+    if entry.kind == bitmaps.DIRTY_TRACKING and (entry.enabled or entry.reason is None):
+        return replace(entry, flags=entry.flags | IN_USE)
+    return entry
 
 
 def _stored(entry: Entry) -> StoredBitmap:
