@@ -180,7 +180,8 @@ def test_a_broken_bitmap_does_not_harm_the_others(
     before = bytes(layout.data[layout.b : layout.b + 32])
     del sound["b"]
     assert loaded(path) == {**sound, broken.name: "inconsistent"}
-    # It stays as it is through changes of the others, but that it says that it has missed some.
+    # It stays as it is through changes of the others, but that it says that it has missed some, and
+    # that a table which nobody can believe is replaced.
     with Opened(path) as image:
         image.bitmaps["a"].set(0, 1)
         image.remove("c")
@@ -188,13 +189,46 @@ def test_a_broken_bitmap_does_not_harm_the_others(
     after = Layout(path.read_bytes())
     kept = bytes(after.data[after.b : after.b + 32])
     flags, kind = before[15], before[16]
-    assert kept == before[:15] + bytes([flags | IN_USE if kind == 1 else flags]) + before[16:]
+    flags = flags | IN_USE if kind == 1 else flags
+    assert kept[12:] == before[12:15] + bytes([flags]) + before[16:]
+    if word in ("table", "beyond the end", "aligned", "header", "entry 0", "entry 1"):
+        assert check(path, "-r", "leaks") == FINE
+        assert asked(path)["b"] == "inconsistent"
+    else:
+        assert kept[:12] == before[:12]
     with Opened(path) as image:
         assert image.loaded[broken.name].inconsistent
         image.remove(broken.name)
     assert check(path, "-r", "leaks") == FINE
     assert list(asked(path)) == ["a"]
     assert asked(path) == loaded(path)
+
+
+@pytest.mark.parametrize("beyond", [0, 1, 5, 50])
+@pytest.mark.parametrize("enabled", [0, 2])
+@pytest.mark.parametrize("damage", ["table", "short table", "data"])
+def test_what_names_clusters_that_others_get_damages_nothing(
+    tmp_path: Path, original: bytes, damage: str, enabled: int, beyond: int
+) -> None:
+    path, layout = tmp_path / "image", Layout(original)
+    free = (-(-len(original) // 512) + beyond) * 512  # the file will grow so far
+    if damage == "data":
+        layout.put(layout.table(layout.b), "Q", free)
+    else:
+        layout.put(layout.b, "Q", free)
+    if damage == "short table":
+        layout.put(layout.b + 8, "I", 1)
+    layout.put(layout.b + 12, "I", enabled)
+    path.write_bytes(layout.data)
+    for name in ("x", "y"):
+        with Opened(path) as image:
+            image.add(name, 512).set(0, SIZE)
+            image.bitmaps[name].reset(512 * 7, 512 * 9)
+    with Opened(path, read_only=True) as image:
+        assert image.loaded["b"].inconsistent
+        assert image.bitmaps["x"].count() == SIZE - 512 * 9
+    assert check(path, "-r", "leaks") == FINE
+    assert asked(path)["b"] == "inconsistent"
 
 
 def no_progress(what: str, done: int, total: int | None) -> None:

@@ -176,6 +176,10 @@ class Qcow2Volume(Volume):
             image.claim_tables(claims)
         entries = _read_entries(image, claims)
         if not self.read_only:
+            for entry in entries:
+                if _needs_table(image, entry):  # all that we write, too, is as large as the file
+                    nbytes = bitmaps.data_nbytes(image.size, entry.granularity_bits)
+                    claims.claim("a table", range(0), 8 * image.clusters(nbytes))
             refcounts = Refcounts(image)
             refcounts.check(claims)
         self._check_memory(entries)
@@ -234,16 +238,18 @@ class Qcow2Volume(Volume):
 
     def _switch_to_in_use(self) -> None:
         """Nobody takes what is on disk for current any more."""
-        self._image.begin_writing()
-        entries = [_opened(entry) for entry in self._entries]
-        if self._image.directory is None and not entries:
+        image = self._image
+        image.begin_writing()
+        if image.directory is None and not self._entries:
             return
         change = _Qcow2Change(self, self._refs)
         try:
-            if not self._image.has_bitmaps:
-                # Their clusters may be somebody else's by now.
-                entries = [change.placeholder(entry) for entry in entries]
-            change.finish(entries)
+            change.finish(
+                [
+                    change.placeholder(entry) if _needs_table(image, entry) else _opened(entry)
+                    for entry in self._entries
+                ]
+            )
         except BaseException:
             change.abort()
             raise
@@ -371,11 +377,20 @@ def _opened(entry: Entry) -> Entry:
     """The entry while the image is open for writing.
 
     What is not understood stays as it is, but a bitmap that should record and will not is marked,
-    whatever keeps us from using it: others may be able to.
+    since others may be able to use it.
     """
     if entry.kind == bitmaps.DIRTY_TRACKING and (entry.enabled or entry.reason is None):
         return replace(entry, flags=entry.flags | IN_USE)
     return entry
+
+
+def _needs_table(image: Image, entry: Entry) -> bool:
+    """Has it none that is believed, while nothing else is wrong with it?
+
+    Before others are written to, it gets one: whatever the old one names may be somebody else's, if
+    not today then once the file has grown, and the image would be damaged for us and for QEMU.
+    """
+    return entry.table is None and bitmaps.why_unknown(image, entry) is None
 
 
 def _stored(entry: Entry) -> StoredBitmap:
@@ -401,11 +416,11 @@ def _read_entries(image: Image, claims: Claims) -> list[Entry]:
             "%s: all its bitmaps are lost, since %s (%s)", image.file.path, _FOREIGN, error
         )
         return []
-    known = [entry for entry in entries if bitmaps.why_unknown(image, entry) is None]
-    for entry in known:
-        nbytes = bitmaps.data_nbytes(image.size, entry.granularity_bits)
-        claims.claim("a table", range(0), 8 * image.clusters(nbytes))
-    return [replace(entry, reason=_FOREIGN) for entry in known]
+    return [
+        replace(entry, reason=_FOREIGN)
+        for entry in entries
+        if bitmaps.why_unknown(image, entry) is None
+    ]
 
 
 def _runs(table: array[int], cluster_size: int) -> Iterator[tuple[int, int, int]]:
