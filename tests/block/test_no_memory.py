@@ -32,16 +32,20 @@ class WithoutMemory:
         # What Python makes of it: where no lock can be had, where os.fspath finds no __fspath__,
         # and where it does not know itself.
         kinds = (MemoryError, RuntimeError, TypeError, SystemError)
-        self._disturbance = Disturbance(kinds, told=False, where=f"allocation {at}, {count}")
+        self._disturbance = Disturbance(
+            kinds,
+            told=False,
+            where=f"allocation {at}, {count}",
+            end=_testcapi.remove_mem_hooks,
+        )
         self._arguments = at, at + count
-        self._remove = _testcapi.remove_mem_hooks
 
     def __enter__(self) -> Disturbance:
         _testcapi.set_nomemory(*self._arguments)
         return self._disturbance
 
     def __exit__(self, *_: object) -> None:
-        self._remove()
+        _testcapi.remove_mem_hooks()
 
 
 @pytest.mark.parametrize("name", CHANGES)

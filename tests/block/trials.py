@@ -39,6 +39,7 @@ class Disturbance:
     :param kinds: what is raised
     :param told: must whoever made the change be told, if it came?
     :param passed: moments at which it might have come
+    :param end: ends it, where leaving the ``with`` may have been disturbed as well
     """
 
     kinds: tuple[type[BaseException], ...]
@@ -46,6 +47,7 @@ class Disturbance:
     came: bool = False
     where: str = ""
     passed: int = 0
+    end: Callable[[], object] | None = None
 
 
 @contextmanager
@@ -268,6 +270,13 @@ class Trials:
                     collect()
             except disturbance.kinds:
                 caught = True
+                ended = False
+                while not ended and disturbance.end is not None:
+                    try:
+                        disturbance.end()
+                        ended = True
+                    except disturbance.kinds:
+                        pass
             except pybitmap.BitmapError:
                 assert swallowed or not disturbance.told
         what = f"{self.name}, {disturbance.where}"
