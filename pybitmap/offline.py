@@ -2,12 +2,13 @@
 """Bitmaps of a store that no program has open: the work behind `pybitmap info`, `add`...
 
 A bitmap is meant by a :data:`Name`: its node and its own name. What changes some opens their nodes
-as any program would, and closes them in the transaction that changes them. Either all is done,
-stored and closed, or nothing has changed, and the nodes are closed as they were: bitmaps must not
-be left in use, which whoever opens an image next takes for inconsistent.
+*at rest* (:attr:`~.store.base.Store.at_rest`), and closes them in the transaction that changes
+them. Either all is done, stored and closed, or nothing has changed; a process that is killed leaves
+the old bitmaps or the new ones. No bitmap is in use meanwhile, which whoever opens an image next
+would take for inconsistent.
 
 A ``progress`` may raise to stop the work. It is heard until everything is loaded; from then on the
-store is in use, and the only way out is to close it.
+only way out is to close.
 
 Offsets, lengths, counts, sizes and granularities are in bytes.
 """
@@ -240,13 +241,13 @@ class _Opened:
         beside: str = "",
     ) -> None:
         self._graph, self._store, self._beside = graph, store, beside
-        store.progress = progress
+        store.progress, store.at_rest = progress, not read_only
         try:
             for node in dict.fromkeys(node for node, _ in names):
                 part = _Renamed(store, _label(store, node)) if beside else store
                 graph.add_node(self._label(node), size, part, read_only)
         finally:
-            store.progress = _unstoppable(progress)
+            store.progress, store.at_rest = _unstoppable(progress), False
 
     def _label(self, node: str | None) -> str:
         """In the graph; longer than that of the other store's node, so another."""

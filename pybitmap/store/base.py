@@ -178,6 +178,8 @@ class Volume(ABC):
         #: Of the node, in bytes.
         self.size = size
         self.read_only = read_only
+        #: See :attr:`Store.at_rest`.
+        self.at_rest = store.at_rest and not read_only
         #: What is stored: one of these. Kept by the node when it loads, and then by
         #: :class:`Switches`.
         self.outcomes: list[Wanted] = []
@@ -201,8 +203,8 @@ class Volume(ABC):
     def load(self) -> list[StoredBitmap]:
         """What is stored, the oldest first; called once.
 
-        Unless read-only, the volume is *in use* afterwards: whoever opens it after a crash either
-        finds bits that are exact or an inconsistent bitmap.
+        Unless read-only or at rest, the volume is *in use* afterwards: whoever opens it after a
+        crash either finds bits that are exact or an inconsistent bitmap.
 
         :raises StoreError: nothing has changed
         """
@@ -260,6 +262,10 @@ class Store(ABC):
     path: str | os.PathLike[str] = ""
     #: Who wants to know how far a long store or load is.
     progress: Progress | None = None
+    #: Of volumes opened from now on: is nothing written to their disks while they are open, as
+    #: where bitmaps of a machine that is off are changed? What is stored need not be in use then,
+    #: and goes from the old to the new with the one switch that closes it. A store may ignore it.
+    at_rest: bool = False
 
     @classmethod
     def probe(cls, path: str | os.PathLike[str]) -> bool:

@@ -179,6 +179,8 @@ class LocalStore(Store):
                             words = self._words_of(content, each.size, record.granularity)
                             files[words.name] = words
             self._check_process()
+            if all(volume.at_rest for volume in plan):
+                purpose = Purpose.CLOSE  # nothing of it goes in use
             if purpose is not Purpose.COMMIT:
                 self._sync(files.values(), last=purpose is Purpose.CLOSE)
             return _LocalChange(self, plan, purpose)
@@ -351,7 +353,7 @@ class LocalStore(Store):
         todo = _Progress(self, "storing", sum(words.nbytes for words in files))
         with _reported(f"cannot write to store '{self.path}'"):
             for words in files:
-                if not words.lost:
+                if not words.lost and not words.rests:
                     words.sync(last=last)
                 todo.more(words.nbytes)
             if last:
@@ -377,7 +379,7 @@ class LocalStore(Store):
                     content = self._load_file(row.words, row, volume, todo)
                     if row.successor is not None:
                         content.merge(self._load_file(row.successor, row, volume, todo))
-                    if not volume.read_only:
+                    if not volume.read_only and not _rests(row, volume):
                         words = content._memory
                         assert isinstance(words, _Words)
                         after = replace(
@@ -412,8 +414,10 @@ class LocalStore(Store):
                 return HBitmap._over(memory, row.size, bits)
             # Reserved again: a copy of the directory may have holes.
             _reserve(file.fileno(), row.nbytes + _GENERATION.size)
-            generation = _generation(file.fileno(), row.nbytes) + 1
-            words = _Words(file.fileno(), row.nbytes, self.path / name, generation)
+            generation, rests = _generation(file.fileno(), row.nbytes), _rests(row, volume)
+            words = _Words(
+                file.fileno(), row.nbytes, self.path / name, generation + (not rests), rests
+            )
         self._files.map(words)
         content = HBitmap._over(words, row.size, bits)
         todo.more(row.nbytes)
@@ -527,8 +531,8 @@ class LocalStore(Store):
             int(record.enabled),
             files[0].name,
             files[1].name if len(files) == 2 else None,
-            files[0].generation + closes,
-            files[1].generation + closes if len(files) == 2 else None,
+            files[0].generation_when(closed=closes),
+            files[1].generation_when(closed=closes) if len(files) == 2 else None,
             None,
         )
         return row if closes else replace(row, in_use=self._in_use(row))
@@ -613,9 +617,11 @@ def _after_fork() -> None:
 class _Words(_core.Memory):
     """A mapped file of leaf words."""
 
-    __slots__ = ("generation", "lost", "mapping", "name", "nbytes", "path")
+    __slots__ = ("generation", "lost", "mapping", "name", "nbytes", "path", "rests")
 
-    def __init__(self, fd: int, nbytes: int, path: Path, generation: int = 0) -> None:
+    def __init__(
+        self, fd: int, nbytes: int, path: Path, generation: int = 0, rests: bool = False
+    ) -> None:
         self.mapping = _mapped(fd, nbytes)
         super().__init__(self.mapping)
         self.nbytes = nbytes
@@ -623,6 +629,8 @@ class _Words(_core.Memory):
         self.name = path.name
         #: That of its row, while that is in use.
         self.generation = generation
+        #: Is it as its row has it, which is not in use, and not to be marked in?
+        self.rests = rests
         #: Could it not be written?
         self.lost = False
         _mappings.add(self)
@@ -637,7 +645,7 @@ class _Words(_core.Memory):
         :raises OSError: what was marked may be gone, see :func:`_lose`
         """
         if last:
-            self.put_generation(self.generation + 1)
+            self.put_generation(self.generation_when(closed=True))
         with opened(self.path, os.O_RDWR) as file:
             try:
                 if sys.platform != "linux":
@@ -648,12 +656,21 @@ class _Words(_core.Memory):
                 _lose(self.path, self.nbytes)
                 raise
 
+    def generation_when(self, *, closed: bool) -> int:
+        """That of its row, while that is in use or once it is not."""
+        return self.generation + (closed and not self.rests)
+
     def put_generation(self, generation: int) -> None:
         """
         :raises OSError: nothing has changed
         """
         with opened(self.path, os.O_RDWR) as file:
             os.pwrite(file.fileno(), _GENERATION.pack(generation), self.nbytes)
+
+
+def _rests(row: Row, volume: LocalVolume) -> bool:
+    """Does the bitmap not go in use when its volume is opened?"""
+    return volume.at_rest and row.in_use is None
 
 
 def _generation(fd: int, nbytes: int) -> int:

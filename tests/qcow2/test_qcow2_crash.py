@@ -10,14 +10,17 @@ than one sector, and is taken as a whole here (docs/design.md).
 from __future__ import annotations
 
 import random
+import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Callable
 
 import pytest
-from images import FINE, LEAKS, Opened, asked, check, create, loaded, qemu_io
+from images import FINE, LEAKS, Opened, asked, check, create, entries, loaded, qemu_io
 
-from pybitmap.store import Purpose
+from pybitmap import offline
+from pybitmap.store import Purpose, Qcow2Store
+from pybitmap.store.qcow2.bitmaps import IN_USE
 from pybitmap.store.qcow2.file import File
 
 SECTOR = 512
@@ -154,6 +157,64 @@ def test_a_crash_while_the_refcounts_grow(tmp_path: Path, data: str, moves: bool
     before = path.read_bytes()[48:60]
     crash(tmp_path, path, store_much)
     assert (path.read_bytes()[48:60] != before) == moves
+
+
+def silent(what: str, done: int, total: int | None) -> None:
+    pass
+
+
+OFFLINE: dict[str, Callable[[Qcow2Store], None]] = {
+    "add": lambda store: offline.add(store, (None, "new"), silent, granularity=512),
+    "remove": lambda store: offline.remove(store, [(None, "a"), (None, "broken")], silent),
+    "remove all": lambda store: offline.remove(
+        store, [(None, name) for name in ("a", "b", "broken")], silent
+    ),
+    "clear": lambda store: offline.clear(store, [(None, "a"), (None, "b")], silent),
+    "disable": lambda store: offline.enable(store, [(None, "a"), (None, "b")], False, silent),
+    "merge": lambda store: offline.merge(store, (None, "a"), [(None, "b")], silent),
+    "repair": lambda store: offline.repair(store, [(None, "broken")], silent),
+}
+
+
+def all_of(path: Path) -> tuple[object, object]:
+    return list(entries(path)), loaded(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "foreign"),
+    [*((name, False) for name in OFFLINE), *((name, True) for name in ("add", "remove", "repair"))],
+)
+def test_a_crash_while_no_program_has_it_open_leaves_the_old_or_the_new(
+    tmp_path: Path, name: str, foreign: bool
+) -> None:
+    """No bitmap is in use, or inconsistent, that was not so before."""
+    path = create(tmp_path / "image", 3 << 20, cluster_size=512, refcount_bits=64)
+    with Opened(path) as image:
+        image.add("a").set(5000, 90_000)
+        image.add("b").set(0, image.volume.size)
+        image.add("broken").set(0, 1)
+    data = bytearray(path.read_bytes())
+    if foreign:  # "autoclear_features": by a program that knows no bitmaps
+        data[88:96] = bytes(8)
+    else:
+        [directory] = struct.unpack_from(">Q", data, data.index(b"\x23\x85\x28\x75") + 24)
+        data[directory + 15] |= IN_USE  # the newest is first
+    path.write_bytes(data)
+    before, old = bytes(data), all_of(path)
+    recorder = Recorder()
+    store = Qcow2Store(path)
+    store.open_file = recorder
+    OFFLINE[name](store)
+    new, rng, crashed = all_of(path), random.Random(0), tmp_path / "crashed"
+    assert new != old
+    states = list(crashes(before, recorder.take(), rng))
+    asking_qemu = set(rng.sample(range(len(states)), min(len(states), 3)))
+    for i, state in enumerate(states):
+        crashed.write_bytes(state)
+        assert all_of(crashed) in (old, new)
+        if i in asking_qemu and not foreign:
+            assert asked(crashed) == loaded(crashed)
+            assert check(crashed) in (FINE, LEAKS)
 
 
 def crash(tmp_path: Path, path: Path, operation: Callable[[Opened], None]) -> None:

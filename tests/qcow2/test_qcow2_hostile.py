@@ -220,10 +220,12 @@ def test_what_names_clusters_that_others_get_damages_nothing(
         layout.put(layout.b + 8, "I", 1)
     layout.put(layout.b + 12, "I", enabled)
     path.write_bytes(layout.data)
+    offline.add(Qcow2Store(path), (None, "of no program"), no_progress, granularity=512)
     for name in ("x", "y"):
         with Opened(path) as image:
             image.add(name, 512).set(0, SIZE)
             image.bitmaps[name].reset(512 * 7, 512 * 9)
+    offline.remove(Qcow2Store(path), [(None, "y")], no_progress)
     with Opened(path, read_only=True) as image:
         assert image.loaded["b"].inconsistent
         assert image.bitmaps["x"].count() == SIZE - 512 * 9

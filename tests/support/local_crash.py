@@ -14,15 +14,21 @@ import ctypes
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pybitmap import BlockGraph, DirtyBitmap
+from pybitmap import BlockGraph, DirtyBitmap, offline
 from pybitmap.store import LocalStore
 
 GROUP = 512
 SIZE = 3 * 8 * 4096 * GROUP  # three pages of words
 NODES = ("one", "two")
+BOTH = [("one", "c"), ("two", "a")]
+
+
+def silent(what: str, done: int, total: int | None) -> None:
+    pass
 
 
 def successor_areas(bitmap: DirtyBitmap) -> list[tuple[int, int]]:
@@ -75,6 +81,17 @@ def main(library: str, directory: Path, log: str) -> None:
         done(step, graph, whole=False)
         stored.clear()
 
+    def at_rest(step: str, change: Callable[[LocalStore], None]) -> None:
+        """What no program has open is never in use, not even for a moment."""
+        change(LocalStore(path))
+        store = LocalStore(path)
+        with BlockGraph() as graph:
+            for name in NODES:
+                node = graph.add_node(name, sizes[name], store, read_only=True)
+                stored[name] = {each.name: list(each.areas()) for each in node.bitmaps.values()}
+        done(step, graph)
+        stored.clear()
+
     stored: dict[str, Any] = {}
     faults.faults_note(json.dumps({"step": "begin", "whole": False, "state": {}}).encode())
 
@@ -123,6 +140,14 @@ def main(library: str, directory: Path, log: str) -> None:
     graph.nodes["two"].bitmaps["a"].clear()
     done("clear", graph)
     closed("close again", graph)
+
+    at_rest("offline add", lambda store: offline.add(store, ("one", "d"), silent))
+    at_rest("offline clear", lambda store: offline.clear(store, [("two", "a")], silent))
+    at_rest(
+        "offline merge", lambda store: offline.merge(store, ("one", "d"), [("one", "c")], silent)
+    )
+    at_rest("offline disable", lambda store: offline.enable(store, BOTH, False, silent))
+    at_rest("offline remove", lambda store: offline.remove(store, BOTH, silent))
 
 
 if __name__ == "__main__":

@@ -191,7 +191,8 @@ class Qcow2Volume(Volume):
         self._loaded = [entry.name for entry in entries]
         if not self.read_only:
             self._refcounts = refcounts
-            self._switch_to_in_use()
+            if not self.at_rest:
+                self._switch_to_in_use()
         return loaded
 
     def _check_memory(self, entries: list[Entry]) -> None:
@@ -244,16 +245,15 @@ class Qcow2Volume(Volume):
             return
         change = _Qcow2Change(self, self._refs)
         try:
-            change.finish(
-                [
-                    change.placeholder(entry) if _needs_table(image, entry) else _opened(entry)
-                    for entry in self._entries
-                ]
-            )
+            change.finish([_opened(self._sound(change, entry)) for entry in self._entries])
         except BaseException:
             change.abort()
             raise
         change.switch()
+
+    def _sound(self, change: _Qcow2Change, entry: Entry) -> Entry:
+        """The entry with a table that is its own."""
+        return change.placeholder(entry) if _needs_table(self._image, entry) else entry
 
     # ---- storing ----------------------------------------------------------------------------
 
@@ -275,6 +275,8 @@ class Qcow2Volume(Volume):
                 f"{self.filename} has a disk of {self.size} bytes and cannot store bitmaps for "
                 f"{wanted.size}: see qemu-img resize"
             )
+        if self.at_rest:
+            purpose = Purpose.CLOSE  # nothing of it goes in use
         change = _Qcow2Change(self, self._refs)
         try:
             before = {entry.name: entry for entry in self._entries}
@@ -283,6 +285,12 @@ class Qcow2Volume(Volume):
                 entry = self._entry(change, record, before.get(record.name), purpose)
                 if entry is not None:
                     entries.append(entry)
+            if self.at_rest:
+                if entries == self._entries and not self._uncertain:
+                    change.abort()
+                    return _Nothing()
+                self._image.begin_writing()
+                entries = [self._sound(change, entry) for entry in entries]
             change.finish(entries)
         except BaseException:
             change.abort()
