@@ -386,13 +386,18 @@ class Held(Commit):
 
 
 class Resized(Held):
-    """A node gets another size."""
+    """A node gets another size.
+
+    What it loses and gets back reads as zeroes then, while the last backup has what was there: it
+    is dirty in all that records. (What it never had is clean, and so it would be in a backup.)
+    """
 
     def __init__(self, draft: Draft, device: Device, size: int) -> None:
         super().__init__(draft)
         self.telling = [] if device.stored is None else [device]
         self.device = device
         self.size = size
+        self.largest = max(device.largest, size) if draft.plans else size
 
     def begin(self) -> None:
         super().begin()
@@ -403,6 +408,9 @@ class Resized(Held):
                 content = self._resized(state, state.successor.content)
                 successor = replace(state.successor, content=content, preserved=Preserved())
                 plan.prepared = state.but(successor=successor)
+            back = min(self.device.size, self.size), min(self.device.largest, self.size)
+            for bits in recorders(plan.after):
+                bits.set(back[0], back[1] - back[0])
             plan.show(self.draft.stage)
         self.final = self.publication(lambda plan: recorders(plan.after), self.size, told=True)
 
@@ -425,6 +433,7 @@ class Resized(Held):
 
     def go_on(self) -> None:
         self.device.size = self.size
+        self.device.largest = self.largest
         if self.device.volume is not None:
             self.device.volume.size = self.size
         super().go_on()

@@ -97,6 +97,8 @@ class Device:
     def __init__(self, name: str, size: int, volume: Volume | None, *, read_only: bool) -> None:
         self.name = name
         self.size = size
+        #: What it has been, at most, since it has had bitmaps.
+        self.largest = size if volume is None else volume.largest
         self.read_only = read_only
         self.closed = False
         #: Does it belong to the parent of this process? Then nothing is published any more.

@@ -214,6 +214,18 @@ class BlockNode(NotCopied, NodeBase):
     def truncate(self, size: int) -> None:
         """Change the size, of the node and of all its bitmaps; writes wait meanwhile.
 
+        A range that was cut off and comes back is dirty in every bitmap that records (in its
+        successor, if it is frozen): it has lost what a backup may still have of it. Also across
+        closing, where the store remembers, as LocalStore does. A range that is new is clean.
+
+        >>> from pybitmap import BlockGraph
+        >>> node = BlockGraph().add_node("disk", size=1 << 20)
+        >>> daily = node.add_bitmap("daily", granularity=4096)
+        >>> for size in (1 << 19, 1 << 21):
+        ...     node.truncate(size)
+        >>> list(daily.areas()) == [(1 << 19, 1 << 19)]
+        True
+
         :raises InvalidError: for a size that a bitmap of the node cannot have
         :raises UnsupportedError: if the node's size is that of an image
         :raises InconsistentError, ReadonlyError: if a bitmap of the node is such

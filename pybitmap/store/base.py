@@ -177,6 +177,8 @@ class Volume(ABC):
         self.node = node
         #: Of the node, in bytes.
         self.size = size
+        #: The largest size that it has been, since it has had bitmaps, as far as is known.
+        self.largest = size
         self.read_only = read_only
         #: See :attr:`Store.at_rest`.
         self.at_rest = store.at_rest and not read_only

@@ -36,7 +36,7 @@ _Answer = TypeVar("_Answer")
 CATALOG, JOURNAL = "catalog.sqlite", "catalog.sqlite-journal"
 
 #: In the catalog's header: that it is one, and which.
-APPLICATION_ID, VERSION = 0x70626D70, 2
+APPLICATION_ID, VERSION = 0x70626D70, 3
 
 SCHEMA = (
     # Sizes and granularities in bytes.
@@ -48,7 +48,9 @@ SCHEMA = (
     " generation INTEGER NOT NULL, successor_generation INTEGER,"
     # NULL: not in use. Else since which boot, and which files these are: a copy has others.
     " in_use TEXT, PRIMARY KEY (node, name)) WITHOUT ROWID",
-    "CREATE TABLE node (name TEXT NOT NULL PRIMARY KEY, size INTEGER NOT NULL) WITHOUT ROWID",
+    # The largest size that it has been since it has had bitmaps.
+    "CREATE TABLE node (name TEXT NOT NULL PRIMARY KEY, size INTEGER NOT NULL,"
+    " largest INTEGER NOT NULL) WITHOUT ROWID",
 )
 
 #: Result codes of SQLite, for which Python has names from 3.11 on.
@@ -288,6 +290,9 @@ class Catalog:
         for node, size in self.nodes():
             if not isinstance(node, str) or not isinstance(size, int) or size < 0:
                 raise CorruptError(f"catalog '{self._path}': node {node!r}, size {size!r}")
+            largest = self.largest(node)
+            if not isinstance(largest, int) or largest < size:
+                raise CorruptError(f"catalog '{self._path}': node {node!r}, largest {largest!r}")
             for row in self.rows(node):
                 nbitmaps += 1
                 names += filter(None, [row.words, row.successor])
@@ -327,11 +332,17 @@ class Catalog:
     # ---- rows -------------------------------------------------------------------------------
 
     def nodes(self) -> list[tuple[str, int]]:
-        return [(name, size) for name, size in self._execute("SELECT * FROM node ORDER BY name")]
+        found = self._execute("SELECT name, size FROM node ORDER BY name")
+        return [(name, size) for name, size in found]
 
     def node_size(self, name: str) -> int | None:
         found = self._execute("SELECT size FROM node WHERE name = ?", [name])
         return found[0][0] if found else None
+
+    def largest(self, name: str) -> int:
+        """What a node has been; 0: nothing, or there is no such node."""
+        found = self._execute("SELECT largest FROM node WHERE name = ?", [name])
+        return found[0][0] if found else 0
 
     def rows(self, node: str) -> list[Row]:
         """The bitmaps of a node, the oldest first."""
@@ -355,8 +366,10 @@ class Catalog:
         before = {row.name: row for row in self.rows(node)}
         if size is None:
             self._execute("DELETE FROM node WHERE name = ?", [node])
-        elif size != self.node_size(node):
-            self._execute("INSERT OR REPLACE INTO node VALUES (?, ?)", [node, size])
+        else:
+            largest = max(size, self.largest(node)) if rows else size
+            if (size, largest) != (self.node_size(node), self.largest(node)):
+                self._execute("INSERT OR REPLACE INTO node VALUES (?, ?, ?)", [node, size, largest])
         for name in before.keys() - {row.name for row in rows}:
             self._execute("DELETE FROM bitmap WHERE node = ? AND name = ?", [node, name])
         for row in rows:

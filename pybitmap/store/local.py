@@ -158,6 +158,8 @@ class LocalStore(Store):
                     )
                 _core.check_size(size, 63)
                 volume = LocalVolume(self, node, size, read_only=read_only)
+                if size == known:
+                    volume.largest = self._sql().largest(node)
                 self._volumes[node] = volume
                 return volume
             finally:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 from array import array
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from support import publish, query, set_flag, writers
@@ -24,6 +25,7 @@ from pybitmap import (
     UnsupportedError,
     _core,
 )
+from pybitmap.store import LocalStore
 
 pytestmark = pytest.mark.core
 
@@ -236,6 +238,52 @@ def test_truncation_takes_all_bitmaps_along_frozen_ones_too(node: BlockNode) -> 
     assert list(a.areas()) == [(0, 512)]
     with pytest.raises(RangeError):
         node.mark_dirty(1000, 1)
+
+
+@pytest.mark.parametrize(
+    ("stored", "closed"), [(False, "never"), (True, "never"), (True, "small"), (True, "large")]
+)
+def test_what_is_cut_off_and_comes_back_is_dirty_and_what_is_new_is_not(
+    tmp_path: Path, stored: bool, closed: str
+) -> None:
+    """It reads as zeroes then, while a backup has what was there."""
+    store = LocalStore(tmp_path / "store") if stored else None
+    node = BlockGraph().add_node("n", SIZE, store)
+
+    def again(when: str) -> BlockNode:
+        if closed != when:
+            return node
+        node.close()
+        return BlockGraph().add_node("n", None, LocalStore(tmp_path / "store"))
+
+    for name in ("recording", "frozen", "off"):
+        node.add_bitmap(name, 512, persistent=stored, disabled=name == "off")
+    node.truncate(2 * SIZE)
+    assert node.bitmaps["recording"].count() == 0
+    node.truncate(SIZE + 100)
+    node.truncate(1000)
+    node = again("small")
+    assert node.bitmaps["recording"].count() == 0
+    frozen = node.bitmaps["frozen"].freeze()
+    node.truncate(SIZE)
+    node.bitmaps["recording"].reset(SIZE - 512, 512)
+    node = again("large")
+    assert list(node.bitmaps["recording"].areas()) == [(512, SIZE - 1024)]
+    node.truncate(4 * SIZE)
+    assert list(node.bitmaps["recording"].areas()) == [(512, SIZE - 1024), (SIZE, SIZE)]
+    if closed != "large":
+        assert node.bitmaps["frozen"].count() == 0  # it is constant
+        frozen.close()
+    assert list(node.bitmaps["frozen"].areas()) == [(512, 2 * SIZE - 512)]
+    assert node.bitmaps["off"].count() == 0
+    node.close()
+
+
+def test_what_was_cut_off_before_there_were_bitmaps_comes_back_clean(node: BlockNode) -> None:
+    node.truncate(512)
+    bitmap = node.add_bitmap("b", 512)
+    node.truncate(SIZE)
+    assert bitmap.count() == 0
 
 
 @pytest.mark.parametrize("size", [SIZE // 2, 2 * SIZE])
