@@ -21,6 +21,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from typing import Optional
 
+from .block.bitmap import DirtyBitmap
 from .block.draft import check_granularity
 from .block.graph import BlockGraph, Transaction
 from .errors import CorruptError, InconsistentError, InvalidError
@@ -197,6 +198,60 @@ def merge(
             tx.merge(*target.usable(name), [found.usable(each) for each in sources])
 
 
+def take(store: Store, name: Name, other: str, progress: Progress) -> None:
+    """Move what is dirty to a new bitmap of the same node, which does not record; the old one is
+    clean then.
+
+    :param other: what the new one is called; :func:`put_back` undoes it
+    :raises ExistsError: if there is one of that name; nothing has changed
+    :raises InconsistentError: if the bitmap is; nothing has changed
+    :raises StoreError, MemoryError: nothing has changed
+    """
+    with _changing(store, [name], progress) as (opened, tx):
+        node, bitmap = opened.usable(name)
+        granularity = opened.find(name).granularity
+        tx.add(node, other, granularity, persistent=True, disabled=True)
+        tx.merge(node, other, [bitmap])
+        tx.clear(node, bitmap)
+
+
+def put_back(store: Store, name: Name, into: Name, progress: Progress) -> None:
+    """Mark in a bitmap what is dirty in another of its node, and remove that one.
+
+    :raises InconsistentError: if one of them is; nothing has changed
+    :raises InvalidError: if it is the same, or of another node
+    :raises StoreError, MemoryError: nothing has changed
+    """
+    if name == into or name[0] != into[0]:
+        raise InvalidError(f"'{name[1]}' cannot be put back into '{into[1]}': they are to be two")
+    with _changing(store, [name, into], progress) as (opened, tx):
+        node, bitmap = opened.usable(name)
+        tx.merge(*opened.usable(into), [bitmap])
+        tx.remove(node, bitmap)
+
+
+def resize(store: Store, node: str, size: int, progress: Progress, *, shrink: bool = False) -> None:
+    """Let the bitmaps of a node follow its disk; see :meth:`BlockNode.truncate`.
+
+    :param shrink: may it become smaller? What was dirty behind the end is forgotten then
+    :raises InvalidError: if it would become smaller and must not, or for a size that cannot be
+    :raises UnsupportedError: if the store is an image, which has a size of its own
+    :raises InconsistentError: if a bitmap of the node is; nothing has changed
+    :raises StoreError, MemoryError: nothing has changed
+    """
+    with BlockGraph() as graph:
+        _Opened(graph, store, [(node, "")], progress)
+        host = graph.find_node(node)
+        if size < host.size and not shrink:
+            raise InvalidError(
+                f"node '{node}' would shrink from {host.size} bytes to {size}, and its bitmaps "
+                "forget what lies behind: allow that with --shrink (shrink=True)"
+            )
+        for name in host.bitmaps:
+            _usable(store, host.bitmaps[name])
+        host.truncate(size)
+
+
 def repair(store: Store, names: Collection[Name], progress: Progress) -> None:
     """Make inconsistent bitmaps usable by marking all of them dirty: nothing is missed then.
 
@@ -261,16 +316,28 @@ class _Opened:
     def usable(self, name: Name) -> tuple[str, str]:
         """The same.
 
-        :raises InconsistentError: in the gatekeeper's words, and what happened to the bitmap
+        :raises InconsistentError: if it is
+        """
+        _usable(self._store, self.find(name))
+        return self.place(name)
+
+    def find(self, name: Name) -> DirtyBitmap:
+        """
+        :raises NotFoundError: if it is not there
         """
         node, bitmap = self.place(name)
-        found = self._graph.find_node(node).find_bitmap(bitmap)
-        if found.inconsistent:
-            where = f"{self._store.path}: " if self._store.path else ""
-            raise InconsistentError(
-                f"{where}Bitmap '{bitmap}' is inconsistent and cannot be used: {found.reason}"
-            )
-        return node, bitmap
+        return self._graph.find_node(node).find_bitmap(bitmap)
+
+
+def _usable(store: Store, bitmap: DirtyBitmap) -> None:
+    """
+    :raises InconsistentError: in the gatekeeper's words, and what happened to the bitmap
+    """
+    if bitmap.inconsistent:
+        where = f"{store.path}: " if store.path else ""
+        raise InconsistentError(
+            f"{where}Bitmap '{bitmap.name}' is inconsistent and cannot be used: {bitmap.reason}"
+        )
 
 
 def _label(store: Store, node: str | None) -> str:

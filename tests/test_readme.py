@@ -69,7 +69,7 @@ def test_the_backup_shown_is_what_it_prints(
     pytest.importorskip("rich")
     (block,) = [block for block in blocks("console") if "qemu-img create" in block]
     (program,) = [block for block in blocks("python") if "Qcow2Store(" in block]
-    _, _, _, info, dump, *_ = run_all(block)
+    _, _, _, _, info, dump, *_ = run_all(block)
     (shown,) = [block for block in blocks("text") if "offset,length" in block]
     assert shown == info[info.index("bitmap ") :] + "\n" + dump
     run_all("$ qemu-io -c 'write 64k 64k' disk.qcow2\n")

@@ -17,7 +17,21 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ..offline import Name, add, areas, clear, counted, enable, merge, problems, remove, repair
+from ..offline import (
+    Name,
+    add,
+    areas,
+    clear,
+    counted,
+    enable,
+    merge,
+    problems,
+    put_back,
+    remove,
+    repair,
+    resize,
+    take,
+)
 from ..sizes import exact_size, rough_size
 from ..store import Store, StoredBitmap, StoredNode
 from ..store.base import Progress
@@ -43,7 +57,7 @@ _node = click.option(
 
 @contextlib.contextmanager
 def _until_stored() -> Iterator[Progress]:
-    """For a change: being stopped halfway would leave bitmaps in use, for others inconsistent.
+    """For a change: whoever asks it to end is to know whether it was done.
 
     So Ctrl-C, and what else asks a program to end, counts while a target is read, and then again
     when all is stored. The progress that it gives raises if something has come.
@@ -346,6 +360,72 @@ def merge_command(
         merge(target.store, bitmap, found, progress, source_store)
 
 
+@click.command("take")
+@_target
+@_name
+@click.option("--as", "other", metavar="OTHER", required=True, help="What is taken is called so.")
+@_node
+def take_command(path: str, name: str, other: str, node: str | None) -> None:
+    """Move what is dirty in bitmap NAME to a new bitmap OTHER; NAME is clean then.
+
+    The begin of a backup of a machine that is off, in one step: copy what is dirty in OTHER, which
+    does not record, and remove it once the copy is safe. NAME has what is written from now on. If
+    the copy fails, "pybitmap put-back" undoes it.
+
+    \b
+    Examples:
+      pybitmap take disk.qcow2 daily --as copying
+      pybitmap take disks.bitmaps disk0/daily --as copying
+    """
+    target = find_target(path)
+    [bitmap] = target.find([name], node)
+    if node is None:
+        other = other.removeprefix(f"{bitmap[0]}/")
+    with _until_stored() as progress:
+        take(target.store, bitmap, other, progress)
+
+
+@click.command("put-back")
+@_target
+@_name
+@click.option("--into", metavar="OTHER", required=True, help="The bitmap that it was taken from.")
+@_node
+def put_back_command(path: str, name: str, into: str, node: str | None) -> None:
+    """Mark in bitmap OTHER what is dirty in NAME, and remove NAME.
+
+    For what was taken and is not copied, also while the machine has run in between.
+
+    \b
+    Examples:
+      pybitmap put-back disk.qcow2 copying --into daily
+      pybitmap put-back disks.bitmaps disk0/copying --into disk0/daily
+    """
+    target = find_target(path)
+    [bitmap], [other] = target.find([name], node), target.find([into], node)
+    with _until_stored() as progress:
+        put_back(target.store, bitmap, other, progress)
+
+
+@click.command("resize")
+@_target
+@click.argument("size", metavar="SIZE", callback=one_size)
+@click.option("--node", metavar="NODE", help="The node, if the store has several.")
+@click.option("--shrink", is_flag=True, help="Smaller, too; what lies behind is forgotten.")
+def resize_command(path: str, size: int, node: str | None, shrink: bool) -> None:
+    """Let the bitmaps of a node of a local store follow its disk to another size.
+
+    What was cut off and comes back is dirty in what records: it has lost what the last backup may
+    have of it. What is new is clean. For the disk of an image see "qemu-img resize".
+
+    \b
+    Examples:
+      pybitmap resize disks.bitmaps 40G --node disk0
+    """
+    target = find_target(path)
+    with _until_stored() as progress:
+        resize(target.store, target.node(node), size, progress, shrink=shrink)
+
+
 @click.command("repair")
 @_target
 @click.argument("names", metavar="[NAME...]", nargs=-1)
@@ -486,6 +566,9 @@ commands = (
     enable_command,
     disable_command,
     merge_command,
+    take_command,
+    put_back_command,
+    resize_command,
     dump_command,
     check_command,
     repair_command,

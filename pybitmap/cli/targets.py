@@ -12,7 +12,7 @@ import stat
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable
 
-from ..errors import InvalidError, NotFoundError
+from ..errors import InvalidError, NotFoundError, UnsupportedError
 from ..offline import Name
 from ..store import Store, StoredNode, probe
 
@@ -84,6 +84,16 @@ class Target(ABC):
         raise NotFoundError(f"{self.path}: Node '{name}' not found; nodes there: {there}")
 
     @abstractmethod
+    def node(self, name: str | None) -> str:
+        """The node that is meant, for what changes a node itself.
+
+        :param name: None: the only one
+        :raises NotFoundError: if there is no such node
+        :raises InvalidError: if it is not said which
+        :raises UnsupportedError: if its size is not for us to change
+        """
+
+    @abstractmethod
     def place(self, name: str, node: str | None, size: int | None) -> Name:
         """Where a bitmap of that name is to be added.
 
@@ -100,6 +110,11 @@ class Image(Target):
 
     def _named(self, name: str, nodes: Iterable[StoredNode]) -> StoredNode:
         raise InvalidError(f"{self.path}: a qcow2 image has one node, without a name")
+
+    def node(self, name: str | None) -> str:
+        raise UnsupportedError(
+            f"{self.path}: an image has the size of its disk: see qemu-img resize"
+        )
 
     def place(self, name: str, node: str | None, size: int | None) -> Name:
         if node is not None:
@@ -121,6 +136,14 @@ class Local(Target):
 
     def nodes(self) -> list[StoredNode]:
         return [] if self._new else super().nodes()
+
+    def node(self, name: str | None) -> str:
+        nodes = self.nodes()
+        if name is None and len(nodes) != 1:
+            there = _some(str(each.name) for each in nodes) or "none"
+            raise InvalidError(f"{self.path}: choose a node with --node; nodes there: {there}")
+        found = nodes[0] if name is None else self._named(name, nodes)
+        return str(found.name)
 
     def place(self, name: str, node: str | None, size: int | None) -> Name:
         if self._new and size is None:

@@ -241,15 +241,21 @@ def test_a_missing_bitmap_is_named_and_nothing_changes(
 # ---- inconsistent ones ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["clear", "enable", "disable", "dump", "merge"])
+@pytest.mark.parametrize(
+    "command", ["clear", "enable", "disable", "dump", "merge", "take", "put-back"]
+)
 def test_an_inconsistent_bitmap_is_refused_with_the_reason(
     run: Run, done: Done, disk: Disk, command: str
 ) -> None:
     done("add", disk.path, "old")
     disk.spoil()
     done("add", disk.path, "new")
-    args = ["new", "old"] if command == "merge" else ["old"]
-    result = run(command, disk.path, *args)
+    args = {
+        "merge": ["new", "old"],
+        "take": ["old", "--as", "taken"],
+        "put-back": ["old", "--into", "new"],
+    }
+    result = run(command, disk.path, *args.get(command, ["old"]))
     assert (result.code, result.out) == (2, "")
     words = "Bitmap 'old' is inconsistent and cannot be used: it was in use when"
     assert result.err.startswith(f"pybitmap: {disk.path}: {words}")
@@ -301,6 +307,81 @@ def test_names_or_all_but_not_both(run: Run, disk: Disk, command: str, option: s
         result = run(command, disk.path, *args)
         assert result.code == 2
         assert f"Give either the names of bitmaps or {option}." in result.err
+
+
+# ---- take, put-back -------------------------------------------------------------------------
+
+
+def test_take_leaves_a_bitmap_clean_and_put_back_undoes_it(
+    run: Run, done: Done, disk: Disk
+) -> None:
+    done("add", disk.path, "daily", "-g", "4K")
+    disk.mark("daily", (1000, 5000))
+    done("take", disk.path, "daily", "--as", "copying")
+    assert (disk.areas("daily"), disk.areas("copying")) == ([], [(0, 8192)])
+    assert disk.flags() == {"daily": "enabled", "copying": "disabled"}
+    disk.mark("daily", (1 << 20, 1))  # the machine runs
+    assert disk.areas("copying") == [(0, 8192)]
+    result = run("take", disk.path, "daily", "--as", "copying")
+    assert (result.code, result.err) == (2, "pybitmap: Bitmap already exists: copying\n")
+    result = run("put-back", disk.path, "daily", "--into", "daily")
+    assert (result.code, "they are to be two" in result.err) == (2, True)
+    done("put-back", disk.path, "copying", "--into", "daily")
+    assert disk.flags() == {"daily": "enabled"}
+    assert disk.areas("daily") == [(0, 8192), (1 << 20, 4096)]
+
+
+def test_what_is_taken_stays_in_its_node(run: Run, done: Done, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    for node in ("one", "two"):
+        done("add", store, f"{node}/daily", "--size", "1M")
+    done("take", store, "one/daily", "--as", "one/a")
+    done("take", store, "two/daily", "--as", "b")
+    result = run("put-back", store, "one/a", "--into", "two/daily")
+    assert (result.code, "they are to be two" in result.err) == (2, True)
+    nodes = LocalStore(store).entries()
+    assert [[each.name for each in node.bitmaps] for node in nodes] == [
+        ["daily", "a"],
+        ["daily", "b"],
+    ]
+
+
+# ---- resize ---------------------------------------------------------------------------------
+
+
+def test_resize_takes_the_bitmaps_of_a_node_along(run: Run, done: Done, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    for node in ("one", "two"):
+        done("add", store, f"{node}/daily", "--size", "1M", "-g", "4K")
+
+    def sizes() -> list[int]:
+        return [node.size for node in LocalStore(store).entries()]
+
+    done("resize", store, "2M", "--node", "two")
+    assert sizes() == [1 << 20, 2 << 20]
+    for args, why in (
+        (["1M", "--node", "two"], "allow that with --shrink"),
+        (["4M"], "choose a node with --node; nodes there: one, two"),
+        (["4M", "--node", "three"], "Node 'three' not found; nodes there: one, two"),
+        ([1 << 63, "--node", "one"], ""),
+    ):
+        result = run("resize", store, *args)
+        assert result.code == 2
+        assert why in result.err
+    assert sizes() == [1 << 20, 2 << 20]
+    done("resize", store, "512K", "--node", "two", "--shrink")
+    done("resize", store, "1M", "--node", "two")
+    assert done("dump", store, "two/daily", "--format", "csv").split() == [
+        "offset,length",
+        "524288,524288",
+    ]
+
+
+def test_the_size_of_an_image_is_for_qemu_img(run: Run, tmp_path: Path) -> None:
+    image = Image(tmp_path)
+    result = run("resize", image.path, "4M")
+    assert result.code == 2
+    assert "see qemu-img resize" in result.err
 
 
 # ---- merge ----------------------------------------------------------------------------------

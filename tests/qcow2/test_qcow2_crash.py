@@ -172,6 +172,8 @@ OFFLINE: dict[str, Callable[[Qcow2Store], None]] = {
     "clear": lambda store: offline.clear(store, [(None, "a"), (None, "b")], silent),
     "disable": lambda store: offline.enable(store, [(None, "a"), (None, "b")], False, silent),
     "merge": lambda store: offline.merge(store, (None, "a"), [(None, "b")], silent),
+    "take": lambda store: offline.take(store, (None, "a"), "new", silent),
+    "put back": lambda store: offline.put_back(store, (None, "b"), (None, "a"), silent),
     "repair": lambda store: offline.repair(store, [(None, "broken")], silent),
 }
 

@@ -780,6 +780,8 @@ OFFLINE: dict[str, Callable[[MemoryStore], None]] = {
     "enable": lambda store: offline.enable(store, [("m", "off")], True, silent),
     "disable": lambda store: offline.enable(store, [("n", "b"), ("m", "b")], False, silent),
     "merge": lambda store: offline.merge(store, ("n", "b"), [("m", "b"), ("n", "c")], silent),
+    "take": lambda store: offline.take(store, ("n", "b"), "new", silent),
+    "put back": lambda store: offline.put_back(store, ("n", "b"), ("n", "c"), silent),
     "repair": lambda store: offline.repair(store, [("n", "broken")], silent),
 }
 

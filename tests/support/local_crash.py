@@ -146,6 +146,16 @@ def main(library: str, directory: Path, log: str) -> None:
     at_rest(
         "offline merge", lambda store: offline.merge(store, ("one", "d"), [("one", "c")], silent)
     )
+    at_rest("offline take", lambda store: offline.take(store, ("one", "d"), "e", silent))
+    at_rest(
+        "offline put back",
+        lambda store: offline.put_back(store, ("one", "e"), ("one", "d"), silent),
+    )
+    for sizes["two"] in (SIZE, SIZE // 2, 2 * SIZE):
+        at_rest(
+            f"offline resize {sizes['two']}",
+            lambda store: offline.resize(store, "two", sizes["two"], silent, shrink=True),
+        )
     at_rest("offline disable", lambda store: offline.enable(store, BOTH, False, silent))
     at_rest("offline remove", lambda store: offline.remove(store, BOTH, silent))
 
