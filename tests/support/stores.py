@@ -30,6 +30,8 @@ class Place(ABC):
     exact_after_kill: bool
     #: Are bitmaps as old as before when they are loaded again? (QEMU writes the newest first.)
     keeps_order = True
+    #: Of every node, in bytes.
+    size = SIZE
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -69,7 +71,7 @@ class Qcow2Place(Place):
         image = self.folder / f"image{medium}.qcow2"
         if not image.exists():
             program = peer("qemu-img", "qemu-utils")
-            command = [program, "create", "-q", "-f", "qcow2", str(image), str(SIZE)]
+            command = [program, "create", "-q", "-f", "qcow2", str(image), str(self.size)]
             # What is loaded before Python, a sanitizer, is not for QEMU, which hangs with it.
             env = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
             subprocess.run(command, check=True, env=env)

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""Kills a process that uses a LocalStore, again and again, and looks at what is left.
+"""Kills a process that uses stores, again and again, and looks at what is left.
 
-    python local_kill.py DIRECTORY ROUNDS SEED
+    python store_kill.py local|qcow2 DIRECTORY ROUNDS SEED
 
-Each round forks a child that opens two nodes of one store. One of its threads writes, another
-changes bitmaps by a script that follows from the seed; both say in shared memory what they begin
-and what has returned. The child is killed (SIGKILL) at any time, often right at creation. Then the
-store must open, with no inconsistent bitmap, and each bitmap must hold every write that had
-returned and nothing that was never begun, where the change that was under way is there as a whole
-or not at all. Prints how often a kill fell where; fails with an AssertionError.
+Each round forks a child that opens two nodes, of one LocalStore or of two images. One of its
+threads writes, another changes bitmaps by a script that follows from the seed; both say in shared
+memory what they begin and what has returned. The child is killed (SIGKILL) at any time, often right
+at creation. Then the stores must open, and each bitmap must hold every write that had returned and
+nothing that was never begun, where the change that was under way is there as a whole or not at all
+(in each of two images). In a LocalStore none may be inconsistent. Those of images that were open
+are, and are repaired for the next round; the images are sound for qemu-img. Prints how often a kill
+fell where; fails with an AssertionError.
 
 A process of its own, since it forks, which a process with threads had better not.
 """
@@ -28,11 +30,14 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from images import FINE, LEAKS, check
+from stores import LocalPlace, Place, Qcow2Place
+
 from pybitmap import AbortedError, BlockGraph, BlockNode, Frozen
-from pybitmap.store import LocalStore
+from pybitmap.store import Store
 
 GROUP = 512
-SIZE = 65536 * GROUP  # two pages of words
+NGROUPS = 65536  # two pages of words
 NODES = ("one", "two")
 NAMES = ("a", "b", "c")
 
@@ -193,16 +198,24 @@ def apply(actions: list[Operation], state: State, beside: dict[str, Beside]) -> 
 # ---- the child ------------------------------------------------------------------------------
 
 
-def child(cells: memoryview, path: Path, seed: int, state: State) -> None:
+def stores(place: Place) -> dict[str, Store]:
+    """Of each node."""
+    if place.shared:
+        return dict.fromkeys(NODES, place.store())
+    return {name: place.store(medium) for medium, name in enumerate(NODES)}
+
+
+def child(cells: memoryview, place: Place, seed: int, state: State) -> None:
     """Until it is killed."""
     sys.setswitchinterval(1e-4)
     script, rng = Script(seed, state), random.Random(seed)
     frozen: dict[Key, Frozen] = {}
     for step in range(MAX_OPERATIONS):
         if step % 20 == 0:
-            store = LocalStore(path)
             graph = BlockGraph()
-            nodes = [graph.add_node(name, SIZE, store) for name in NODES]
+            nodes = [
+                graph.add_node(name, place.size, store) for name, store in stores(place).items()
+            ]
             running = threading.Event()
             running.set()
             writer = threading.Thread(target=write, args=(cells, nodes, running, rng), daemon=True)
@@ -229,7 +242,7 @@ def write(
     for i in range(cells[STARTED], MAX_WRITES):
         if not running.is_set():
             break
-        group = rng.randrange(SIZE // GROUP)
+        group = rng.randrange(NGROUPS)
         cells[WRITES_AT + i] = group
         cells[STARTED] = i + 1
         nodes[i % 2].mark_dirty(group * GROUP, 1)
@@ -299,39 +312,68 @@ def possible(cells: memoryview, seed: int, state: State) -> list[tuple[str, Stat
     return [("between", after_writes(started, acked))]
 
 
-def difference(expected: State, found: State) -> str | None:
-    """What is wrong with what was found, or None."""
+def difference(expected: State, found: dict[Key, Bits | None]) -> str | None:
+    """What is wrong with what was found, or None.
+
+    :param found: None: it was inconsistent
+    """
     if set(expected) != set(found):
         return f"there are {sorted(found)}, not {sorted(expected)}"
     for key, bits in expected.items():
-        bits, groups = bits.union(), found[key].must
-        if bits.enabled != found[key].enabled:
+        bits, there = bits.union(), found[key]
+        if there is None:
+            continue
+        if bits.enabled != there.enabled:
             return f"{key}: enabled is {not bits.enabled}"
-        if bits.must - groups:
-            return f"{key}: lost {sorted(bits.must - groups)[:10]}"
-        if groups - bits.may:
-            return f"{key}: has got {sorted(groups - bits.may)[:10]}"
+        if bits.must - there.must:
+            return f"{key}: lost {sorted(bits.must - there.must)[:10]}"
+        if there.must - bits.may:
+            return f"{key}: has got {sorted(there.must - bits.may)[:10]}"
     return None
 
 
-def look(path: Path, rng: random.Random) -> State:
+def explained(
+    answers: list[tuple[str, State]], found: dict[Key, Bits | None], place: Place
+) -> tuple[str | None, str]:
+    """How what was found comes, or why it cannot be.
+
+    Of two stores each may have what is before a change or after it.
+    """
+    reasons = []
+    for nodes in [NODES] if place.shared else [(name,) for name in NODES]:
+        there = {key: bits for key, bits in found.items() if key[0] in nodes}
+        wrong = {
+            word: difference({k: v for k, v in state.items() if k[0] in nodes}, there)
+            for word, state in answers
+        }
+        if None not in wrong.values():
+            return None, str(wrong)
+        reasons.append(next(word for word, why in wrong.items() if why is None))
+    return reasons[-1], ""
+
+
+def look(place: Place, rng: random.Random) -> dict[Key, Bits | None]:
     """Open it as a program that starts does."""
-    found = {}
-    store = LocalStore(path)
+    found: dict[Key, Bits | None] = {}
     graph = BlockGraph()
-    for name in NODES:
-        node = graph.add_node(name, SIZE, store)
+    for name, store in stores(place).items():
+        node = graph.add_node(name, place.size, store)
         for bitmap in node.bitmaps.values():
-            assert bitmap.reason is None, f"{name}/{bitmap.name}: {bitmap.reason}"
+            if bitmap.inconsistent:
+                assert not place.exact_after_kill, f"{name}/{bitmap.name}: {bitmap.reason}"
+                found[name, bitmap.name] = None
+                bitmap.repair()
+                continue
             groups = frozenset(
                 offset // GROUP
                 for start, length in bitmap.areas()
                 for offset in range(start, start + length, GROUP)
             )
             found[name, bitmap.name] = Bits(groups, groups, bitmap.enabled)
-    files = [each for each in os.listdir(path) if each.endswith(".words")]
-    assert len(files) == len(found), f"{files} for {list(found)}"
-    if rng.random() < 0.5:
+    if isinstance(place, LocalPlace):
+        files = list(place.folder.glob("store0/*.words"))
+        assert len(files) == len(found), f"{files} for {list(found)}"
+    if not place.exact_after_kill or rng.random() < 0.5:
         graph.close()
     else:
         for node in graph.nodes.values():
@@ -339,42 +381,69 @@ def look(path: Path, rng: random.Random) -> State:
     return found
 
 
-def main(path: Path, rounds: int, seed: int) -> None:
+def known(place: Place) -> State:
+    """After a look, which repaired what was inconsistent."""
+    state: State = {}
+    with BlockGraph() as graph:
+        for name, store in stores(place).items():
+            node = graph.add_node(name, place.size, store, read_only=True)
+            for bitmap in node.bitmaps.values():
+                groups = frozenset(
+                    offset // GROUP
+                    for start, length in bitmap.areas()
+                    for offset in range(start, start + length, GROUP)
+                )
+                state[name, bitmap.name] = Bits(groups, groups, bitmap._state.enabled)
+    return state
+
+
+def main(kind: str, folder: Path, rounds: int, seed: int) -> None:
     rng = random.Random(seed)
     memory = mmap.mmap(-1, 8 * CELLS)
     cells = memoryview(memory).cast("Q")
     state: State = {}
     where: Counter[str] = Counter()
-    writes = operations = 0
+    writes = operations = exact = 0
     for number in range(rounds):
         if number % 4 == 0:
-            shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            place = {"local": LocalPlace, "qcow2": Qcow2Place}[kind](folder)
+            place.size = NGROUPS * GROUP
+            if kind == "qcow2":
+                stores(place)  # the images are made
             state = {}
         cells[:BEGIN_AT] = memoryview(bytes(8 * BEGIN_AT)).cast("Q")
         round_seed = rng.randrange(2**32)
         pid = os.fork()
         if pid == 0:
             try:
-                child(cells, path, round_seed, state)
+                child(cells, place, round_seed, state)
             finally:
                 os._exit(1)
         time.sleep(rng.uniform(0, 0.02 if number % 4 == 0 else 0.2))
         os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         assert os.WIFSIGNALED(status), f"round {number}: the child ended by itself"
-        there = path.exists()
-        found = look(path, rng)
+        there = any(folder.iterdir())
+        if kind == "qcow2" and number % 8 == 7:
+            for image in folder.iterdir():
+                assert check(image) in (FINE, LEAKS), f"round {number} of seed {seed}: {image}"
+        found = look(place, rng)
         answers = possible(cells, round_seed, state)
-        wrong = [difference(expected, found) for _, expected in answers]
-        assert None in wrong, f"round {number} of seed {seed}: {answers[0][0]}: {wrong}"
-        where[answers[wrong.index(None)][0] if there else "nothing yet"] += 1
-        state = found
+        word, wrong = explained(answers, found, place)
+        assert word, f"round {number} of seed {seed}: {answers[0][0]}: {wrong}"
+        where[word if there else "nothing yet"] += 1
+        exact += sum(bits is not None for bits in found.values())
+        state = {key: bits for key, bits in found.items() if bits is not None}
+        if len(state) < len(found):
+            state = known(place)
         writes += cells[ACKED]
         operations += cells[ENDED]
-    print(f"{rounds} kills, {operations} steps, {writes} writes")
+    print(f"{rounds} kills, {operations} steps, {writes} writes, {exact} bitmaps exact")
     for what, times in where.most_common():
         print(f"{times:6} {what}")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
