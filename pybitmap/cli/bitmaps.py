@@ -9,7 +9,6 @@ import os
 import shlex
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 from typing import Any, TypeVar
 
 import click
@@ -37,11 +36,10 @@ from ..store import Store, StoredBitmap, StoredNode
 from ..store.base import Progress
 from ..trace import printable
 from .common import deferred, one_size, print_line, progress_bars, rendered, write
+from .extents import FORMATS, write_extents
 from .targets import Target, find_target
 
 EXIT_BROKEN = 1
-
-_BATCH = 4096  # areas printed at once
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -483,7 +481,7 @@ def _change_some(
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["json", "csv"]),
+    type=click.Choice(FORMATS),
     default="json",
     show_default=True,
     help="A list of objects, or lines below a heading.",
@@ -505,24 +503,7 @@ def dump_command(path: str, name: str, form: str, node: str | None) -> None:
     with contextlib.ExitStack() as stack:
         with progress_bars() as progress:
             found = stack.enter_context(areas(target.store, bitmap, progress))
-        write_all = _write_json if form == "json" else _write_csv
-        write_all(found)
-
-
-def _write_json(extents: Iterator[tuple[int, int]]) -> None:
-    """One extent a line."""
-    before = "[\n"
-    while batch := list(islice(extents, _BATCH)):
-        lines = (f'{{"offset": {offset}, "length": {length}}}' for offset, length in batch)
-        write(before + ",\n".join(lines))
-        before = ",\n"
-    write("[]\n" if before == "[\n" else "\n]\n")
-
-
-def _write_csv(extents: Iterator[tuple[int, int]]) -> None:
-    write("offset,length\n")
-    while batch := list(islice(extents, _BATCH)):
-        write("".join(f"{offset},{length}\n" for offset, length in batch))
+        write_extents(found, form)
 
 
 @click.command("check")

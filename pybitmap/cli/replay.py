@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -16,6 +17,7 @@ from rich.table import Table
 from ..replay import DEFAULT_GRANULARITY, Marked, Replay, Truth, rate, replay, report
 from ..sizes import SIZE, exact_size, exact_sizes, is_granularity, rough_size
 from .common import one_size, print_line, progress_bars, rendered, size_of, write
+from .extents import FORMATS, write_extents
 
 EXIT_DIFFERENT = 1
 
@@ -191,6 +193,17 @@ class ManyGranularities(click.Command):
         yield from words
 
 
+def _print_extents(result: Replay, form: str) -> None:
+    """Those of the only bitmap to standard output, and to stderr in what they are not QEMU's."""
+    [marked] = result.bitmaps
+    write_extents(marked.bitmap.areas(), form)
+    truth = result.truth
+    if truth is not None and result.differences:
+        with contextlib.suppress(OSError):
+            verdict = rendered(lambda console, _: _print_verdict(result, truth, console))
+            click.echo(verdict, err=True, nl=False)
+
+
 @click.command("replay", cls=ManyGranularities)
 @click.argument("trace", type=click.Path(allow_dash=True))
 @click.option(
@@ -219,6 +232,13 @@ class ManyGranularities(click.Command):
     "--file", metavar="NAME", help="The file to look at, if a fio iolog writes to several."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, nothing else.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(FORMATS),
+    help="Print the dirty extents, nothing else: a list of objects, or lines below a heading, as"
+    " `pybitmap dump` does. For one granularity.",
+)
 def replay_command(
     trace: str,
     size: int | None,
@@ -226,6 +246,7 @@ def replay_command(
     expect: str | None,
     file: str | None,
     as_json: bool,
+    form: str | None,
 ) -> int:
     """Replay a trace of block writes and show what is dirty.
 
@@ -240,11 +261,18 @@ def replay_command(
       pybitmap replay guest.trace.gz --expect guest.json
       pybitmap replay guest.trace.gz --granularity 512 4K 64K
       zcat guest.trace.gz | pybitmap replay - --size 8G --json
+      pybitmap replay guest.trace.gz --format csv > extents.csv
       fio --name=j --size=1G --rw=randwrite --write_iolog=j.log
       pybitmap replay j.log
 
     Exit code: 0 done (and equal), 1 different from TRUTH.json, 2 for an error.
     """
+    if form is not None and as_json:
+        raise click.UsageError("Give either --json or --format: each prints nothing else.")
+    if form is not None and (len(granularities) > 1 or (expect and not granularities)):
+        raise click.UsageError(
+            "With --format, choose one --granularity: extents are those of one bitmap."
+        )
     with progress_bars() as progress:
         result = replay(
             trace,
@@ -254,7 +282,9 @@ def replay_command(
             file=file,
             progress=progress,
         )
-    if as_json:
+    if form is not None:
+        _print_extents(result, form)
+    elif as_json:
         write(json.dumps(report(result), indent=1) + "\n")
     else:
         write(rendered(lambda console, width: print_replay(result, console, width)))
