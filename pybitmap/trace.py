@@ -16,9 +16,10 @@ Blank lines are skipped.  A trace without a single request is a trace: nothing
 was written.  Anything else that is not a request is an error that names the
 line; nothing is guessed or left out.
 
-Workload: hundreds of thousands of lines at a time, read once, then marked from
-the arrays at C speed.  No line is held that is longer than MAX_LINE plus one
-chunk of reading, so a file that is no trace at all costs no memory.
+Workload: millions of lines, read once, marked from arrays at C speed.  A trace
+may come from anybody, and a small gzip file may hold any amount of text: so it
+is read in pieces, and what is kept of it does not grow with the text, whatever
+that is.  No line may be longer than MAX_LINE.
 """
 
 from __future__ import annotations
@@ -42,10 +43,12 @@ from typing import Any, BinaryIO, Optional
 from .errors import TraceError
 from .sizes import MAX_SIZE
 
-__all__ = ["Progress", "Trace", "printable", "read_trace"]
+__all__ = ["Progress", "Requests", "Trace", "printable", "read_trace"]
 
-MAX_LINE = 1 << 16  # bytes
-_CHUNK = 1 << 20  # bytes read at once
+MAX_LINE = 1 << 16  # bytes; a file name of an iolog has at most 4 KiB on Linux
+_CHUNK = 1 << 18  # bytes read at once: with _feed_plain, some 20 times as much memory
+_PIECE = 1 << 18  # requests, and what a chunk has, given at once: marked from warm caches
+_NAMES = 8  # files of an iolog that an error names; no more are remembered, but one
 
 # Called now and then while reading: bytes read so far, and of how many (None
 # where that is not known: a pipe).
@@ -53,18 +56,41 @@ Progress = Callable[[int, Optional[int]], object]
 
 
 @dataclass(frozen=True)
-class Trace:
-    """Write requests in the order in which they were made.
+class Requests:
+    """Some write requests of a trace, in the order in which they were made.
 
     Request i covers `offsets[i]` .. `offsets[i] + lengths[i]`, in bytes, and stands in line
     `lines[i]` of the file (from 1).  `array('Q')` each, so they pass to `HBitmap.set_many` as
     they are.
     """
 
-    path: str  #: where it was read from, for people
+    path: str  #: where they were read from, for people
     offsets: array[int]  #: bytes
     lengths: array[int]  #: bytes, 0 included
     lines: array[int]
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    @functools.cached_property
+    def end(self) -> int:
+        """End of the furthest request, in bytes; 0 without requests."""
+        return max(map(operator.add, self.offsets, self.lengths), default=0)
+
+    def beyond(self, size: int) -> tuple[str, int, int] | None:
+        """Of the first request that ends beyond `size`: `path:line`, offset and length."""
+        if self.end <= size:
+            return None
+        each = zip(self.lines, self.offsets, self.lengths)
+        line, offset, length = next(one for one in each if one[1] + one[2] > size)
+        return f"{self.path}:{line}", offset, length
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What is known of a trace once it has been read."""
+
+    path: str  #: where it was read from, for people
     writes: int
     zeroes: int
     discards: int
@@ -73,21 +99,20 @@ class Trace:
 
     def __len__(self) -> int:
         """The number of requests."""
-        return len(self.offsets)
-
-    def where(self, index: int) -> str:
-        """`path:line` of a request."""
-        return f"{self.path}:{self.lines[index]}"
+        return self.writes + self.zeroes + self.discards
 
 
 def read_trace(
     path: str | os.PathLike[str],
+    take: Callable[[Requests], object],
     *,
     file: str | None = None,
     progress: Progress | None = None,
 ) -> Trace:
     """Reads the trace at `path`; `-` is standard input.
 
+    take: is called with the requests, piece by piece, in order.  Left by an exception, of `take` or
+        of reading, the pieces so far were taken, and the file is closed.
     file: of an iolog that writes to several files, the one wanted.
     progress: see `Progress`.
 
@@ -100,9 +125,9 @@ def read_trace(
         if name == "-":
             if sys.stdin is None:
                 raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-            return _parse(source, _Text(sys.stdin.buffer, progress), file)
+            return _parse(source, _Text(sys.stdin.buffer, progress), take, file)
         with open(name, "rb") as stream:
-            return _parse(source, _Text(stream, progress), file)
+            return _parse(source, _Text(stream, progress), take, file)
     except EOFError:
         raise TraceError(f"{source}: the gzip file is cut short") from None
     except (gzip.BadGzipFile, zlib.error) as error:
@@ -117,53 +142,57 @@ class _Malformed(Exception):
     """What is wrong with a line; which line it is, `_parse` knows."""
 
 
-def _parse(source: str, text: _Text, file: str | None) -> Trace:
-    requests = _Requests(None if file is None else os.fsencode(file))
-    try:
-        for batch in text.batches():
-            requests.feed(batch)
-    except _Malformed as error:
-        raise TraceError(f"{source}:{requests.number}: {error}") from None
-    files = requests.files
+def _parse(source: str, text: _Text, take: Callable[[Requests], object], file: str | None) -> Trace:
+    parser = _Parser(source, None if file is None else os.fsencode(file))
+    files = parser.files
+    for batch in text.batches():
+        try:
+            parser.feed(batch)
+        except _Malformed as error:
+            raise TraceError(f"{source}:{parser.number}: {error}") from None
+        if file is None and len(files) > _NAMES:
+            break
+        if len(parser.requests) >= _PIECE:
+            take(parser.taken())
     if file is not None and b"" in files:
         raise TraceError(f"{source}: not a fio iolog, so there is no file {file!r} to choose")
-    if file is not None and requests.wanted not in files:
+    if file is not None and not parser.found:
         raise TraceError(f"{source}: has no write to {file!r}; it writes to {_names(files)}")
     if file is None and len(files) > 1:
+        number = len(files) if len(files) <= _NAMES else f"more than {_NAMES}"
         raise TraceError(
-            f"{source}: writes to {len(files)} files, {_names(files)};"
+            f"{source}: writes to {number} files, {_names(files)};"
             " choose one (file=NAME, on the command line --file NAME)"
         )
-    return requests.trace(source, text.sha256())
+    take(parser.taken())
+    return parser.trace(text.sha256())
 
 
-class _Requests:
-    """A trace in the making: fed with whole lines, keeps those that are wanted."""
+class _Parser:
+    """Fed with whole lines, collects the requests that are wanted, until they are taken."""
 
-    def __init__(self, wanted: bytes | None) -> None:
+    def __init__(self, source: str, wanted: bytes | None) -> None:
         self.wanted = wanted  # the file; None until the first request names one
-        self.files: dict[bytes, int] = {}  # requests to each; b"" in the native format
+        self.found = False  # a request of the file that is wanted
+        # The first files that are written to, _NAMES and one more; b"" in the native format.
+        self.files: dict[bytes, None] = {}
         self.number = 0  # of the last line read
+        self.requests = Requests(source, array("Q"), array("Q"), array("Q"))
+        self._source = source
         self._parse_line: _LineParser = _native_request
-        self._offsets = array("Q")
-        self._lengths = array("Q")
-        self._numbers = array("Q")
         self._counts = [0, 0, 0]  # writes, zeroes, discards
         self._end = 0
 
-    def trace(self, source: str, text_sha256: str) -> Trace:
+    def trace(self, text_sha256: str) -> Trace:
         writes, zeroes, discards = self._counts
-        return Trace(
-            path=source,
-            offsets=self._offsets,
-            lengths=self._lengths,
-            lines=self._numbers,
-            writes=writes,
-            zeroes=zeroes,
-            discards=discards,
-            end=self._end,
-            text_sha256=text_sha256,
-        )
+        return Trace(self._source, writes, zeroes, discards, self._end, text_sha256)
+
+    def taken(self) -> Requests:
+        """Those since the last time."""
+        requests = self.requests
+        self.requests = Requests(self._source, array("Q"), array("Q"), array("Q"))
+        self._end = max(self._end, requests.end)
+        return requests
 
     def feed(self, batch: bytes) -> None:
         lines = batch.split(b"\n")
@@ -191,32 +220,31 @@ class _Requests:
         return self._parse_line is not _native_request and bool(_IOLOG_HEADER.match(line))
 
     def _add(self, kind: int, name: bytes, offset: int, length: int) -> None:
-        self.files[name] = self.files.get(name, 0) + 1
+        if len(self.files) <= _NAMES:
+            self.files[name] = None
         if self.wanted is None:
             self.wanted = name
         if name == self.wanted:
+            self.found = True
             self._counts[kind] += 1
-            self._offsets.append(offset)
-            self._lengths.append(length)
-            self._numbers.append(self.number)
-            self._end = max(self._end, offset + length)
+            self.requests.offsets.append(offset)
+            self.requests.lengths.append(length)
+            self.requests.lines.append(self.number)
 
     def _feed_plain(self, batch: bytes, nlines: int) -> bool:
         """The same at once for a batch that has native requests in its plainest form only."""
-        requests = _PLAIN_REQUEST.findall(batch)  # at most one in a line
-        if self.wanted or len(requests) != nlines:
+        found = _PLAIN_REQUEST.findall(batch)  # at most one in a line
+        if self.wanted or len(found) != nlines:
             return False
-        verbs, starts, counts = zip(*requests)
+        verbs, starts, counts = zip(*found)
         offsets, lengths = array("Q", map(int, starts)), array("Q", map(int, counts))
-        end = max(map(operator.add, offsets, lengths))
-        if end > MAX_SIZE:
+        if max(map(operator.add, offsets, lengths)) > MAX_SIZE:
             return False
         for verb, kind in _NATIVE_KINDS.items():
             self._counts[kind] += verbs.count(verb)
-        self._offsets += offsets
-        self._lengths += lengths
-        self._numbers.extend(range(self.number + 1, self.number + 1 + nlines))
-        self._end = max(self._end, end)
+        self.requests.offsets.extend(offsets)
+        self.requests.lengths.extend(lengths)
+        self.requests.lines.extend(range(self.number + 1, self.number + 1 + nlines))
         self.number += nlines
         return True
 
@@ -363,10 +391,15 @@ def _quoted(field: bytes) -> str:
 
 
 def _names(files: Iterable[bytes]) -> str:
-    shown = [repr(os.fsdecode(name)) for name in itertools.islice(files, 9)]
-    if len(shown) > 8:
-        shown[8] = "..."
+    shown = [_name(name) for name in itertools.islice(files, _NAMES + 1)]
+    if len(shown) > _NAMES:
+        shown[_NAMES] = "..."
     return ", ".join(shown) or "none"
+
+
+def _name(name: bytes) -> str:
+    shown = repr(os.fsdecode(name[:255]))
+    return shown if len(name) <= 255 else shown + "..."
 
 
 def printable(text: str) -> str:

@@ -14,7 +14,16 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from ..replay import DEFAULT_GRANULARITY, Marked, Replay, Truth, rate, replay, report
+from ..replay import (
+    DEFAULT_GRANULARITY,
+    DEFAULT_MEMORY_LIMIT,
+    Marked,
+    Replay,
+    Truth,
+    rate,
+    replay,
+    report,
+)
 from ..sizes import SIZE, exact_size, exact_sizes, is_granularity, rough_size
 from .common import one_size, print_line, progress_bars, rendered, size_of, write
 from .extents import FORMATS, write_extents
@@ -239,6 +248,15 @@ def _print_extents(result: Replay, form: str) -> None:
     help="Print the dirty extents, nothing else: a list of objects, or lines below a heading, as"
     " `pybitmap dump` does. For one granularity.",
 )
+@click.option(
+    "--memory-limit",
+    metavar="SIZE",
+    default=exact_size(DEFAULT_MEMORY_LIMIT),
+    show_default=True,
+    callback=one_size,
+    help="What bitmaps may take in memory, if all is dirty; half of that without --size, and 1/256"
+    " for the text of TRUTH.json.",
+)
 def replay_command(
     trace: str,
     size: int | None,
@@ -247,6 +265,7 @@ def replay_command(
     file: str | None,
     as_json: bool,
     form: str | None,
+    memory_limit: int,
 ) -> int:
     """Replay a trace of block writes and show what is dirty.
 
@@ -254,7 +273,8 @@ def replay_command(
     OFFSET LENGTH` in bytes, or an iolog of fio (versions 2 and 3).  Every request marks the range
     that it covers, in one bitmap for each granularity.
 
-    Sizes are in bytes; K, M, G and T stand for powers of 1024.
+    Sizes are in bytes; K, M, G and T stand for powers of 1024. A trace may be of any length; a line
+    of it has at most 64K.
 
     \b
     Examples:
@@ -280,6 +300,7 @@ def replay_command(
             granularities=granularities,
             expect=expect,
             file=file,
+            memory_limit=memory_limit,
             progress=progress,
         )
     if form is not None:

@@ -37,9 +37,9 @@ pytest.importorskip("rich", reason="the command line is an extra: pip install '.
 
 from pybitmap import replay
 from pybitmap.cli.replay import picture
-from pybitmap.replay import mark
+from pybitmap.replay import Marking
 from pybitmap.sizes import exact_size, parse_size, rough_size
-from pybitmap.trace import Trace
+from pybitmap.trace import Requests
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "traces"
 TINY, TINY_TRUTH = str(EXAMPLES / "tiny.trace.gz"), str(EXAMPLES / "tiny.json")
@@ -398,7 +398,8 @@ def test_too_many_groups_are_refused(run: Run, tmp_path: Path) -> None:
     path.write_text("write 9000000000000000000 1\n")
     result = run("replay", path)
     assert result.code == 2
-    assert result.err.startswith("pybitmap: a disk of 9000000000000000001 bytes at granularity 655")
+    refused = f"pybitmap: {path}:1: offset 9000000000000000000 + length 1: "
+    assert result.err.startswith(f"{refused}a disk of 9000000000000000001 bytes at granularity 64K")
     assert len(result.err.splitlines()) == 1
 
 
@@ -516,9 +517,9 @@ def drawn(
 ) -> tuple[list[str], list[str]]:
     """The rows of cells, and all lines."""
     starts, counts = array("Q", [at for at, _ in writes]), array("Q", [n for _, n in writes])
-    trace = Trace("t", starts, counts, starts, len(writes), 0, 0, size, "")
-    marked = mark(trace, size, granularity, lambda *_: None)
-    lines = list(picture(marked, size, width, ascii_only))
+    marking = Marking(size, granularity)
+    marking.mark(Requests("t", starts, counts, starts), lambda nrequests: None)
+    lines = list(picture(marking.done(size), size, width, ascii_only))
     border = "|" if ascii_only else "│"
     return [line.split(border)[1] for line in lines if border in line], lines
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import tempfile
 from array import array
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from peers import peer
 
 from pybitmap.errors import BitmapError, TraceError
 from pybitmap.sizes import MAX_SIZE
-from pybitmap.trace import MAX_LINE, Trace, read_trace
+from pybitmap.trace import MAX_LINE, Requests, Trace, read_trace
 
 pytestmark = pytest.mark.core
 
@@ -26,14 +27,35 @@ EXAMPLES = Path(__file__).parents[2] / "examples" / "traces"
 V2, V3 = b"fio version 2 iolog\n", b"fio version 3 iolog\n"
 
 
-def read(text: bytes, **options: Any) -> Trace:
+@dataclass(frozen=True)
+class Whole(Trace):
+    """A trace with all its requests."""
+
+    offsets: array[int]
+    lengths: array[int]
+    lines: array[int]
+
+
+def whole(path: Path, **options: Any) -> Whole:
+    offsets, lengths, lines = array("Q"), array("Q"), array("Q")
+
+    def take(requests: Requests) -> None:
+        offsets.extend(requests.offsets)
+        lengths.extend(requests.lengths)
+        lines.extend(requests.lines)
+
+    trace = read_trace(path, take, **options)
+    return Whole(**vars(trace), offsets=offsets, lengths=lengths, lines=lines)
+
+
+def read(text: bytes, **options: Any) -> Whole:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "t")
         path.write_bytes(text)
-        return read_trace(path, **options)
+        return whole(path, **options)
 
 
-def requests(trace: Trace) -> list[tuple[int, int]]:
+def requests(trace: Whole) -> list[tuple[int, int]]:
     return list(zip(trace.offsets, trace.lengths))
 
 
@@ -89,7 +111,6 @@ def test_offsets_and_lengths_are_arrays_of_uint64() -> None:
 def test_blank_lines_are_skipped_and_counted_in_line_numbers() -> None:
     trace = read(b"\nwrite 0 1\n \t\n\nzero 5 1\n\n")
     assert list(trace.lines) == [2, 5]
-    assert trace.where(1) == f"{trace.path}:5"
 
 
 def test_the_last_line_needs_no_line_end() -> None:
@@ -117,10 +138,10 @@ def test_gzip_is_told_by_its_content() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "t.txt")
         path.write_bytes(gzip.compress(b"write 1 2\n"))
-        assert len(read_trace(path)) == 1
+        assert len(whole(path)) == 1
         path = Path(folder, "t.gz")
         path.write_bytes(b"write 1 2\n")
-        assert len(read_trace(path)) == 1
+        assert len(whole(path)) == 1
 
 
 def test_gzip_of_several_members_is_read_to_the_end() -> None:
@@ -133,6 +154,42 @@ def test_lines_across_chunks_of_reading_stay_whole() -> None:
     trace = read(text)
     assert list(trace.offsets) == list(range(0, 200_000 * 4096, 4096))
     assert list(trace.lines) == list(range(1, 200_001))
+
+
+@pytest.mark.parametrize("line", [b"write 0 1\n", b"zero  0 0\n"])
+def test_requests_are_given_in_pieces_in_order(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "t"
+    path.write_bytes(line * 600_000)
+    pieces: list[Requests] = []
+    read_trace(path, pieces.append)
+    assert len(pieces) >= 2
+    assert max(map(len, pieces)) < 300_000
+    numbers = [number for piece in pieces for number in piece.lines]
+    assert numbers == list(range(1, 600_001))
+
+
+def test_a_reader_that_gives_up_has_what_came_before(tmp_path: Path) -> None:
+    path = tmp_path / "t"
+    path.write_bytes(b"write 0 1\n" * 600_000 + b"bad\n")
+    pieces: list[Requests] = []
+
+    def enough(piece: Requests) -> None:
+        pieces.append(piece)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        read_trace(path, enough)
+    assert len(pieces) == 1
+
+
+def test_the_first_request_beyond_a_size_is_told_by_its_line() -> None:
+    piece = Requests(
+        "t", array("Q", [0, 5, 9, 5]), array("Q", [9, 5, 9, 6]), array("Q", [1, 3, 4, 9])
+    )
+    assert piece.end == 18
+    assert piece.beyond(18) is None
+    assert piece.beyond(17) == ("t:4", 9, 9)
+    assert piece.beyond(9) == ("t:3", 5, 5)
 
 
 def test_progress_is_told_bytes_read_of_all() -> None:
@@ -172,7 +229,7 @@ def test_the_iolog_that_fio_writes_is_read(tmp_path: Path) -> None:
     fio = peer("fio", "fio")
     command = [fio, "--name=j", "--ioengine=null", "--size=1M", "--bs=4k", "--rw=randtrimwrite"]
     subprocess.run([*command, "--write_iolog=log"], cwd=tmp_path, check=True, capture_output=True)
-    trace = read_trace(tmp_path / "log")
+    trace = whole(tmp_path / "log")
     assert trace.writes == trace.discards
     assert trace.writes > 0
     assert set(trace.lengths) == {4096}
@@ -185,7 +242,7 @@ def test_the_iolog_to_which_fio_has_appended_is_read(tmp_path: Path) -> None:
     for runs in (1, 2, 3):
         done = [*command, "--write_iolog=log"]
         subprocess.run(done, cwd=tmp_path, check=True, capture_output=True)
-        trace = read_trace(tmp_path / "log")
+        trace = whole(tmp_path / "log")
         assert (len(trace), trace.writes, trace.end) == (16 * runs, 16 * runs, 1 << 16)
     assert (tmp_path / "log").read_bytes().count(b"iolog") == 3
 
@@ -212,7 +269,7 @@ def test_a_header_that_is_torn_or_unknown_is_refused(line: bytes) -> None:
 
 @pytest.mark.parametrize(("name", "counts"), [("fio-v2", (5, 0, 1)), ("fio-v3", (40, 0, 40))])
 def test_the_iologs_of_the_examples_are_read(name: str, counts: tuple[int, int, int]) -> None:
-    trace = read_trace(EXAMPLES / f"{name}.iolog")
+    trace = whole(EXAMPLES / f"{name}.iolog")
     assert (trace.writes, trace.zeroes, trace.discards) == counts
 
 
@@ -268,7 +325,7 @@ def test_a_line_without_end_is_not_read_to_its_end(tmp_path: Path) -> None:
     with open(path, "wb") as file:
         file.truncate(1 << 40)  # a sparse file of zeros
     with pytest.raises(TraceError, match=":1: a line of more than 65536 bytes"):
-        read_trace(path)
+        whole(path)
 
 
 @pytest.mark.parametrize(
@@ -298,9 +355,23 @@ def test_an_iolog_of_several_files_is_refused_by_their_names() -> None:
 
 
 def test_many_files_are_not_all_named() -> None:
-    message = refusal(V2 + b"".join(b"f%d write 0 1\n" % i for i in range(1000)))
-    assert "writes to 1000 files, 'f0', " in message
-    assert message.count("'f") == 8
+    log = V2 + b"".join(b"f%d write 0 1\n" % i for i in range(1000))
+    for message in (refusal(log), refusal(log, file="g")):
+        assert "'f0', 'f1', 'f2', 'f3', 'f4', 'f5', 'f6', 'f7', ..." in message
+        assert message.count("'f") == 8
+    assert "writes to more than 8 files, 'f0', " in refusal(log)
+
+
+def test_a_file_that_comes_after_many_others_can_be_chosen() -> None:
+    log = V2 + b"".join(b"f%d write %d 1\n" % (i, i) for i in range(1000))
+    assert requests(read(log, file="f999")) == [(999, 1)]
+    assert requests(read(log, file="f0")) == [(0, 1)]
+
+
+@pytest.mark.parametrize("options", [{}, {"file": "c"}])
+def test_a_long_name_of_a_file_is_not_repeated_in_full(options: dict[str, str]) -> None:
+    message = refusal(V2 + b"x" * 60_000 + b" write 0 1\nb write 0 1\n", **options)
+    assert f"'{'x' * 255}'..., 'b'" in message
 
 
 def test_a_file_that_the_iolog_does_not_write_is_refused() -> None:
@@ -328,12 +399,12 @@ def test_what_follows_a_gzip_file_is_refused() -> None:
 
 def test_a_missing_file_is_an_oserror(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        read_trace(tmp_path / "none")
+        whole(tmp_path / "none")
 
 
 def test_a_directory_is_an_oserror(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError):
-        read_trace(tmp_path)
+        whole(tmp_path)
 
 
 def test_a_trace_error_is_a_bitmap_error_and_a_value_error() -> None:
@@ -345,11 +416,11 @@ def test_control_characters_in_a_path_are_not_repeated(tmp_path: Path) -> None:
     path = tmp_path / "\x1b[31m"
     path.write_bytes(b"bad\n")
     with pytest.raises(TraceError, match=r"\\x1b\[31m:1: "):
-        read_trace(path)
+        whole(path)
 
 
 def test_a_first_line_of_an_iolog_that_is_too_long_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_bytes(b"fio version 2 iolog" + b" " * (3 << 20) + b"\nf write 0 4096\n")
     with pytest.raises(TraceError, match="log:1: a line of more than"):
-        read_trace(path)
+        whole(path)
