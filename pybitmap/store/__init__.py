@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from .base import (
     Change,
+    Piece,
     Purpose,
+    Reading,
     Record,
     Store,
     StoredBitmap,
@@ -25,8 +27,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Change",
     "LocalStore",
+    "Piece",
     "Purpose",
     "Qcow2Store",
+    "Reading",
     "Record",
     "Store",
     "StoredBitmap",

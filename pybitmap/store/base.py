@@ -33,10 +33,11 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Callable, Optional
+from functools import partial
+from typing import Callable, NamedTuple, Optional
 
 from ..errors import StoreError
 from ..hbitmap import HBitmap
@@ -158,6 +159,30 @@ class StoredNode:
     bitmaps: Sequence[StoredBitmap]
 
 
+class Piece(NamedTuple):
+    """Of the bits of a stored bitmap: what they say of ``bits.size`` bytes from ``start`` on.
+
+    :param bits: whole groups, but for the end of the node; of whatever granularity says the same
+    """
+
+    start: int
+    bits: HBitmap
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A bitmap that is stored, and a way to read it, again and again, without all of it in memory.
+
+    :param bitmap: without content
+    :param pieces: in order; what none of them covers is clean. None at all of an inconsistent one.
+        A store that can gives pieces of a few MiB at most, whatever is in them, and what is left
+        amid them is not open afterwards. Raises StoreError where the bits cannot be read
+    """
+
+    bitmap: StoredBitmap
+    pieces: Callable[[], Iterator[Piece]]
+
+
 class Volume(ABC):
     """What a store holds for one node, opened; made by :meth:`Store.open`."""
 
@@ -210,6 +235,24 @@ class Volume(ABC):
 
         :raises StoreError: nothing has changed
         """
+
+    def read(self) -> list[Reading]:
+        """What is stored, the oldest first, for who only looks: in place of :meth:`load`, if the
+        volume is open for reading only. Called once.
+
+        This loads all of it; stores that can read parts do better.
+
+        :raises StoreError: if it cannot be read
+        """
+
+        def pieces(content: HBitmap | None) -> Iterator[Piece]:
+            if content is not None:
+                yield Piece(0, content)
+
+        return [
+            Reading(replace(each, content=None), partial(pieces, each.content))
+            for each in self.load()
+        ]
 
     @abstractmethod
     def check_new(self, name: str, granularity: int, names: Collection[str]) -> None:

@@ -45,9 +45,9 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from io import FileIO
 from pathlib import Path
 from threading import RLock
@@ -67,7 +67,9 @@ from ..hbitmap import HBitmap
 from ..sizes import granularity_bits
 from .base import (
     Change,
+    Piece,
     Purpose,
+    Reading,
     Record,
     Store,
     StoredBitmap,
@@ -86,6 +88,7 @@ _LOST = (1 << 64) - 1
 _LOCK = "lock"
 
 _CHUNK = 1 << 22  # bytes read at once
+_PIECE = 1 << 20  # the same, of who reads without loading: two of them are there at times
 
 
 class LocalStore(Store):
@@ -406,6 +409,44 @@ class LocalStore(Store):
                         words.put_generation(words.generation)
             return loaded
 
+    def _read_all(self, volume: LocalVolume) -> list[Reading]:
+        with self._lock:
+            rows = self._sql().rows(volume.node)
+            stored = [(row, self._stored(row, volume.size)) for row in rows]
+            total = sum(
+                row.nbytes * len(row.files) for row, each in stored if not each.inconsistent
+            )
+            todo = _Progress(self, "loading", total)
+            return [
+                Reading(each, partial(self._pieces, None if each.inconsistent else row, todo))
+                for row, each in stored
+            ]
+
+    def _pieces(self, row: Row | None, todo: _Progress) -> Iterator[Piece]:
+        """For :class:`Reading`: a chunk at a time, that of the successor merged."""
+        if row is None:
+            return
+        self._check_process()
+        bits = granularity_bits(row.granularity)
+        what = f"cannot load bitmap '{row.name}' of node '{row.node}'"
+        with ExitStack() as stack:
+            with _reported(what):
+                files = [
+                    stack.enter_context(opened(self.path / name, os.O_RDONLY | os.O_NOFOLLOW))
+                    for name in row.files
+                ]
+            for at in range(0, row.nbytes, _PIECE):
+                nbytes = min(_PIECE, row.nbytes - at)
+                start, end = 8 * at << bits, min(8 * (at + nbytes) << bits, row.size)
+                with _reported(what):
+                    parts = [
+                        HBitmap._over(_read(file, nbytes, todo), end - start, bits)
+                        for file in files
+                    ]
+                for part in parts[1:]:
+                    parts[0].merge(part)
+                yield Piece(start, parts[0])
+
     def _load_file(self, name: str, row: Row, volume: LocalVolume, todo: _Progress) -> HBitmap:
         bits = granularity_bits(row.granularity)
         flags = os.O_RDONLY if volume.read_only else os.O_RDWR
@@ -565,6 +606,9 @@ class LocalVolume(Volume):
 
     def load(self) -> list[StoredBitmap]:
         return self.store._load(self)
+
+    def read(self) -> list[Reading]:
+        return self.store._read_all(self)
 
     def check_new(self, name: str, granularity: int, names: Collection[str]) -> None:
         """Every bitmap can be stored."""

@@ -95,7 +95,15 @@ class File:
             raise self._failed("read", error) from error
 
     def read(self, offset: int, nbytes: int) -> bytes:
-        """As many bytes as there are in the file."""
+        """As many bytes as there are in the file.
+
+        :raises StoreError: also in the child of a fork, where the file reads as empty
+        """
+        if self._pid != os.getpid():
+            raise StoreError(
+                f"{self.path} was opened by process {self._pid}: "
+                f"an image cannot be used on both sides of a fork"
+            )
         pieces = []
         try:
             while nbytes > 0:

@@ -21,6 +21,7 @@ from array import array
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from typing import Callable
 
 from ...errors import (
@@ -35,7 +36,9 @@ from ...sizes import granularity_bits
 from ..base import (
     MAX_NAME,
     Change,
+    Piece,
     Purpose,
+    Reading,
     Record,
     Store,
     StoredBitmap,
@@ -49,8 +52,9 @@ from .file import File
 from .image import Claims, Directory, Image, pack_table, version_of
 from .refcounts import Refcounts, Run
 
-#: Bytes of a bitmap that are read or written at a time.
+#: Bytes of a bitmap that are read or written at a time; and that are read in one piece.
 _BATCH = 8 << 20
+_PIECE = 1 << 20
 
 _FOREIGN = "a program that does not know bitmaps has written to the image"
 
@@ -195,6 +199,16 @@ class Qcow2Volume(Volume):
                 self._switch_to_in_use()
         return loaded
 
+    def read(self) -> list[Reading]:
+        """See :meth:`Volume.read`; of clusters of ones and of zeroes there are no bits in memory.
+
+        :raises CorruptError: if the image is damaged; a bitmap that alone is, is inconsistent
+        """
+        if self._image.version == 2:
+            return []
+        self._entries = _read_entries(self._image, Claims(self._file))
+        return [Reading(_stored(each), partial(self._pieces, each)) for each in self._entries]
+
     def _check_memory(self, entries: list[Entry]) -> None:
         """An image can ask for any amount of memory: what reads as ones takes no space in it."""
         nclusters = sum(
@@ -213,25 +227,45 @@ class Qcow2Volume(Volume):
 
     def _read(self, entry: Entry) -> HBitmap:
         """The bits of a bitmap; what is beyond the end of the disk is dropped."""
-        assert entry.table is not None
         content = self.make(entry.granularity)
+        for start, nbytes, words in self._stretches(entry, _BATCH):
+            if words is None:
+                content.set(start, nbytes)
+            else:
+                content.deserialize(words, start)
+        return content
+
+    def _pieces(self, entry: Entry) -> Iterator[Piece]:
+        """The same, for :class:`Reading`."""
+        if entry.reason is not None:
+            return
+        for start, nbytes, words in self._stretches(entry, _PIECE):
+            if words is None:
+                bits = HBitmap(nbytes, 63)  # a single group
+                bits.set(0, nbytes)
+            else:
+                bits = HBitmap(nbytes, entry.granularity_bits)
+                bits.deserialize(words)
+            yield Piece(start, bits)
+
+    def _stretches(self, entry: Entry, batch: int) -> Iterator[tuple[int, int, bytes | None]]:
+        """What is not zeroes: start and length on the disk, and the words; None: all ones."""
+        assert entry.table is not None
         cluster_size = self._image.cluster_size
-        # Bytes of the disk that a byte, and a cluster, of the bitmap stand for.
+        # Bytes of the disk that a byte of the bitmap stands for.
         scale = 8 * entry.granularity
         nbytes = bitmaps.data_nbytes(self.size, entry.granularity_bits)
-        done = 0
-        for index, nclusters, value in _runs(entry.table, cluster_size):
+        for index, nclusters, value in _runs(entry.table, cluster_size, batch):
             start = index * cluster_size
             end = min(start + nclusters * cluster_size, nbytes)
+            first, length = start * scale, min(end * scale, self.size) - start * scale
             if value == ONES:
-                content.set(start * scale, min(end * scale, self.size) - start * scale)
+                yield first, length, None
             elif value != ZEROES:
                 # Whole words, of which the file always has the bytes: clusters have 512 at least.
                 words = -(-(end - start) // 8) * 8
-                content.deserialize(self._file.read_padded(value, words), start * scale)
-            done = end
-            self._tell(f"load {entry.name}", done, nbytes)
-        return content
+                yield first, length, self._file.read_padded(value, words)
+            self._tell(f"load {entry.name}", end, nbytes)
 
     def _tell(self, what: str, done: int, total: int) -> None:
         if self.store.progress is not None:
@@ -431,9 +465,9 @@ def _read_entries(image: Image, claims: Claims) -> list[Entry]:
     ]
 
 
-def _runs(table: array[int], cluster_size: int) -> Iterator[tuple[int, int, int]]:
-    """Entries that belong together: (index, how many, the first one); batches at most."""
-    most = max(1, _BATCH // cluster_size)
+def _runs(table: array[int], cluster_size: int, batch: int) -> Iterator[tuple[int, int, int]]:
+    """Entries that belong together: (index, how many, the first one); ``batch`` bytes at most."""
+    most = max(1, batch // cluster_size)
     index = 0
     while index < len(table):
         value = table[index]
@@ -555,7 +589,7 @@ class _Qcow2Change(Change):
                 yield index, None
             return
         cluster_size = self._image.cluster_size
-        for index, count, value in _runs(old, cluster_size):
+        for index, count, value in _runs(old, cluster_size, _BATCH):
             if value <= ONES:
                 for i in range(index, index + count):
                     yield i, None
