@@ -24,11 +24,13 @@ from typing import Optional
 from .block.bitmap import DirtyBitmap
 from .block.draft import check_granularity
 from .block.graph import BlockGraph, Transaction
-from .errors import CorruptError, InconsistentError, InvalidError
+from .errors import CorruptError, InconsistentError, InvalidError, NotFoundError
 from .store.base import (
     Change,
+    Piece,
     Progress,
     Purpose,
+    Reading,
     Store,
     StoredBitmap,
     StoredNode,
@@ -57,28 +59,60 @@ def counted(store: Store, progress: Progress) -> list[StoredNode]:
             volume = store.open(_label(store, node.name), None, read_only=True)
             nodes.append((node, stack.enter_context(closing(volume))))
         return [
-            replace(node, bitmaps=[_counted(each) for each in volume.load()])
+            replace(node, bitmaps=[_counted(each, volume.size) for each in volume.read()])
             for node, volume in nodes
         ]
 
 
-def _counted(bitmap: StoredBitmap) -> StoredBitmap:
-    content = bitmap.content
-    return replace(bitmap, content=None, count=None if content is None else content.count())
+def _counted(reading: Reading, size: int) -> StoredBitmap:
+    bitmap = reading.bitmap
+    if bitmap.inconsistent:
+        return bitmap
+    count = 0
+    for start, bits in reading.pieces():
+        count += bits.count(0, bits.size)
+        if bits.size and start + bits.size == size and bits[bits.size - 1]:
+            count += -size % bitmap.granularity  # the last group counts whole
+    return replace(bitmap, count=count)
 
 
 @contextmanager
 def areas(store: Store, name: Name, progress: Progress) -> Iterator[Iterator[tuple[int, int]]]:
     """The dirty areas of a bitmap, ``(offset, length)``, as they are found.
 
+    All of it is read once before, so that what cannot be read is told before the first is given;
+    the store is locked for writers from then on until the block ends.
+
     :raises NotFoundError: if there is none of that name
     :raises InconsistentError: if it has no bits, and why
     :raises StoreError: if it cannot be read
     """
-    with BlockGraph() as graph:
-        opened = _Opened(graph, store, [name], progress, read_only=True)
-        node, bitmap = opened.usable(name)
-        yield graph.find_node(node).find_bitmap(bitmap).areas()
+    store.progress = progress
+    with closing(store.open(_label(store, name[0]), None, read_only=True)) as volume:
+        found = [each for each in volume.read() if each.bitmap.name == name[1]]
+        if not found:
+            raise NotFoundError(f"Dirty bitmap '{name[1]}' not found")
+        [reading] = found
+        if reading.bitmap.reason is not None:
+            raise _unusable(store, name[1], reading.bitmap.reason)
+        for _ in reading.pieces():
+            pass
+        store.progress = None
+        yield _joined(reading.pieces())
+
+
+def _joined(pieces: Iterable[Piece]) -> Iterator[tuple[int, int]]:
+    """The areas of all of them; those that touch, as of two pieces, are one."""
+    start = end = 0
+    for first, bits in pieces:
+        for offset, nbytes in bits.areas():
+            if first + offset != end:
+                if end > start:
+                    yield start, end - start
+                start = first + offset
+            end = first + offset + nbytes
+    if end > start:
+        yield start, end - start
 
 
 def problems(store: Store, progress: Progress) -> Iterator[tuple[Name | None, str | None]]:
@@ -331,13 +365,17 @@ class _Opened:
 
 def _usable(store: Store, bitmap: DirtyBitmap) -> None:
     """
-    :raises InconsistentError: in the gatekeeper's words, and what happened to the bitmap
+    :raises InconsistentError: if it is
     """
-    if bitmap.inconsistent:
-        where = f"{store.path}: " if store.path else ""
-        raise InconsistentError(
-            f"{where}Bitmap '{bitmap.name}' is inconsistent and cannot be used: {bitmap.reason}"
-        )
+    if bitmap.reason is not None:
+        raise _unusable(store, bitmap.name, bitmap.reason)
+
+
+def _unusable(store: Store, bitmap: str, reason: str) -> InconsistentError:
+    where = f"{store.path}: " if store.path else ""
+    return InconsistentError(
+        f"{where}Bitmap '{bitmap}' is inconsistent and cannot be used: {reason}"
+    )
 
 
 def _label(store: Store, node: str | None) -> str:

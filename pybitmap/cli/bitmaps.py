@@ -490,7 +490,8 @@ def _change_some(
 def dump_command(path: str, name: str, form: str, node: str | None) -> None:
     """Print the dirty extents of a bitmap: offset and length, in bytes.
 
-    Extents are in order and do not touch; the last one ends with the disk at the latest.
+    Extents are in order and do not touch; the last one ends with the disk at the latest. All is
+    read once before the first is printed, so what cannot be read is told before.
 
     \b
     Examples:
