@@ -6,8 +6,11 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import struct
 import subprocess
+from functools import cache
 from pathlib import Path
+from typing import Callable
 
 import pytest
 from images import (
@@ -18,6 +21,8 @@ from images import (
     asked,
     check,
     create,
+    create_encrypted,
+    decrypted,
     known,
     listed,
     loaded,
@@ -26,7 +31,7 @@ from images import (
 )
 from peers import peer
 
-from pybitmap import HBitmap
+from pybitmap import CorruptError, HBitmap
 
 TRACES = Path(__file__).parents[2] / "examples" / "traces"
 
@@ -116,6 +121,7 @@ def variants() -> dict[str, dict[str, object]]:
         "lazy refcounts": {"lazy_refcounts": "on"},
         "backing": {"backing_file": "base", "backing_fmt": "qcow2"},
         "small backing": {"backing_file": "base", "backing_fmt": "qcow2", "cluster_size": 512},
+        "zstd": {"compression_type": "zstd"},
     }
 
 
@@ -155,6 +161,95 @@ def test_the_rest_of_an_image_stays_as_it_is(
         qemu_io(path, "read -P 2 4M 128k")
     if "backing" in name:
         qemu_io(path, "read -P 7 1M 64k")
+
+
+@pytest.fixture(scope="module")
+def encrypted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], bytes]:
+    """Images of 8 MiB, by method; a key takes seconds to make."""
+    folder = tmp_path_factory.mktemp("encrypted")
+    return cache(lambda method: create_encrypted(folder / method, method, "8M").read_bytes())
+
+
+@pytest.mark.parametrize("method", ["luks", "aes"])
+def test_of_an_encrypted_image_the_bitmaps_are_not(
+    tmp_path: Path, encrypted: Callable[[str], bytes], method: str
+) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(encrypted(method))
+    opened = decrypted(path)
+    *_, disk = opened
+    qemu_io(disk, "write -P 1 0 300k", options=opened[:-1])
+    for name in ("theirs", "gone"):
+        qemu_img("bitmap", "--add", *opened, name)
+    qemu_io(disk, "write -P 2 4M 300k", options=opened[:-1])
+    with Opened(path, read_only=True) as image:
+        assert list(image.bitmaps["theirs"].areas()) == [(4 * MIB, 320 << 10)]
+        header = image.volume._image._encryption
+    assert (header is not None) == (method == "luks")
+    offset, nbytes = header or (0, 0)
+    before = path.read_bytes()[offset : offset + nbytes]
+    data = qemu_img("map", "--output=json", *opened)
+    with Opened(path) as image:
+        scatter(image.add("ours"), 1)
+        image.remove("gone")
+        image.commit()
+        expected = known(image)
+    assert qemu_img("check", *opened).startswith("No errors")
+    assert path.read_bytes()[offset : offset + nbytes] == before
+    assert qemu_img("map", "--output=json", *opened) == data
+    qemu_io(disk, "read -P 1 0 300k", "read -P 2 4M 300k", options=opened[:-1])
+    # What is in ours goes into a bitmap of QEMU's, and comes back as it was.
+    qemu_img("bitmap", "--add", "-g", "512", *opened, "copy")
+    qemu_img("bitmap", "--merge", "ours", *opened, "copy")
+    assert loaded(path) == {**expected, "copy": expected["ours"]}
+    assert qemu_img("check", *opened).startswith("No errors")
+
+
+def test_the_header_of_an_encryption_is_nobody_elses(
+    tmp_path: Path, encrypted: Callable[[str], bytes]
+) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(encrypted("luks"))
+    with Opened(path) as image:
+        image.add("a").set(0, 1)
+    with Opened(path, read_only=True) as image:
+        (entry,) = image.volume._entries
+    pointer = path.read_bytes().index(bytes.fromhex("0537be77 00000010")) + 8
+    data = bytearray(path.read_bytes())
+    data[pointer : pointer + 16] = struct.pack(">QQ", entry.table_offset, 4096)
+    path.write_bytes(data)
+    with pytest.raises(CorruptError, match="bitmap 'a' and the encryption's header overlap"):
+        Opened(path)
+    for damage, words in (
+        (bytes(4) + b"\0\0\0\x10", "does not say where its header is"),
+        (bytes.fromhex("0537be77 00000008"), "pointer to the encryption's header is damaged"),
+    ):
+        data[pointer - 8 : pointer] = damage
+        path.write_bytes(data)
+        with pytest.raises(CorruptError, match=words):
+            loaded(path)
+    assert path.read_bytes() == data
+
+
+@pytest.mark.parametrize("missing", ["base", "data"])
+def test_what_an_image_refers_to_need_not_be_there(
+    tmp_path: Path, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = {
+        "base": {"backing_file": "base", "backing_fmt": "qcow2"},
+        "data": {"data_file": "data"},
+    }
+    create(Path("base"), "8M")
+    path = create(tmp_path / "image", "8M", **options[missing])
+    qemu_io(path, "write -P 1 0 300k")
+    away = Path(missing).rename("away")
+    with Opened(path) as image:
+        scatter(image.add("a"), 1)
+    away.rename(missing)
+    assert check(path) == FINE
+    assert asked(path) == loaded(path)
+    qemu_io(path, "read -P 1 0 300k")
 
 
 def test_header_extensions_are_kept_byte_for_byte(tmp_path: Path) -> None:

@@ -53,9 +53,14 @@ _KNOWN_INCOMPATIBLE = 0b11111
 _BITMAPS, _RAW_DATA = 1 << 0, 1 << 1
 
 _END, _FEATURE_NAMES, _BITMAPS_EXTENSION = 0, 0x6803F857, 0x23852875
+_ENCRYPTION = 0x0537BE77
 _EXTENSION = struct.Struct(">II")
 _BITMAPS_DATA = struct.Struct(">IIQQ")
+_ENCRYPTION_DATA = struct.Struct(">QQ")
 _SLOT_NBYTES = _EXTENSION.size + _BITMAPS_DATA.size
+
+# How the data of the disk is encrypted ("crypt_method"); the last with a header of its own.
+_NOT_AT_ALL, _AES, _LUKS = 0, 1, 2
 
 # Where in the header.
 _BACKING_OFFSET, _REFCOUNT_TABLE_OFFSET, _AUTOCLEAR_OFFSET, _LENGTH_OFFSET = 8, 48, 88, 100
@@ -155,10 +160,11 @@ class Image:
         #: The bitmaps extension, None if there is none; the others as they are.
         self.directory: Directory | None = None
         self._others: list[bytes] = []
+        #: Where the header of the encryption lies: offset and bytes.
+        self._encryption: tuple[int, int] | None = None
         if self.version == 3:
             self._read_version_3()
-        if crypt_method:
-            raise self.unsupported("an encrypted image")
+        self._check_encryption(crypt_method)
         if self._incompatible & _CORRUPT:
             raise file.corrupt("the image is marked as corrupt: run qemu-img check -r all")
         if self._incompatible & _DIRTY and not read_only:
@@ -187,6 +193,16 @@ class Image:
         if self.has_bitmaps and self.directory is None:
             raise self.file.corrupt("there are said to be bitmaps, but there is no such extension")
 
+    def _check_encryption(self, method: int) -> None:
+        """Only what the disk holds is encrypted: the bitmaps are not, nor what they need.
+
+        :raises UnsupportedError: if that cannot be said, as of a method that is not known
+        """
+        if method not in (_NOT_AT_ALL, _AES, _LUKS):
+            raise self.unsupported(f"an image encrypted by method {method}")
+        if method == _LUKS and self.version == 3 and self._encryption is None:
+            raise self.file.corrupt("it is encrypted by LUKS, but does not say where its header is")
+
     def _read_extensions(self, unknown: int) -> None:
         """ "Header extensions" """
         backing = self._backing[0]
@@ -204,6 +220,8 @@ class Image:
                 raise self.file.corrupt(f"header extension {kind:#x} has {nbytes} bytes")
             if kind != _BITMAPS_EXTENSION:
                 self._others.append(data[start - _EXTENSION.size : offset])
+                if kind == _ENCRYPTION:
+                    self._read_encryption(data[start : start + nbytes])
                 continue
             if found or nbytes != _BITMAPS_DATA.size:
                 raise self.file.corrupt("the bitmaps extension is damaged, or there twice")
@@ -213,6 +231,12 @@ class Image:
                 raise self.file.corrupt("the bitmaps extension has reserved bits set")
             self.directory = Directory(nbitmaps, directory_nbytes, directory)
             self._in_place = start == self._length + _EXTENSION.size and offset <= SECTOR
+
+    def _read_encryption(self, data: bytes) -> None:
+        """ "Full disk encryption header pointer" """
+        if self._encryption is not None or len(data) != _ENCRYPTION_DATA.size:
+            raise self.file.corrupt("the pointer to the encryption's header is damaged, or twice")
+        self._encryption = _ENCRYPTION_DATA.unpack(data)
 
     #: Does the extension stand first, in the first sector?
     _in_place = False
@@ -301,6 +325,9 @@ class Image:
         offset, nentries = self._l1
         if nentries:
             claims.claim(what, self.check_area(what, offset, 8 * nentries))
+        if self._encryption is not None:
+            what = "the encryption's header"
+            claims.claim(what, self.check_area(what, *self._encryption))
         self._claim_snapshots(claims)
 
     def _claim_snapshots(self, claims: Claims) -> None:

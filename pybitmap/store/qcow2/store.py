@@ -96,7 +96,7 @@ class Qcow2Store(Store):
         """
         :raises LockedError: if another program, or another node, has the image open
         :raises CorruptError: if it is damaged
-        :raises UnsupportedError: if it is encrypted, or has features that are not known
+        :raises UnsupportedError: if it has features, or an encryption, that are not known
         :raises StoreError: if it cannot be used, and why: for writing also refcounts that are out
             of date
         """
