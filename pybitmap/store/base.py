@@ -49,6 +49,10 @@ MAX_NAME = 1023
 Progress = Callable[[str, int, Optional[int]], object]
 
 
+#: The reason of a bitmap that nobody can use here as long as another program has it open.
+LIVE = "a program that has it open keeps its bits, and those on the disk are old: ask that program"
+
+
 class Purpose(Enum):
     """Why a volume is stored."""
 
@@ -127,7 +131,7 @@ class StoredBitmap:
         which does not
     :param content: the bits, if it was loaded: made as by :meth:`Volume.make`, with a successor's
         merged; None of an inconsistent one
-    :param reason: why it is inconsistent, a sentence for its user; None if it is not
+    :param reason: why it is inconsistent, a sentence for its user; None if it is not; or LIVE
     :param in_use: it was not closed in an orderly way, or is open now
     :param count: dirty bytes in whole groups, for whoever has counted them
     """
@@ -142,7 +146,12 @@ class StoredBitmap:
 
     @property
     def inconsistent(self) -> bool:
-        return self.reason is not None
+        return self.reason is not None and not self.live
+
+    @property
+    def live(self) -> bool:
+        """Has another program it open, and its bits? Seen only by who reads without a lock."""
+        return self.reason == LIVE
 
 
 @dataclass(frozen=True)
@@ -305,6 +314,8 @@ class Store(ABC):
 
     #: Where it is, for people; empty if at no path.
     path: str | os.PathLike[str] = ""
+    #: Does it keep others off, and heed theirs? False: see the stores.
+    lock: bool = True
     #: Who wants to know how far a long store or load is.
     progress: Progress | None = None
     #: Of volumes opened from now on: is nothing written to their disks while they are open, as

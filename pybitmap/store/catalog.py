@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import re
-import shutil
 import sqlite3
 import sys
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, fields
+from io import FileIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import get_ident
@@ -30,6 +31,7 @@ from .._fork import in_child
 from ..errors import BitmapError, CorruptError, InvalidError, LockedError, StoreError
 from ..sizes import granularity_bits
 from .opened import become_null, opened
+from .unlocked import changed, lacking, no_locks
 
 _Answer = TypeVar("_Answer")
 
@@ -148,6 +150,7 @@ def _inside(call: Callable[[], _Answer]) -> _Answer:
 #: Of a connection in the child of a fork: SQLite counts its locks by process, and takes those of
 #: connections that came along for its own. The store's lock does without.
 _vfs = ""
+_WITHOUT_LOCKS = "&vfs=unix-none"
 
 
 #: Whose connections the child of a fork has; and what it has of these.
@@ -164,11 +167,16 @@ class Catalog:
     invalid, and then the journal: a transaction that has returned survives a crash of the system.
     SQLite's own lock (locking_mode=EXCLUSIVE) is there should somebody remove the lock file.
 
+    Without locks SQLite has none either. A reader then works on a copy, since the catalog may be
+    changed meanwhile: :meth:`check_unchanged`.
+
     In the child of a fork it is not used any more, nor closed: see :func:`_after_fork`.
     """
 
-    def __init__(self, directory: Path, *, writing: bool) -> None:
+    def __init__(self, directory: Path, *, writing: bool, lock: bool = True) -> None:
         self._path = directory / CATALOG
+        #: What a copy was made of, if that may change: the catalog and its journal.
+        self._seen: tuple[bytes, bytes] | None = None
         self._copy: TemporaryDirectory[str] | None = None
         self._forked = False
         if _unusable:
@@ -176,8 +184,12 @@ class Catalog:
                 "SQLite cannot be used in this process: another thread of its parent was in SQLite "
                 "when this was forked; fork while no other thread changes a store, or spawn"
             )
-        with self._errors():
-            self._sql = _inside(lambda: self._connect(writing))
+        try:
+            with self._errors():
+                self._sql = _inside(lambda: self._connect(writing, lock))
+        except BaseException:
+            self._remove_copy()
+            raise
         _open.add(self)
         try:
             with self._errors():
@@ -202,30 +214,67 @@ class Catalog:
             self.close()
             raise
 
-    def _connect(self, writing: bool) -> sqlite3.Connection:
+    def _connect(self, writing: bool, lock: bool) -> sqlite3.Connection:
         path = self._path
         journal = path.with_name(JOURNAL)
-        if not writing and _first_byte(journal):
-            # A killed process left a transaction half done. Taking it back means writing, so that
-            # happens to a copy.
+        vfs = _vfs if lock else _WITHOUT_LOCKS
+        if not writing and (_first_byte(journal) or not lock):
+            # A killed process left a transaction half done, or one may be under way. Taking it back
+            # means writing, so that happens to a copy.
             self._copy = TemporaryDirectory()
             path = Path(self._copy.name) / CATALOG
-            shutil.copyfile(self._path, path)
-            shutil.copyfile(journal, path.with_name(JOURNAL))
+            catalog, journalled = self._bytes()
+            path.write_bytes(catalog)
+            path.with_name(JOURNAL).write_bytes(journalled)
+            if not lock:
+                self._seen = catalog, journalled
+                self.check_unchanged()
             mode = "rw"
         elif writing:
             # SQLite would not say why it cannot, or open it for reading instead.
-            opened(path, os.O_RDWR | os.O_CREAT).close()
+            with opened(path, os.O_RDWR | os.O_CREAT) as file:
+                self._check_locks(file, vfs)
             mode = "rw"
         else:
+            with suppress(FileNotFoundError), opened(path, os.O_RDONLY) as file:
+                self._check_locks(file, vfs)
             mode = "ro"
         return sqlite3.connect(
-            f"{path.as_uri()}?mode={mode}{_vfs}",
+            f"{path.as_uri()}?mode={mode}{vfs}",
             uri=True,
             timeout=0,
             isolation_level=None,
             check_same_thread=False,
         )
+
+    def _bytes(self) -> tuple[bytes, bytes]:
+        """Of the catalog, and of its journal."""
+        journal = b""
+        catalog = self._path.read_bytes()
+        with suppress(FileNotFoundError):
+            journal = self._path.with_name(JOURNAL).read_bytes()
+        return catalog, journal
+
+    def check_unchanged(self) -> None:
+        """What was read without a lock is there still.
+
+        (In exclusive mode SQLite does not count its changes in the file, so all of it is compared.)
+
+        :raises StoreError: if not
+        """
+        if self._seen is not None:
+            with self._errors():
+                if self._bytes() != self._seen:
+                    raise changed(f"catalog '{self._path}'")
+
+    def _check_locks(self, file: FileIO, vfs: str) -> None:
+        """SQLite does not say that it lacks them."""
+        if vfs != _WITHOUT_LOCKS:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError as error:  # that it is somebody else's, SQLite says
+                if lacking(error):
+                    raise no_locks(f"catalog '{self._path}'", error) from error
 
     def _execute(self, statement: str, values: Iterable[object] = ()) -> list[tuple[Any, ...]]:
         if self._forked:
@@ -326,6 +375,9 @@ class Catalog:
             return
         with suppress(sqlite3.Error):
             _inside(self._sql.close)
+        self._remove_copy()
+
+    def _remove_copy(self) -> None:
         if self._copy is not None:
             self._copy.cleanup()
 
@@ -415,5 +467,5 @@ def _after_fork() -> None:
         _kept.append(each._sql)
         if sys.implementation.name == "cpython":  # which empties its modules at the end
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(each._sql))
-    _vfs = "&vfs=unix-none"
+    _vfs = _WITHOUT_LOCKS
     become_null(path for each in left for path in (each._path, each._path.with_name(JOURNAL)))

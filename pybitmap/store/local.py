@@ -78,7 +78,8 @@ from .base import (
     Wanted,
 )
 from .catalog import CATALOG, JOURNAL, Catalog, Row, is_words
-from .opened import opened
+from .opened import is_open_here, opened
+from .unlocked import lacking, no_locks
 
 #: Behind the words of a file.
 _GENERATION = struct.Struct("<Q")
@@ -103,10 +104,21 @@ class LocalStore(Store):
     marked in its file as lost if that fails, also by who only reads and may write to the file.
     After a crash of the system a bitmap that was in use is inconsistent. What a file system says it
     has reserved has to be true: copy-on-write ones (btrfs, ZFS, APFS) may run out of space
-    nevertheless, and a write to the mapping is then a SIGBUS."""
+    nevertheless, and a write to the mapping is then a SIGBUS.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    Without locks: for reading none is taken and nobody's is heeded, so another process may go on
+    with the store. What is read has every mark made before, and maybe some made meanwhile; if the
+    catalog changed meanwhile, that is an error ("try again"). For writing, ``lock=False`` goes on
+    where the file system has no locks: then nothing keeps another process from writing to the store
+    as well, which destroys it. Locks that can be had are taken and heeded all the same; not
+    SQLite's own, behind them.
+
+    :param lock: False: do without locks, see above
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, lock: bool = True) -> None:
         self.path: Path = Path(os.path.abspath(path))
+        self.lock = lock
         self._lock = RLock()
         self._volumes: dict[str, LocalVolume] = {}
         self._pid = 0
@@ -195,10 +207,12 @@ class LocalStore(Store):
             self._acquire(writing=False)
             try:
                 catalog = self._sql()
-                return [
+                nodes = [
                     StoredNode(name, size, [self._stored(row, size) for row in catalog.rows(name)])
                     for name, size in catalog.nodes()
                 ]
+                catalog.check_unchanged()
+                return nodes
             finally:
                 self._release_if_unused()
 
@@ -247,7 +261,8 @@ class LocalStore(Store):
         self._catalog = None
         assert self._lock_file is not None
         with suppress(OSError):
-            fcntl.flock(self._lock_file, fcntl.LOCK_NB | fcntl.LOCK_SH)
+            kind = fcntl.LOCK_SH if self.lock else fcntl.LOCK_UN
+            fcntl.flock(self._lock_file, fcntl.LOCK_NB | kind)
 
     def _open_lock(self, writing: bool) -> FileIO:
         if writing:
@@ -259,8 +274,21 @@ class LocalStore(Store):
 
     def _flock(self, kind: int) -> None:
         assert self._lock_file is not None
-        with suppress(BlockingIOError):
+        if not self.lock and kind == fcntl.LOCK_SH:
+            return
+        try:
             fcntl.flock(self._lock_file, kind | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            if not lacking(error):
+                raise
+            if self.lock:
+                raise no_locks(f"store '{self.path}'", error) from error
+            gc.collect()  # of a graph that nobody has any more
+            if is_open_here(self._lock_file):  # which needs no locks to be known
+                raise self._locked({os.getpid()}) from None
             return
         holders = _lock_holders(os.fstat(self._lock_file.fileno()).st_ino)
         if os.getpid() in holders:
@@ -296,8 +324,14 @@ class LocalStore(Store):
             catalog, self._catalog = self._catalog, None
             catalog.close()
         if self._catalog is None:
-            self._catalog = Catalog(self.path, writing=self._writing)
+            self._catalog = Catalog(self.path, writing=self._writing, lock=self.lock)
         return self._catalog
+
+    def _check_unchanged(self) -> None:
+        """An error of what was read without a lock is one if it belongs together."""
+        with self._lock:
+            if self._catalog is not None:
+                self._catalog.check_unchanged()
 
     def _close_volume(self, volume: LocalVolume) -> None:
         with self._lock:
@@ -396,6 +430,7 @@ class LocalStore(Store):
                         after = replace(after, in_use=self._in_use(after))
                         changed.append((after, words))
                 loaded.append(replace(stored, content=content))
+            catalog.check_unchanged()
             if changed:
 
                 def put(catalog: Catalog) -> None:
@@ -498,9 +533,11 @@ class LocalStore(Store):
             return None
         if row.in_use.split(" ")[0] != _boot():
             return "it was in use when the system went down, so marks may be missing"
-        if row.in_use != self._in_use(row) or any(
-            abs(found - each) > 1 for found, each in zip(generations, wanted)
-        ):
+        try:
+            same = row.in_use == self._in_use(row)
+        except OSError as error:  # it went just now
+            return f"its bits cannot be read: {os.strerror(error.errno or 0)}"
+        if not same or any(abs(found - each) > 1 for found, each in zip(generations, wanted)):
             return "it was in use when its files were copied or replaced"
         for name in row.files:
             # What the kernel could not write it says once. Then it drops it, sooner or later.
@@ -605,7 +642,11 @@ class LocalVolume(Volume):
         self.filename = str(store.path)
 
     def load(self) -> list[StoredBitmap]:
-        return self.store._load(self)
+        try:
+            return self.store._load(self)
+        except StoreError:
+            self.store._check_unchanged()
+            raise
 
     def read(self) -> list[Reading]:
         return self.store._read_all(self)

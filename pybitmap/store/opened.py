@@ -35,6 +35,16 @@ def opened(path: str | os.PathLike[str], flags: int) -> FileIO:
     return file
 
 
+def is_open_here(file: FileIO) -> bool:
+    """Has this process the same file open a second time, by :func:`opened`?"""
+    status = os.fstat(file.fileno())
+    for each in list(_open):
+        with suppress(OSError, ValueError):  # another thread closes it just now
+            if each is not file and os.path.samestat(os.fstat(each.fileno()), status):
+                return True
+    return False
+
+
 @in_child
 def _after_fork() -> None:
     _become_null(file.fileno() for file in list(_open) if not file.closed)

@@ -39,7 +39,7 @@ class Recorder:
         epochs, self.epochs[:] = self.epochs[:], [[]]
         return epochs
 
-    def __call__(self, path: str, *, read_only: bool) -> File:
+    def __call__(self, path: str, *, read_only: bool, lock: bool) -> File:
         epochs = self.epochs
 
         class Recorded(File):
@@ -50,7 +50,7 @@ class Recorder:
             def _fdatasync(self) -> None:
                 epochs.append([])
 
-        return Recorded(path, read_only=read_only)
+        return Recorded(path, read_only=read_only, lock=lock)
 
 
 def apply(image: bytearray, writes: Epoch) -> bytearray:

@@ -49,7 +49,7 @@ class Disk:
     def error(self) -> OSError:
         return OSError(self.code, "as the test wants it")
 
-    def __call__(self, path: str, *, read_only: bool) -> File:
+    def __call__(self, path: str, *, read_only: bool, lock: bool) -> File:
         disk = self
 
         class Failing(File):
@@ -87,7 +87,7 @@ class Disk:
                 if disk.code == errno.EIO and not disk.short and disk.fails():
                     raise disk.error()
 
-        return Failing(path, read_only=read_only)
+        return Failing(path, read_only=read_only, lock=lock)
 
 
 def caught(call: Callable[[], None]) -> StoreError | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Runs a script with `c/faults.c` below it: see there."""
+"""Runs a script with `c/faults.c`, or another such library, below it: see there."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ import pytest
 SUPPORT = Path(__file__).parent
 
 
-def build(folder: Path) -> Path:
-    """The library; skips the test where it cannot be."""
+def build(folder: Path, name: str = "faults") -> Path:
+    """The library of `c/NAME.c`; skips the test where it cannot be."""
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         pytest.skip("LD_PRELOAD as it is used here needs Linux and glibc")
     compiler = os.environ.get("CC", "cc").split()
     if shutil.which(compiler[0]) is None:
         pytest.skip(f"no C compiler: {compiler[0]} is not installed (Debian package gcc)")
-    library = folder / "faults.so"
-    source = str(SUPPORT.parent / "c" / "faults.c")
+    library = folder / f"{name}.so"
+    source = str(SUPPORT.parent / "c" / f"{name}.c")
     flags = ["-std=c11", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
     subprocess.run([*compiler, *flags, "-o", str(library), source, "-ldl"], check=True)
     return library

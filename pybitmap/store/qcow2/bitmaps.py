@@ -210,7 +210,8 @@ def read_table(image: Image, entry: Entry) -> array[int]:
     table = image.read_table(entry.table_offset, entry.table_size)
     if max(table) <= ONES:
         return table
-    limit = image.clusters(image.file_nbytes) << image.cluster_bits
+    # Its size now: who reads without a lock may see a table that is younger than the header.
+    limit = image.clusters(image.file.size()) << image.cluster_bits
     reserved = ~(OFFSET_MASK & -image.cluster_size)
     for i, value in enumerate(table):
         if value > ONES and (value & reserved or value >= limit):

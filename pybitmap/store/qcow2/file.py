@@ -12,11 +12,11 @@ import gc
 import os
 import stat
 from collections.abc import Sequence
-from contextlib import suppress
-from weakref import WeakSet
+from hashlib import blake2b
 
 from ...errors import CorruptError, LockedError, StoreError
-from ..opened import opened
+from ..opened import is_open_here, opened
+from ..unlocked import NoLocksError, changed
 from . import locks
 
 #: Buffers that one call takes (IOV_MAX), and bytes, so that an interrupt is soon seen.
@@ -25,14 +25,18 @@ _MAX_BYTES = 1 << 24
 
 
 class File:
-    """An open and locked image; ``read_only``: with the locks of a reader.
+    """An open and locked image.
 
+    :param read_only: with the locks of a reader
+    :param lock: see :class:`~pybitmap.store.qcow2.store.Qcow2Store`
     :raises LockedError: if another program has it open
     :raises StoreError: if it cannot be opened; offsets and sizes are in bytes everywhere
     """
 
-    def __init__(self, path: str, *, read_only: bool) -> None:
+    def __init__(self, path: str, *, read_only: bool, lock: bool = True) -> None:
         self.path = path
+        #: Reads without a lock: where, how many bytes, and a digest; see :meth:`check_unchanged`.
+        self._seen: list[tuple[int, int, bytes]] | None = None
         flags = os.O_RDONLY if read_only else os.O_RDWR
         try:
             # A FIFO would wait for somebody to write.
@@ -46,36 +50,47 @@ class File:
             mode = os.fstat(self._fd).st_mode
             if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
                 raise StoreError(f"{path}: neither a file nor a block device", errno.EINVAL)
-            self._lock(read_only)
+            if read_only and not lock:
+                self._seen = []
+            else:
+                self._lock(read_only, lock)
         except BaseException:
             self.close()
             raise
-        _open.add(self)
 
-    def _lock(self, read_only: bool) -> None:
+    def _lock(self, read_only: bool, needed: bool) -> None:
         try:
-            locks.lock(self._fd, self.path, read_only=read_only)
+            self._lock_once(read_only, needed)
             return
         except LockedError:
             locks.unlock(self._fd)
-            if not self._is_here():
+            if not is_open_here(self._file):
                 raise
         gc.collect()  # of a graph that nobody has any more
         try:
-            locks.lock(self._fd, self.path, read_only=read_only)
+            self._lock_once(read_only, needed)
         except LockedError as error:
-            if not self._is_here():
+            if not is_open_here(self._file):
                 raise
             raise LockedError(f"{self.path} is open in this process already", error.errno) from None
 
-    def _is_here(self) -> bool:
-        """Has this process the same image open?"""
-        status = os.fstat(self._fd)
-        for each in list(_open):
-            with suppress(OSError):  # another thread closes it just now
-                if os.path.samestat(os.fstat(each._fd), status):
-                    return True
-        return False
+    def _lock_once(self, read_only: bool, needed: bool) -> None:
+        try:
+            locks.lock(self._fd, self.path, read_only=read_only)
+        except NoLocksError as error:
+            if needed:
+                raise
+            if is_open_here(self._file):  # which needs no locks to be known
+                raise LockedError(f"{self.path} is open already", error.errno) from None
+
+    @property
+    def locked(self) -> bool:
+        """Was it opened so that nobody changes it meanwhile, or nobody should?"""
+        return self._seen is None
+
+    def is_written(self) -> bool:
+        """Has another program it open for writing, as far as locks tell?"""
+        return locks.is_written(self._fd)
 
     def close(self) -> None:
         """And unlock it; may be called twice."""
@@ -104,7 +119,7 @@ class File:
                 f"{self.path} was opened by process {self._pid}: "
                 f"an image cannot be used on both sides of a fork"
             )
-        pieces = []
+        start, pieces = offset, []
         try:
             while nbytes > 0:
                 piece = self._pread(min(nbytes, _MAX_BYTES), offset)
@@ -115,7 +130,25 @@ class File:
                 nbytes -= len(piece)
         except OSError as error:
             raise self._failed("read", error) from error
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        if self._seen is not None:
+            self._seen.append((start, len(data), _digest(data)))
+        return data
+
+    def check_unchanged(self) -> None:
+        """What was read without a lock is there still: then it was so at one moment.
+
+        (A program that writes something else and then again the same goes unseen.)
+
+        :raises StoreError: if not
+        """
+        seen, self._seen = self._seen, None
+        try:
+            for offset, nbytes, digest in seen or ():
+                if _digest(self.read(offset, nbytes)) != digest:
+                    raise changed(self.path)
+        finally:
+            self._seen = seen
 
     def read_padded(self, offset: int, nbytes: int) -> bytes:
         """That many bytes: what is beyond the end of the file is zero."""
@@ -168,8 +201,8 @@ class File:
         os.fdatasync(self._fd)
 
 
-#: Those of this process.
-_open: WeakSet[File] = WeakSet()
+def _digest(data: bytes) -> bytes:
+    return blake2b(data, digest_size=16).digest()
 
 
 def _first(pieces: list[memoryview]) -> list[memoryview]:

@@ -17,7 +17,8 @@ import struct
 import sys
 from contextlib import suppress
 
-from ...errors import LockedError, StoreError, UnsupportedError
+from ...errors import LockedError, StoreError
+from ..unlocked import NoLocksError, lacking, no_locks
 
 # Python's fcntl does not have these names before 3.9, nor without the C library's.
 _F_OFD_GETLK = getattr(fcntl, "F_OFD_GETLK", 36)
@@ -39,11 +40,14 @@ def lock(fd: int, path: str, *, read_only: bool) -> None:
     """Lock an open image; closing it unlocks it, if no child of a fork has it.
 
     :raises LockedError: if somebody else has it open, and one of the two is a writer
-    :raises UnsupportedError: if the system has no such locks
-    :raises StoreError: if the file system has none
+    :raises NoLocksError: if the system, or the file system, has no such locks
+    :raises StoreError: if it cannot be locked for another reason
     """
     if sys.platform != "linux":
-        raise UnsupportedError(f"{path}: qcow2 images can be locked on Linux only")
+        raise NoLocksError(
+            f"{path}: qcow2 images can be locked on Linux only; --no-lock (in Python lock=False) "
+            "goes on without, and nothing keeps other programs from changing it meanwhile"
+        )
     uses = _READER if read_only else _WRITER
     mine = [_USED + each for each in uses] + [_FORBIDDEN + each for each in _NOT_FOR_OTHERS]
     theirs = [_FORBIDDEN + each for each in uses] + [_USED + each for each in _NOT_FOR_OTHERS]
@@ -59,7 +63,20 @@ def lock(fd: int, path: str, *, read_only: bool) -> None:
             raise
         if error.errno in (errno.EACCES, errno.EAGAIN):
             raise _locked(path, read_only) from error
+        if lacking(error):
+            raise no_locks(path, error) from error
         raise StoreError(f"{path} cannot be locked: {error.strerror}", error.errno) from error
+
+
+def is_written(fd: int) -> bool:
+    """Has another program the image open for writing, as far as locks tell? Takes none itself."""
+    if sys.platform != "linux":
+        return False
+    with suppress(OSError):
+        asked = _FLOCK.pack(fcntl.F_WRLCK, 0, _USED + _WRITE, 1, 0)
+        answer = fcntl.fcntl(fd, _F_OFD_GETLK, asked)
+        return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+    return False
 
 
 def unlock(fd: int) -> None:

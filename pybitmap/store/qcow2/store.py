@@ -19,12 +19,13 @@ import os
 import stat
 from array import array
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Callable
 
 from ...errors import (
+    BitmapError,
     CorruptError,
     LockedError,
     MismatchError,
@@ -34,6 +35,7 @@ from ...errors import (
 from ...hbitmap import HBitmap
 from ...sizes import granularity_bits
 from ..base import (
+    LIVE,
     MAX_NAME,
     Change,
     Piece,
@@ -66,11 +68,20 @@ class Qcow2Store(Store):
 
     For one node at a time; opened for writing, no other program may have the image open.
 
+    Without locks: for reading none is taken and nobody's is heeded, so a running machine may go on
+    with the image. What is read may be stale; if it changed meanwhile, and so may be torn, that is
+    an error ("try again"). Bitmaps of which that machine has the bits are :data:`LIVE`. For
+    writing, ``lock=False`` goes on where the file system has no locks: then nothing keeps a machine
+    or another process from writing to the image as well, which destroys it. Locks that can be had
+    are taken and heeded all the same.
+
     :param path: of the image, a file or a block device
+    :param lock: False: do without locks, see above
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, lock: bool = True) -> None:
         self.path: str = os.fspath(path)
+        self.lock = lock
         #: Opens the file; for tests.
         self.open_file: Callable[..., File] = File
         self._volume: Qcow2Volume | None = None
@@ -95,6 +106,7 @@ class Qcow2Store(Store):
     def open(self, node: str, size: int | None, *, read_only: bool) -> Qcow2Volume:
         """
         :raises LockedError: if another program, or another node, has the image open
+        :raises UnsupportedError: if its file system has no locks
         :raises CorruptError: if it is damaged
         :raises UnsupportedError: if it has features, or an encryption, that are not known
         :raises StoreError: if it cannot be used, and why: for writing also refcounts that are out
@@ -102,9 +114,10 @@ class Qcow2Store(Store):
         """
         if self._volume is not None:
             raise LockedError(f"{self.path} is open for node '{self._volume.node}'", errno.EAGAIN)
-        file = self.open_file(self.path, read_only=read_only)
+        file = self._open_file(read_only=read_only)
         try:
-            image = Image(file, read_only=read_only)
+            with _steady(file):
+                image = Image(file, read_only=read_only)
             if size is not None and size != image.size:
                 raise MismatchError(
                     f"{self.path} has a disk of {image.size} bytes, the node has {size}"
@@ -118,18 +131,25 @@ class Qcow2Store(Store):
     def entries(self) -> list[StoredNode]:
         if self._volume is not None:
             return [self._volume.listed()]
-        with closing(self.open_file(self.path, read_only=True)) as file:
+        with closing(self._open_file(read_only=True)) as file, _steady(file):
             image = Image(file, read_only=True)
             return [_listed(image, _read_entries(image, Claims(file)))]
 
     def check(self) -> None:
-        """What opening for writing checks, apart from single bitmaps; not while it is open."""
-        with closing(self.open_file(self.path, read_only=True)) as file:
+        """What opening for writing checks, apart from single bitmaps; not while it is open.
+
+        Without locks no refcounts: a running machine writes them late.
+        """
+        with closing(self._open_file(read_only=True)) as file, _steady(file):
             image = Image(file, read_only=True)
             claims = Claims(file)
             image.claim_tables(claims)
             _read_entries(image, claims)
-            Refcounts(image).check(claims)
+            if self.lock:
+                Refcounts(image).check(claims)
+
+    def _open_file(self, *, read_only: bool) -> File:
+        return self.open_file(self.path, read_only=read_only, lock=self.lock)
 
     def prepare(self, wanted: Mapping[Volume, Wanted], purpose: Purpose) -> Change:
         if not wanted:
@@ -176,21 +196,22 @@ class Qcow2Volume(Volume):
         claims = Claims(self._file)
         if image.version == 2:
             return []
-        if not self.read_only:
-            image.claim_tables(claims)
-        entries = _read_entries(image, claims)
-        if not self.read_only:
-            for entry in entries:
-                if _needs_table(image, entry):  # all that we write, too, is as large as the file
-                    nbytes = bitmaps.data_nbytes(image.size, entry.granularity_bits)
-                    claims.claim("a table", range(0), 8 * image.clusters(nbytes))
-            refcounts = Refcounts(image)
-            refcounts.check(claims)
-        self._check_memory(entries)
-        loaded = [
-            replace(_stored(entry), content=None if entry.reason else self._read(entry))
-            for entry in entries
-        ]
+        with _steady(self._file):
+            if not self.read_only:
+                image.claim_tables(claims)
+            entries = _read_entries(image, claims)
+            if not self.read_only:
+                for entry in entries:
+                    if _needs_table(image, entry):  # all that we write, too, is as large as the file
+                        nbytes = bitmaps.data_nbytes(image.size, entry.granularity_bits)
+                        claims.claim("a table", range(0), 8 * image.clusters(nbytes))
+                refcounts = Refcounts(image)
+                refcounts.check(claims)
+            self._check_memory(entries)
+            loaded = [
+                replace(_stored(entry), content=None if entry.reason else self._read(entry))
+                for entry in entries
+            ]
         self._entries = entries
         self._loaded = [entry.name for entry in entries]
         if not self.read_only:
@@ -445,9 +466,30 @@ def _listed(image: Image, entries: list[Entry]) -> StoredNode:
     return StoredNode(None, image.size, [_stored(each) for each in entries])
 
 
+@contextmanager
+def _steady(file: File) -> Iterator[None]:
+    """What is read in here without a lock, and what is wrong with it, is told only if it belongs
+    together.
+
+    :raises StoreError: if it changed meanwhile
+    """
+    try:
+        yield
+    except BitmapError:
+        file.check_unchanged()
+        raise
+    file.check_unchanged()
+
+
 def _read_entries(image: Image, claims: Claims) -> list[Entry]:
     if image.has_bitmaps or image.directory is None:
-        return bitmaps.read_entries(image, claims)
+        entries = bitmaps.read_entries(image, claims)
+        if not image.file.locked and image.file.is_written():
+            entries = [
+                replace(entry, reason=LIVE) if entry.reason == bitmaps.NOT_CLOSED else entry
+                for entry in entries
+            ]
+        return entries
     # "the bitmaps extension data must be considered inconsistent": QEMU drops the bitmaps. Here
     # those are shown as inconsistent whose entry can still be read; nothing else of what they have
     # on disk is believed.
