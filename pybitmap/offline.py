@@ -26,6 +26,7 @@ from .block.draft import check_granularity
 from .block.graph import BlockGraph, Transaction
 from .errors import CorruptError, InconsistentError, InvalidError, NotFoundError
 from .store.base import (
+    LIVE,
     Change,
     Piece,
     Progress,
@@ -373,6 +374,8 @@ def _usable(store: Store, bitmap: DirtyBitmap) -> None:
 
 def _unusable(store: Store, bitmap: str, reason: str) -> InconsistentError:
     where = f"{store.path}: " if store.path else ""
+    if reason == LIVE:
+        return InconsistentError(f"{where}Bitmap '{bitmap}' is in use: {LIVE}")
     return InconsistentError(
         f"{where}Bitmap '{bitmap}' is inconsistent and cannot be used: {reason}"
     )

@@ -16,6 +16,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from ..errors import LockedError
 from ..offline import (
     Name,
     add,
@@ -33,9 +34,18 @@ from ..offline import (
 )
 from ..sizes import exact_size, rough_size
 from ..store import Store, StoredBitmap, StoredNode
-from ..store.base import Progress
+from ..store.base import LIVE, Progress
 from ..trace import printable
-from .common import deferred, one_size, print_line, progress_bars, rendered, write
+from .common import (
+    deferred,
+    one_size,
+    print_line,
+    progress_bars,
+    rendered,
+    warn,
+    warn_unlocked,
+    write,
+)
 from .extents import FORMATS, write_extents
 from .targets import Target, find_target
 
@@ -51,6 +61,50 @@ _node = click.option(
     metavar="NODE",
     help="The node of a local store, for names that could mean several bitmaps.",
 )
+
+
+_no_lock = click.option(
+    "--no-lock",
+    is_flag=True,
+    help="Go on where the file system has no locks (as NFS, FUSE). Nothing then keeps another"
+    " program, a running machine above all, from writing to TARGET at the same time, which destroys"
+    " it. Locks that can be had are taken and heeded as ever.",
+)
+_shared = click.option(
+    "-U",
+    "--force-share",
+    "--no-lock",
+    "no_lock",
+    is_flag=True,
+    help="Read TARGET without a lock, also while a program has it open. What is told may be old;"
+    " if it changes while it is read, that is an error, and the command is to be tried again."
+    " Bitmaps that a running machine has the bits of are shown as in use.",
+)
+
+
+def _to_read(path: str, no_lock: bool) -> Target:
+    target = find_target(path, lock=not no_lock)
+    if no_lock:
+        warn(f"{path}: read without a lock: if a program has it open, this may be stale or torn")
+    return target
+
+
+def _to_change(path: str, no_lock: bool, *, new: bool = False) -> Target:
+    target = find_target(path, new=new, lock=not no_lock)
+    if no_lock:
+        warn_unlocked(path)
+    return target
+
+
+@contextlib.contextmanager
+def _hinting() -> Iterator[None]:
+    """A target that is locked can be read all the same, says the refusal."""
+    try:
+        yield
+    except LockedError as error:
+        raise LockedError(
+            f"{error}; -U reads it all the same, as it is on disk", error.errno
+        ) from error
 
 
 @contextlib.contextmanager
@@ -82,28 +136,31 @@ def _until_stored() -> Iterator[Progress]:
     help="Say how much is dirty, which reads all the bits; without, only the directory is read,"
     " however large the disk.  [default: with --json only]",
 )
-def info_command(path: str, as_json: bool, count: bool | None) -> None:
+@_shared
+def info_command(path: str, as_json: bool, count: bool | None, no_lock: bool) -> None:
     """List the bitmaps of TARGET, a qcow2 image or a local store.
 
-    A bitmap is enabled if it records when a program opens it. It is in use if a program did not
-    close it; of what that has lost, a local store knows more than an image does. An inconsistent
-    one cannot be used, only removed or repaired; the reason is told.
+    A bitmap is enabled if it records when a program opens it. It is in use if a program has it open
+    (see -U), or did not close it; of what that has lost, a local store knows more than an image
+    does. An inconsistent one cannot be used, only removed or repaired; the reason is told.
 
-    In JSON, sizes and counts are in bytes; a count is null if the bitmap is inconsistent, or with
-    --no-count.
+    In JSON, sizes and counts are in bytes; a count is null if the bitmap is inconsistent, if
+    another program has its bits, or with --no-count.
 
     \b
     Examples:
       pybitmap info disk.qcow2
       pybitmap info disks.bitmaps --count
       pybitmap info disk.qcow2 --json | jq '.bitmaps[].count'
+      pybitmap info disk.qcow2 -U                  # of a machine that runs
     """
-    target = find_target(path)
-    if as_json if count is None else count:
-        with progress_bars() as progress:
-            nodes = counted(target.store, progress)
-    else:
-        nodes = target.nodes()
+    target = _to_read(path, no_lock)
+    with _hinting():
+        if as_json if count is None else count:
+            with progress_bars() as progress:
+                nodes = counted(target.store, progress)
+        else:
+            nodes = target.nodes()
     if as_json:
         write(json.dumps(_as_json(target, nodes), indent=1) + "\n")
     else:
@@ -162,11 +219,14 @@ def _print_info(target: Target, nodes: Sequence[StoredNode], console: Console, c
         table.add_row(*row, ", ".join(_flags(bitmap)))
     console.print(table)
     broken = [(label, bitmap.reason) for label, bitmap in bitmaps if bitmap.inconsistent]
-    if broken:
+    live = [label for label, bitmap in bitmaps if bitmap.live]
+    if broken or live:
         print_line(console, "")
+    for label in live:
+        print_line(console, printable(f"Bitmap '{label}' is in use: {LIVE}."))
     for label, reason in broken:
         print_line(console, printable(f"Bitmap '{label}' is inconsistent: {reason}."))
-    if broken:
+    if broken and target.store.lock:
         print_line(
             console,
             "Mark everything dirty in it, so that nothing is missed:"
@@ -213,6 +273,7 @@ def _command(*words: str) -> str:
     help="Size of the disk, for a node of a local store that is new or has no bitmaps; the store is"
     " made if it is not there.",
 )
+@_no_lock
 def add_command(
     path: str,
     name: str,
@@ -220,6 +281,7 @@ def add_command(
     disabled: bool,
     node: str | None,
     size: int | None,
+    no_lock: bool,
 ) -> None:
     """Add a bitmap, clean, to TARGET.
 
@@ -235,7 +297,7 @@ def add_command(
       pybitmap add disk.qcow2 weekly -g 1M --disabled
       pybitmap add disks.bitmaps disk0/daily --size 20G
     """
-    target = find_target(path, new=True)
+    target = _to_change(path, no_lock, new=True)
     with _until_stored() as progress:
         add(
             target.store,
@@ -252,7 +314,10 @@ def add_command(
 @click.argument("names", metavar="[NAME...]", nargs=-1)
 @click.option("--stale", is_flag=True, help="All that are inconsistent, and no others.")
 @_node
-def remove_command(path: str, names: tuple[str, ...], stale: bool, node: str | None) -> None:
+@_no_lock
+def remove_command(
+    path: str, names: tuple[str, ...], stale: bool, node: str | None, no_lock: bool
+) -> None:
     """Remove bitmaps from TARGET.
 
     All that are named or, if one of them cannot be removed, none. With --stale, their names are
@@ -263,14 +328,15 @@ def remove_command(path: str, names: tuple[str, ...], stale: bool, node: str | N
       pybitmap remove disk.qcow2 daily weekly
       pybitmap remove disk.qcow2 --stale
     """
-    _change_some(path, names, node, stale, "--stale", remove)
+    _change_some(path, no_lock, names, node, stale, "--stale", remove)
 
 
 @click.command("clear")
 @_target
 @_names
 @_node
-def clear_command(path: str, names: tuple[str, ...], node: str | None) -> None:
+@_no_lock
+def clear_command(path: str, names: tuple[str, ...], node: str | None, no_lock: bool) -> None:
     """Make everything clean in bitmaps.
 
     In all that are named or, if one of them cannot be cleared, in none.
@@ -280,13 +346,15 @@ def clear_command(path: str, names: tuple[str, ...], node: str | None) -> None:
       pybitmap clear disk.qcow2 daily
       pybitmap clear disks.bitmaps disk0/daily disk1/daily
     """
-    target = find_target(path)
+    target = _to_change(path, no_lock)
     with _until_stored() as progress:
         clear(target.store, target.find(names, node), progress)
 
 
-def _enable(path: str, names: tuple[str, ...], node: str | None, enabled: bool) -> None:
-    target = find_target(path)
+def _enable(
+    path: str, names: tuple[str, ...], node: str | None, no_lock: bool, enabled: bool
+) -> None:
+    target = _to_change(path, no_lock)
     with _until_stored() as progress:
         enable(target.store, target.find(names, node), enabled, progress)
 
@@ -295,7 +363,8 @@ def _enable(path: str, names: tuple[str, ...], node: str | None, enabled: bool) 
 @_target
 @_names
 @_node
-def enable_command(path: str, names: tuple[str, ...], node: str | None) -> None:
+@_no_lock
+def enable_command(path: str, names: tuple[str, ...], node: str | None, no_lock: bool) -> None:
     """Let bitmaps record writes, when a program opens them.
 
     \b
@@ -303,14 +372,15 @@ def enable_command(path: str, names: tuple[str, ...], node: str | None) -> None:
       pybitmap enable disk.qcow2 weekly
       pybitmap enable disks.bitmaps disk0/weekly
     """
-    _enable(path, names, node, True)
+    _enable(path, names, node, no_lock, True)
 
 
 @click.command("disable")
 @_target
 @_names
 @_node
-def disable_command(path: str, names: tuple[str, ...], node: str | None) -> None:
+@_no_lock
+def disable_command(path: str, names: tuple[str, ...], node: str | None, no_lock: bool) -> None:
     """Let bitmaps record no writes; they keep what is dirty.
 
     \b
@@ -318,7 +388,7 @@ def disable_command(path: str, names: tuple[str, ...], node: str | None) -> None
       pybitmap disable disk.qcow2 weekly
       pybitmap disable disks.bitmaps disk0/weekly
     """
-    _enable(path, names, node, False)
+    _enable(path, names, node, no_lock, False)
 
 
 @click.command("merge")
@@ -333,26 +403,32 @@ def disable_command(path: str, names: tuple[str, ...], node: str | None) -> None
     help="The image or local store that has the sources.  [default: TARGET]",
 )
 @_node
+@_no_lock
 def merge_command(
-    path: str, name: str, sources: tuple[str, ...], source_path: str | None, node: str | None
+    path: str,
+    name: str,
+    sources: tuple[str, ...],
+    source_path: str | None,
+    node: str | None,
+    no_lock: bool,
 ) -> None:
     """Mark in bitmap NAME what is dirty in the SOURCE bitmaps.
 
     The disks must be of the same size; granularities may differ. --node is that of NAME, and of the
-    sources if they are in TARGET as well.
+    sources if they are in TARGET as well. With --no-lock FILE is read as `info -U` reads it.
 
     \b
     Examples:
       pybitmap merge disk.qcow2 weekly monday tuesday
       pybitmap merge disk.qcow2 weekly disk0/daily -b disks.bitmaps
     """
-    target = find_target(path)
+    target = _to_change(path, no_lock)
     [bitmap] = target.find([name], node)
     source_store = None
     if source_path is None or os.path.samefile(path, source_path):
         found = target.find(sources, node)
     else:
-        source_target = find_target(source_path)
+        source_target = _to_read(source_path, no_lock)
         source_store, found = source_target.store, source_target.find(sources)
     with _until_stored() as progress:
         merge(target.store, bitmap, found, progress, source_store)
@@ -363,7 +439,8 @@ def merge_command(
 @_name
 @click.option("--as", "other", metavar="OTHER", required=True, help="What is taken is called so.")
 @_node
-def take_command(path: str, name: str, other: str, node: str | None) -> None:
+@_no_lock
+def take_command(path: str, name: str, other: str, node: str | None, no_lock: bool) -> None:
     """Move what is dirty in bitmap NAME to a new bitmap OTHER; NAME is clean then.
 
     The begin of a backup of a machine that is off, in one step: copy what is dirty in OTHER, which
@@ -375,7 +452,7 @@ def take_command(path: str, name: str, other: str, node: str | None) -> None:
       pybitmap take disk.qcow2 daily --as copying
       pybitmap take disks.bitmaps disk0/daily --as copying
     """
-    target = find_target(path)
+    target = _to_change(path, no_lock)
     [bitmap] = target.find([name], node)
     if node is None:
         other = other.removeprefix(f"{bitmap[0]}/")
@@ -388,7 +465,8 @@ def take_command(path: str, name: str, other: str, node: str | None) -> None:
 @_name
 @click.option("--into", metavar="OTHER", required=True, help="The bitmap that it was taken from.")
 @_node
-def put_back_command(path: str, name: str, into: str, node: str | None) -> None:
+@_no_lock
+def put_back_command(path: str, name: str, into: str, node: str | None, no_lock: bool) -> None:
     """Mark in bitmap OTHER what is dirty in NAME, and remove NAME.
 
     For what was taken and is not copied, also while the machine has run in between.
@@ -398,7 +476,7 @@ def put_back_command(path: str, name: str, into: str, node: str | None) -> None:
       pybitmap put-back disk.qcow2 copying --into daily
       pybitmap put-back disks.bitmaps disk0/copying --into disk0/daily
     """
-    target = find_target(path)
+    target = _to_change(path, no_lock)
     [bitmap], [other] = target.find([name], node), target.find([into], node)
     with _until_stored() as progress:
         put_back(target.store, bitmap, other, progress)
@@ -409,7 +487,10 @@ def put_back_command(path: str, name: str, into: str, node: str | None) -> None:
 @click.argument("size", metavar="SIZE", callback=one_size)
 @click.option("--node", metavar="NODE", help="The node, if the store has several.")
 @click.option("--shrink", is_flag=True, help="Smaller, too; what lies behind is forgotten.")
-def resize_command(path: str, size: int, node: str | None, shrink: bool) -> None:
+@_no_lock
+def resize_command(
+    path: str, size: int, node: str | None, shrink: bool, no_lock: bool
+) -> None:
     """Let the bitmaps of a node of a local store follow its disk to another size.
 
     What was cut off and comes back is dirty in what records: it has lost what the last backup may
@@ -419,7 +500,7 @@ def resize_command(path: str, size: int, node: str | None, shrink: bool) -> None
     Examples:
       pybitmap resize disks.bitmaps 40G --node disk0
     """
-    target = find_target(path)
+    target = _to_change(path, no_lock)
     with _until_stored() as progress:
         resize(target.store, target.node(node), size, progress, shrink=shrink)
 
@@ -429,7 +510,10 @@ def resize_command(path: str, size: int, node: str | None, shrink: bool) -> None
 @click.argument("names", metavar="[NAME...]", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="All that are inconsistent.")
 @_node
-def repair_command(path: str, names: tuple[str, ...], everything: bool, node: str | None) -> None:
+@_no_lock
+def repair_command(
+    path: str, names: tuple[str, ...], everything: bool, node: str | None, no_lock: bool
+) -> None:
     """Make inconsistent bitmaps usable: all dirty.
 
     The next incremental backup copies the whole disk, so nothing that was written is missed. What
@@ -440,11 +524,12 @@ def repair_command(path: str, names: tuple[str, ...], everything: bool, node: st
       pybitmap repair disk.qcow2 daily
       pybitmap repair disks.bitmaps --all
     """
-    _change_some(path, names, node, everything, "--all", repair)
+    _change_some(path, no_lock, names, node, everything, "--all", repair)
 
 
 def _change_some(
     path: str,
+    no_lock: bool,
     names: tuple[str, ...],
     node: str | None,
     broken: bool,
@@ -454,7 +539,7 @@ def _change_some(
     """Either those that are named or those that are inconsistent."""
     if broken == bool(names):
         raise click.UsageError(f"Give either the names of bitmaps or {option}.")
-    target = find_target(path)
+    target = _to_change(path, no_lock)
     nodes = target.nodes()
     if names:
         found = target.find(names, node)
@@ -487,7 +572,8 @@ def _change_some(
     help="A list of objects, or lines below a heading.",
 )
 @_node
-def dump_command(path: str, name: str, form: str, node: str | None) -> None:
+@_shared
+def dump_command(path: str, name: str, form: str, node: str | None, no_lock: bool) -> None:
     """Print the dirty extents of a bitmap: offset and length, in bytes.
 
     Extents are in order and do not touch; the last one ends with the disk at the latest. All is
@@ -499,21 +585,23 @@ def dump_command(path: str, name: str, form: str, node: str | None) -> None:
       pybitmap dump disks.bitmaps disk0/daily --format csv | tail -n +2 |
         while IFS=, read -r offset length; do echo "copy $length at $offset"; done
     """
-    target = find_target(path)
-    [bitmap] = target.find([name], node)
+    target = _to_read(path, no_lock)
     with contextlib.ExitStack() as stack:
-        with progress_bars() as progress:
+        with _hinting(), progress_bars() as progress:
+            [bitmap] = target.find([name], node)
             found = stack.enter_context(areas(target.store, bitmap, progress))
         write_extents(found, form)
 
 
 @click.command("check")
 @_target
-def check_command(path: str) -> int:
+@_shared
+def check_command(path: str, no_lock: bool) -> int:
     """Check the bitmaps of TARGET.
 
     Reads the directory, the tables and the bits of every bitmap, and changes nothing. What an
-    image's clusters are used for apart from bitmaps is for `qemu-img check` to judge.
+    image's clusters are used for apart from bitmaps is for `qemu-img check` to judge. With -U
+    refcounts are not looked at, which a running machine writes late, nor bits that it has itself.
 
     \b
     Examples:
@@ -522,17 +610,18 @@ def check_command(path: str) -> int:
 
     Exit code: 0 all can be used, 1 something is broken, 2 it could not be checked.
     """
-    target = find_target(path)
-    with progress_bars() as progress:
+    target = _to_read(path, no_lock)
+    with _hinting(), progress_bars() as progress:
         found = list(dict.fromkeys(problems(target.store, progress)))
     nodes = {name[0] for name, _ in found if name is not None}
     code = 0
     lines = []
     for name, problem in found:
-        code = EXIT_BROKEN if problem else code
+        code = EXIT_BROKEN if problem not in (None, LIVE) else code
         if name is None:
             lines.append(str(problem))
         else:
+            problem = f"in use: {LIVE}" if problem == LIVE else problem
             lines.append(f"{target.label(name, nodes)}: {problem or 'good'}")
     if not found:
         lines.append(f"{path}: no bitmaps")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What all commands share: sizes as arguments, progress on stderr, printing, Ctrl-C."""
+"""What all commands share: sizes as arguments, progress, warnings, printing, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -119,6 +119,20 @@ def write(text: str) -> None:
     except OSError as error:
         error.filename = "standard output"
         raise
+
+
+def warn(text: str) -> None:
+    """A line on stderr, if that takes it: what a user should know besides."""
+    with contextlib.suppress(OSError):
+        print(printable(f"pybitmap: {text}"), file=sys.stderr, flush=True)
+
+
+def warn_unlocked(path: str) -> None:
+    """What ``--no-lock`` risks for a target that is to be changed."""
+    warn(
+        f"{path}: opened with --no-lock: where there are no locks, a program that writes to it at "
+        "the same time destroys it"
+    )
 
 
 def print_line(console: Console, text: str, style: str = "") -> None:

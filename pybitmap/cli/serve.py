@@ -6,16 +6,15 @@ from __future__ import annotations
 import os
 import re
 import signal
-import sys
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import click
 
 from ..block.graph import BlockGraph
+from ..errors import InvalidError
 from ..store import Store
-from ..trace import printable
-from .common import deferred, progress_bars, size_of
+from .common import deferred, progress_bars, size_of, warn, warn_unlocked
 
 
 @dataclass
@@ -27,10 +26,11 @@ class _Node:
     store: str | None = None
     image: str | None = None
     read_only: bool = False
+    no_lock: bool = False
 
 
 # Names and paths may have commas: only what begins an option ends them.
-_OPTION = re.compile(r",(?=(?:size|store|image)=|read-only(?:,|$))")
+_OPTION = re.compile(r",(?=(?:size|store|image)=|(?:read-only|no-lock)(?:,|$))")
 
 
 def _node(text: str) -> _Node:
@@ -43,8 +43,8 @@ def _node(text: str) -> _Node:
             raise click.BadParameter(f"{text!r} has {key} twice")
         if key == "size":
             node.size = size_of(value)
-        elif key == "read-only":
-            node.read_only = True
+        elif key in ("read-only", "no-lock"):
+            setattr(node, field, True)
         elif not value:
             raise click.BadParameter(f"{text!r}: {key} needs a path")
         else:
@@ -81,7 +81,8 @@ def _nodes(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
     callback=_nodes,
     help="A device with bitmaps; may be repeated. Options: size=SIZE; store=DIR, a local store,"
     " made if missing (it knows the sizes of nodes that it has); image=FILE, a qcow2 image;"
-    " read-only.",
+    " read-only; no-lock, which goes on where the file system has no locks: nothing then keeps"
+    " another program from writing there at the same time, which destroys it.",
 )
 def serve_command(path: str, nodes: list[_Node]) -> None:
     """Serve named bitmaps to clients of QEMU's monitor protocol, QMP.
@@ -106,8 +107,7 @@ def serve_command(path: str, nodes: list[_Node]) -> None:
 
     def ready() -> None:
         names = ", ".join(node.name for node in nodes)
-        with suppress(OSError):
-            print(printable(f"pybitmap: listening on {path}: {names}"), file=sys.stderr, flush=True)
+        warn(f"listening on {path}: {names}")
 
     # Whatever asks for an end, bitmaps are stored first.
     with deferred(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as came, BlockGraph() as graph:
@@ -127,8 +127,13 @@ def _store(node: _Node, stores: dict[str, Store]) -> Store | None:
     """That of a node; a local store is one for all its nodes."""
     from ..store import LocalStore, Qcow2Store
 
-    if node.image is not None:
-        return stores.setdefault(os.path.realpath(node.image), Qcow2Store(node.image))
-    if node.store is not None:
-        return stores.setdefault(os.path.realpath(node.store), LocalStore(node.store))
-    return None
+    kind: Callable[..., Store] = LocalStore if node.image is None else Qcow2Store
+    path = node.store if node.image is None else node.image
+    if path is None:
+        return None
+    store = stores.setdefault(os.path.realpath(path), kind(path, lock=not node.no_lock))
+    if store.lock is node.no_lock:
+        raise InvalidError(f"{path}: give all of its nodes no-lock, or none")
+    if node.no_lock:
+        warn_unlocked(path)
+    return store

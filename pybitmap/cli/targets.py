@@ -178,10 +178,11 @@ class Local(Target):
         )
 
 
-def find_target(path: str, *, new: bool = False) -> Target:
+def find_target(path: str, *, new: bool = False, lock: bool = True) -> Target:
     """What is at a path.
 
     :param new: if nothing is there, or an empty directory, it is a local store that is to be made
+    :param lock: see the stores
     :raises InvalidError: if it is neither a qcow2 image nor a local store
     :raises UnsupportedError: for a qcow2 image that can have no bitmaps
     :raises OSError: if it cannot be looked at
@@ -195,13 +196,13 @@ def find_target(path: str, *, new: bool = False) -> Target:
             raise
         found = None
     if found is Qcow2Store:
-        return Image(path, Qcow2Store(path))
+        return Image(path, Qcow2Store(path, lock=lock))
     from ..store import LocalStore  # for which images do not wait
 
     if new and LocalStore.vacant(path):
-        return Local(path, LocalStore(path), new=True)
+        return Local(path, LocalStore(path, lock=lock), new=True)
     if found is LocalStore:
-        return Local(path, LocalStore(path))
+        return Local(path, LocalStore(path, lock=lock))
     raise InvalidError(f"{path}: {_why_none(path)}")
 
 
