@@ -42,7 +42,6 @@ from .common import (
     print_line,
     progress_bars,
     rendered,
-    warn,
     warn_unlocked,
     write,
 )
@@ -85,7 +84,7 @@ _shared = click.option(
 def _to_read(path: str, no_lock: bool) -> Target:
     target = find_target(path, lock=not no_lock)
     if no_lock:
-        warn(f"{path}: read without a lock: if a program has it open, this may be stale or torn")
+        warn_unlocked(path, read_only=True)
     return target
 
 

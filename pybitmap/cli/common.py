@@ -127,12 +127,15 @@ def warn(text: str) -> None:
         print(printable(f"pybitmap: {text}"), file=sys.stderr, flush=True)
 
 
-def warn_unlocked(path: str) -> None:
-    """What ``--no-lock`` risks for a target that is to be changed."""
-    warn(
-        f"{path}: opened with --no-lock: where there are no locks, a program that writes to it at "
-        "the same time destroys it"
-    )
+def warn_unlocked(path: str, *, read_only: bool = False) -> None:
+    """What is risked by using a target without locks."""
+    if read_only:
+        warn(f"{path}: read without a lock: if a program has it open, this may be stale or torn")
+    else:
+        warn(
+            f"{path}: opened with --no-lock: where there are no locks, a program that writes to it "
+            "at the same time destroys it"
+        )
 
 
 def print_line(console: Console, text: str, style: str = "") -> None:

@@ -135,5 +135,5 @@ def _store(node: _Node, stores: dict[str, Store]) -> Store | None:
     if store.lock is node.no_lock:
         raise InvalidError(f"{path}: give all of its nodes no-lock, or none")
     if node.no_lock:
-        warn_unlocked(path)
+        warn_unlocked(path, read_only=node.read_only)
     return store

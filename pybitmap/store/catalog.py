@@ -187,10 +187,13 @@ class Catalog:
         try:
             with self._errors():
                 self._sql = _inside(lambda: self._connect(writing, lock))
-        except BaseException:
-            self._remove_copy()
-            raise
-        _open.add(self)
+            _open.add(self)
+            self._prepare(writing)
+        finally:
+            if self._copy is not None:  # SQLite has it open, and needs no name
+                self._copy.cleanup()
+
+    def _prepare(self, writing: bool) -> None:
         try:
             with self._errors():
                 if writing:
@@ -375,11 +378,6 @@ class Catalog:
             return
         with suppress(sqlite3.Error):
             _inside(self._sql.close)
-        self._remove_copy()
-
-    def _remove_copy(self) -> None:
-        if self._copy is not None:
-            self._copy.cleanup()
 
     # ---- rows -------------------------------------------------------------------------------
 

@@ -174,17 +174,22 @@ def serve(library: Path, folder: Path, node: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize("kind", ["local", "qcow2"])
-def test_serve_does_without_locks_if_told_so(library: Path, tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "read_only"), [("local", ""), ("qcow2", ""), ("qcow2", ",read-only")]
+)
+def test_serve_does_without_locks_if_told_so(
+    library: Path, tmp_path: Path, kind: str, read_only: str
+) -> None:
     path, store = made(kind, tmp_path)
     key = "image" if kind == "qcow2" else "store"
     with serve(library, tmp_path, f"n,{key}={path}") as process:
         _, err = process.communicate(timeout=60)
     assert process.returncode == 2
     assert "its file system has no locks" in err
-    with serve(library, tmp_path, f"n,{key}={path},no-lock") as process:
+    with serve(library, tmp_path, f"n,no-lock,{key}={path}{read_only}") as process:
         assert process.stderr is not None
-        assert "destroys it" in process.stderr.readline()
+        risk = "stale or torn" if read_only else "destroys it"
+        assert risk in process.stderr.readline()
         assert process.stderr.readline() == f"pybitmap: listening on {tmp_path}/s: n\n"
         process.terminate()
         assert process.communicate(timeout=60)[1] == ""

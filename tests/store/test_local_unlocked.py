@@ -260,7 +260,10 @@ def test_no_copy_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     temporary.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
     entries(unlocked(path))
-    load(unlocked(path))
+    with BlockGraph() as graph:
+        graph.add_node("disk", store=unlocked(path), read_only=True)
+        assert not list(temporary.iterdir())  # nor would a kill leave one
+        assert graph.nodes["disk"].bitmaps["daily"].count() == 10 * GROUP
     turns = iter(range(100))
     monkeypatch.setattr(Catalog, "_bytes", lambda self: (bytes([next(turns)]), b""))
     with pytest.raises(StoreError, match="try again"):
