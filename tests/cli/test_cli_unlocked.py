@@ -347,7 +347,11 @@ def test_what_a_machine_does_meanwhile_is_seen_when_it_is_on_disk(run: Run, tmp_
     def names() -> list[tuple[str, bool]]:
         code, out, _ = run("info", path, "-U", "--json")
         assert code == 0
-        return [(each["name"], each["in_use"]) for each in json.loads(out)["bitmaps"]]
+        info = json.loads(qemu_img("info", "-U", "--output=json", path))
+        theirs = info["format-specific"]["data"].get("bitmaps", [])
+        ours = [(each["name"], each["in_use"]) for each in json.loads(out)["bitmaps"]]
+        assert ours == [(each["name"], "in-use" in each["flags"]) for each in theirs]
+        return ours
 
     with qemu(path, read_only=False) as execute:
         execute("block-dirty-bitmap-add", node="n", name="b", persistent=True)

@@ -7,14 +7,16 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from images import FINE, MIB, Opened, Unsynced, check, create, qemu_img
 from peers import peer
 
-from pybitmap import BlockGraph, StoreError
+from pybitmap import BlockGraph, LockedError, StoreError, UnsupportedError
 from pybitmap.store import Qcow2Store
+from pybitmap.store.qcow2 import locks
 from pybitmap.store.qcow2.file import File
 
 State = dict[str, Any]
@@ -215,6 +217,22 @@ def test_a_reader_without_a_lock_goes_its_own_way(path: Path) -> None:
         with pytest.raises(StoreError, match="open for node"):
             BlockGraph().add_node("disk", store=store, read_only=True)
     assert load(unlocked(path))["a"] == [(0, MIB - 512), (4 * MIB, MIB)]
+
+
+def test_other_systems_do_without_locks_if_told_so(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "sys", SimpleNamespace(platform="darwin"))
+    for read_only in (True, False):
+        with pytest.raises(UnsupportedError, match=r"on Linux only; --no-lock .*lock=False"):
+            Qcow2Store(path).open("n", None, read_only=read_only)
+    before = load(unlocked(path))
+    with BlockGraph() as graph:
+        disk = graph.add_node("disk", store=unlocked(path))
+        disk.bitmaps["b"].clear()
+        with pytest.raises(LockedError, match="already"):
+            unlocked(path).open("n", None, read_only=False)
+    assert load(unlocked(path)) == {**before, "b": []}
 
 
 def test_a_writer_without_need_of_a_lock_has_one(path: Path) -> None:

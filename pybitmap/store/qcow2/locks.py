@@ -81,6 +81,8 @@ def is_written(fd: int) -> bool:
 
 def unlock(fd: int) -> None:
     """Let go of all of them, also if a child of a fork has the file open still."""
+    if sys.platform != "linux":
+        return
     with suppress(OSError):
         fcntl.fcntl(fd, _F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, 0, _USED, 200, 0))
 
