@@ -271,10 +271,11 @@ class Catalog:
                     raise changed(f"catalog '{self._path}'")
 
     def _check_locks(self, file: FileIO, vfs: str) -> None:
-        """SQLite does not say that it lacks them."""
+        """SQLite does not say that it lacks them. None is held afterwards."""
         if vfs != _WITHOUT_LOCKS:
             try:
                 fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                fcntl.lockf(file, fcntl.LOCK_UN)
             except OSError as error:  # that it is somebody else's, SQLite says
                 if lacking(error):
                     raise no_locks(f"catalog '{self._path}'", error) from error
