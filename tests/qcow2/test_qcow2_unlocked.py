@@ -6,6 +6,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -204,6 +205,51 @@ def test_beside_a_loop_of_changes_every_answer_is_one(path: Path) -> None:
             for name, areas in state.items():
                 assert areas in (None, before[name])
             assert process.poll() is None
+
+
+@contextmanager
+def guest(path: Path) -> Iterator[Callable[[str], None]]:
+    """A machine whose guest does what it is told."""
+    process = subprocess.Popen(
+        [peer("qemu-io", "qemu-utils"), path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    told, said = process.stdin, process.stdout
+
+    def act(command: str) -> None:
+        told.write(f"{command}\n")
+        told.flush()
+        while "ops; " not in said.readline():
+            assert process.poll() is None
+
+    try:
+        act("read 0 512")  # it is open then
+        yield act
+    finally:
+        process.communicate("quit\n", timeout=60)
+
+
+@pytest.mark.parametrize("lazy_refcounts", ["off", "on"])
+def test_a_guest_that_writes_disturbs_nobody(tmp_path: Path, lazy_refcounts: str) -> None:
+    path = create(tmp_path / "image", 64 * MIB, cluster_size=512, lazy_refcounts=lazy_refcounts)
+    with Opened(path) as image:
+        image.add("a").set(0, MIB)
+    with guest(path) as act:
+        for look in LOOKS.values():
+            expected = look(unlocked(path))
+            for n in count(1):
+                store = unlocked(path)
+                beside = Beside(n, lambda: act(f"write {n % 64}M {n}k"))  # noqa: B023
+                store.open_file = beside
+                assert look(store) == expected
+                if beside.calls < n:
+                    break
+    assert load(unlocked(path))["a"] is not None
+    assert check(path) == FINE
 
 
 def test_a_reader_without_a_lock_goes_its_own_way(path: Path) -> None:
