@@ -67,7 +67,7 @@ def counted(store: Store, progress: Progress) -> list[StoredNode]:
 
 def _counted(reading: Reading, size: int) -> StoredBitmap:
     bitmap = reading.bitmap
-    if bitmap.inconsistent:
+    if bitmap.reason is not None:
         return bitmap
     count = 0
     for start, bits in reading.pieces():

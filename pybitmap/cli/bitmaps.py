@@ -487,9 +487,7 @@ def put_back_command(path: str, name: str, into: str, node: str | None, no_lock:
 @click.option("--node", metavar="NODE", help="The node, if the store has several.")
 @click.option("--shrink", is_flag=True, help="Smaller, too; what lies behind is forgotten.")
 @_no_lock
-def resize_command(
-    path: str, size: int, node: str | None, shrink: bool, no_lock: bool
-) -> None:
+def resize_command(path: str, size: int, node: str | None, shrink: bool, no_lock: bool) -> None:
     """Let the bitmaps of a node of a local store follow its disk to another size.
 
     What was cut off and comes back is dirty in what records: it has lost what the last backup may

@@ -452,6 +452,7 @@ class LocalStore(Store):
                 row.nbytes * len(row.files) for row, each in stored if not each.inconsistent
             )
             todo = _Progress(self, "loading", total)
+            self._check_unchanged()
             return [
                 Reading(each, partial(self._pieces, None if each.inconsistent else row, todo))
                 for row, each in stored
@@ -464,23 +465,28 @@ class LocalStore(Store):
         self._check_process()
         bits = granularity_bits(row.granularity)
         what = f"cannot load bitmap '{row.name}' of node '{row.node}'"
-        with ExitStack() as stack:
-            with _reported(what):
-                files = [
-                    stack.enter_context(opened(self.path / name, os.O_RDONLY | os.O_NOFOLLOW))
-                    for name in row.files
-                ]
-            for at in range(0, row.nbytes, _PIECE):
-                nbytes = min(_PIECE, row.nbytes - at)
-                start, end = 8 * at << bits, min(8 * (at + nbytes) << bits, row.size)
+        try:
+            with ExitStack() as stack:
                 with _reported(what):
-                    parts = [
-                        HBitmap._over(_read(file, nbytes, todo), end - start, bits)
-                        for file in files
+                    files = [
+                        stack.enter_context(opened(self.path / name, os.O_RDONLY | os.O_NOFOLLOW))
+                        for name in row.files
                     ]
-                for part in parts[1:]:
-                    parts[0].merge(part)
-                yield Piece(start, parts[0])
+                for at in range(0, row.nbytes, _PIECE):
+                    nbytes = min(_PIECE, row.nbytes - at)
+                    start, end = 8 * at << bits, min(8 * (at + nbytes) << bits, row.size)
+                    with _reported(what):
+                        parts = [
+                            HBitmap._over(_read(file, nbytes, todo), end - start, bits)
+                            for file in files
+                        ]
+                    for part in parts[1:]:
+                        parts[0].merge(part)
+                    yield Piece(start, parts[0])
+        except StoreError:
+            self._check_unchanged()
+            raise
+        self._check_unchanged()
 
     def _load_file(self, name: str, row: Row, volume: LocalVolume, todo: _Progress) -> HBitmap:
         bits = granularity_bits(row.granularity)
@@ -649,7 +655,11 @@ class LocalVolume(Volume):
             raise
 
     def read(self) -> list[Reading]:
-        return self.store._read_all(self)
+        try:
+            return self.store._read_all(self)
+        except StoreError:
+            self.store._check_unchanged()
+            raise
 
     def check_new(self, name: str, granularity: int, names: Collection[str]) -> None:
         """Every bitmap can be stored."""

@@ -245,7 +245,7 @@ def test_a_transaction_under_way_is_not_seen(tmp_path: Path) -> None:
         catalog._execute("PRAGMA cache_size = 1")
         catalog._execute("PRAGMA cache_spill = 1")
         for i in range(1000):
-            catalog._execute("INSERT INTO node VALUES (?, 512)", [f"node {i}"])
+            catalog._execute("INSERT INTO node VALUES (?, 512, 512)", [f"node {i}"])
         assert (path / "catalog.sqlite").read_bytes() != on_disk
         assert entries(unlocked(path)) == before
 

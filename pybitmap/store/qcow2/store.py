@@ -202,7 +202,7 @@ class Qcow2Volume(Volume):
             entries = _read_entries(image, claims)
             if not self.read_only:
                 for entry in entries:
-                    if _needs_table(image, entry):  # all that we write, too, is as large as the file
+                    if _needs_table(image, entry):  # what we write, too, is as large as the file
                         nbytes = bitmaps.data_nbytes(image.size, entry.granularity_bits)
                         claims.claim("a table", range(0), 8 * image.clusters(nbytes))
                 refcounts = Refcounts(image)
@@ -227,7 +227,8 @@ class Qcow2Volume(Volume):
         """
         if self._image.version == 2:
             return []
-        self._entries = _read_entries(self._image, Claims(self._file))
+        with _steady(self._file):
+            self._entries = _read_entries(self._image, Claims(self._file))
         return [Reading(_stored(each), partial(self._pieces, each)) for each in self._entries]
 
     def _check_memory(self, entries: list[Entry]) -> None:
@@ -260,14 +261,15 @@ class Qcow2Volume(Volume):
         """The same, for :class:`Reading`."""
         if entry.reason is not None:
             return
-        for start, nbytes, words in self._stretches(entry, _PIECE):
-            if words is None:
-                bits = HBitmap(nbytes, 63)  # a single group
-                bits.set(0, nbytes)
-            else:
-                bits = HBitmap(nbytes, entry.granularity_bits)
-                bits.deserialize(words)
-            yield Piece(start, bits)
+        with _steady(self._file):
+            for start, nbytes, words in self._stretches(entry, _PIECE):
+                if words is None:
+                    bits = HBitmap(nbytes, 63)  # a single group
+                    bits.set(0, nbytes)
+                else:
+                    bits = HBitmap(nbytes, entry.granularity_bits)
+                    bits.deserialize(words)
+                yield Piece(start, bits)
 
     def _stretches(self, entry: Entry, batch: int) -> Iterator[tuple[int, int, bytes | None]]:
         """What is not zeroes: start and length on the disk, and the words; None: all ones."""
