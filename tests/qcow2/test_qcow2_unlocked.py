@@ -15,7 +15,7 @@ import pytest
 from images import FINE, MIB, Opened, Unsynced, check, create, qemu_img
 from peers import peer
 
-from pybitmap import BlockGraph, LockedError, StoreError, UnsupportedError
+from pybitmap import BlockGraph, LockedError, StoreError, UnsupportedError, offline
 from pybitmap.store import Qcow2Store
 from pybitmap.store.qcow2 import locks
 from pybitmap.store.qcow2.file import File
@@ -66,6 +66,20 @@ def load(store: Qcow2Store) -> State:
         volume.close()
 
 
+def pieces(store: Qcow2Store) -> State:
+    """As load."""
+    volume = store.open("n", None, read_only=True)
+    try:
+        return {
+            each.bitmap.name: None
+            if each.bitmap.reason is not None
+            else list(offline._joined(each.pieces()))
+            for each in volume.read()
+        }
+    finally:
+        volume.close()
+
+
 def entries(store: Qcow2Store) -> State:
     [node] = store.entries()
     return {each.name: (each.granularity, each.enabled, each.reason) for each in node.bitmaps}
@@ -97,7 +111,12 @@ def qemu_rewrites(path: Path) -> None:
     qemu_img("bitmap", "--add", path, "z")
 
 
-LOOKS: dict[str, Callable[[Qcow2Store], State]] = {"load": load, "list": entries, "check": whole}
+LOOKS: dict[str, Callable[[Qcow2Store], State]] = {
+    "load": load,
+    "read": pieces,
+    "list": entries,
+    "check": whole,
+}
 
 
 def answered(store: Qcow2Store, look: Callable[[Qcow2Store], State]) -> State | None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from preload import memory_folder
 
-from pybitmap import BlockGraph, LockedError, StoreError
+from pybitmap import BlockGraph, LockedError, StoreError, offline
 from pybitmap.store import LocalStore, local
 from pybitmap.store.catalog import Catalog
 
@@ -88,6 +88,18 @@ def load(store: LocalStore) -> State:
         return {
             each.name: each.reason if each.content is None else list(each.content.areas())
             for each in volume.load()
+        }
+    finally:
+        volume.close()
+
+
+def pieces(store: LocalStore) -> State:
+    """As load."""
+    volume = store.open("disk", None, read_only=True)
+    try:
+        return {
+            each.bitmap.name: each.bitmap.reason or list(offline._joined(each.pieces()))
+            for each in volume.read()
         }
     finally:
         volume.close()
@@ -174,7 +186,7 @@ WRITERS = [
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-@pytest.mark.parametrize("look", [load, entries])
+@pytest.mark.parametrize("look", [load, pieces, entries])
 def test_whatever_comes_between_two_steps_is_an_answer_or_to_be_tried_again(
     folder: Path, look: Callable[[LocalStore], State], writer: Callable[[Path], Any]
 ) -> None:
