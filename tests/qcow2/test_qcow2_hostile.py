@@ -335,8 +335,8 @@ def test_ones_cannot_ask_for_more_memory_than_there_is(
     with Opened(path) as image:
         for i in range(4):
             image.add(f"{i}", 65536).set(0, 1 << 40)
-    monkeypatch.setattr("os.sysconf", lambda name: 1 << 10)
-    with pytest.raises(StoreError, match="memory"):
+    monkeypatch.setattr("pybitmap.store.memory.limit", lambda: 4 << 20)
+    with pytest.raises(StoreError, match="bytes of memory, this process may have 4194304"):
         Opened(path)
 
 

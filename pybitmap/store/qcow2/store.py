@@ -34,6 +34,7 @@ from ...errors import (
 )
 from ...hbitmap import HBitmap
 from ...sizes import granularity_bits
+from .. import memory
 from ..base import (
     LIVE,
     MAX_NAME,
@@ -239,11 +240,11 @@ class Qcow2Volume(Volume):
             if entry.table is not None and entry.reason is None
         )
         nbytes = nclusters << self._image.cluster_bits
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if nbytes > memory:
+        limit = memory.limit()
+        if nbytes > limit:
             raise StoreError(
-                f"{self.filename}: its bitmaps take {nbytes} bytes of memory, this machine has "
-                f"{memory}",
+                f"{self.filename}: its bitmaps take {nbytes} bytes of memory, this process may "
+                f"have {limit}",
                 errno.ENOMEM,
             )
 
