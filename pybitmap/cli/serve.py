@@ -88,7 +88,12 @@ def serve_command(path: str, nodes: list[_Node]) -> None:
     """Serve named bitmaps to clients of QEMU's monitor protocol, QMP.
 
     Until a client sends `quit`, or Ctrl-C, or SIGTERM. Persistent bitmaps of nodes with a store or
-    an image are stored then; the others are kept in memory.
+    an image are stored then; the others are kept in memory. No lock of others keeps it from
+    starting or ending, but for those on a store or an image, which are an error.
+
+    64 clients can be connected. One more takes the place of the one that has been silent longest
+    (5 s at least) and has nothing frozen, or waits. Who does not read replies is disconnected when
+    others need the room, and what it had frozen is put back: see docs/qmp.md.
 
     Sizes are in bytes; K, M, G and T stand for powers of 1024.
 

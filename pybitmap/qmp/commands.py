@@ -97,6 +97,11 @@ class Session:
         self._frozen = [each for each in self._frozen if len(each)]
         self._frozen.append(self._graph.freeze(bitmaps))
 
+    @property
+    def has_frozen(self) -> bool:
+        """Is anything frozen that was not said to be done, or thawed?"""
+        return any(len(each) for each in self._frozen)
+
     def end(self, bitmaps: list[DirtyBitmap], *, done: bool) -> None:
         """
         :raises InvalidError: if this session has not frozen one of them; nothing has changed

@@ -3,9 +3,20 @@
 
 One thread serves all clients, so commands run one at a time, and in the order in which each client
 sends them. What a client may cost is bounded: the bytes, the depth and the number of values of a
-request, and the replies that it has not read, beyond which it is not listened to. A request that
-is no JSON is answered by an error and the next one is looked for; one that exceeds a bound is
-answered by an error and the connection is closed. The other clients go on.
+request, the bytes of a reply, and the replies that it has not read, beyond which it is not listened
+to. A request that is no JSON is answered by an error and the next one is looked for; one that
+exceeds a bound is answered by an error and the connection is closed. The other clients go on.
+
+So is what all of them cost, and none keeps the others from being served. Who holds what others need
+gives way once it has been silent for :data:`PATIENCE`, and no sooner: its connection is closed, as
+if it had left.
+
+- A connection, of which there are :data:`MAX_CLIENTS`: when one more wants to come, the one that
+  has been silent longest, of those that have nothing frozen. If all have, it waits until one ends.
+- Memory: when requests that are not whole come to :data:`ALL_ASKED`, those longer than a packet
+  wait; when replies that are not read come to :data:`ALL_UNREAD`, all commands wait. It is the
+  client that has owed longest (the rest of its request, or the reading of its replies) that goes,
+  whatever it has frozen: that is put back.
 
 A request is a JSON object, however it is cut into packets and lines. A control character within a
 string, which JSON forbids, and the byte 0xFF end whatever they are in: after half a request, a line
@@ -51,11 +62,22 @@ MAX_DEPTH = 256
 MAX_VALUES = 1 << 19
 MAX_DIGITS = 400  # of a number
 
+#: Bytes of a reply, and of the "id" in it.
+MAX_REPLY = 4 << 20
+MAX_ID = 1 << 16
+
 MAX_CLIENTS = 64
+#: Bytes of requests, and of replies, of all clients together, but for what exceeds it: a packet of
+#: each client, and one reply.
+ALL_ASKED, ALL_UNREAD = 32 << 20, 16 << 20
+#: Seconds for which a connection is kept although others need what it holds.
+PATIENCE = 5.0
+
 _CHUNK = 1 << 16
-_MAX_UNREAD = 1 << 20  # bytes of replies, from which on no more commands of a client are run
+_MAX_UNREAD = 1 << 16  # bytes of replies, from which on no more commands of a client are run
 _COMMANDS_AT_ONCE = 32  # of one client, before the others have their turn
 _FAREWELL = 1.0  # seconds for clients to take their last replies
+_TURN = 1.0  # seconds to wait for others that start at the same path
 
 
 # ---- requests ---------------------------------------------------------------------------------
@@ -80,6 +102,11 @@ class JsonStream:
         self._at = 0  # seen up to here
         self._depth = 0
         self._in_string = False
+
+    @property
+    def held(self) -> int:
+        """Bytes that were fed and not taken, but for blanks."""
+        return len(self._data) - self._begin
 
     def feed(self, data: bytes) -> None:
         del self._data[: self._begin]
@@ -228,6 +255,9 @@ class _Client:
         self.closing = False  # once everything is sent
         self.waiting = False  # may there be a command that was received, but not run?
         self.quit = False
+        #: When it last sent, or read, something.
+        self.moved = monotonic()
+        self._asking_since = self._unread_since = self.moved
         self._session = Session(graph)
         self._negotiated = False
         self._send({"QMP": {"version": query_version(), "capabilities": []}})
@@ -239,13 +269,28 @@ class _Client:
         data = self.sock.recv(_CHUNK)
         if not data:
             self.ended = True
+        self.moved = monotonic()
+        if not self.stream.held:
+            self._asking_since = self.moved
         self.stream.feed(data)
         self.waiting = True
 
-    def run(self) -> None:
-        """Some of the commands that were received."""
+    def asking_since(self) -> float:
+        """When half a request was begun; without end if there is none."""
+        return self._asking_since if self.stream.held and not self.waiting else math.inf
+
+    def unread_since(self) -> float:
+        """Since when there were replies at any time; without end if there are none."""
+        return self._unread_since if self.unsent else math.inf
+
+    @property
+    def has_frozen(self) -> bool:
+        return self._session.has_frozen
+
+    def run(self, room: Callable[[], bool]) -> None:
+        """Some of the commands that were received, while there is room for replies."""
         for _ in range(_COMMANDS_AT_ONCE):
-            if self.closing or len(self.unsent) >= _MAX_UNREAD:
+            if self.closing or len(self.unsent) >= _MAX_UNREAD or not room():
                 return
             try:
                 text = self.stream.next()
@@ -257,6 +302,7 @@ class _Client:
                 self.waiting = False
                 self.closing = self.ended  # half a request is forgotten
                 return
+            self._asking_since = self.moved
             self._run(text)
 
     def _run(self, text: bytes) -> None:
@@ -265,6 +311,12 @@ class _Client:
         except SchemaError as error:
             self._send(error_reply(str(error)))
             return
+        if len(text) > MAX_ID and isinstance(command, dict):
+            nbytes = len(_encoded(command.get("id")))
+            if nbytes > MAX_ID:  # before anything is done of which the reply would be too long
+                desc = f"QMP input member 'id' has {nbytes} bytes, and can have {MAX_ID}"
+                self._send(error_reply(desc))
+                return
         if not self._negotiated:
             self._send(answer(command, self._negotiate))
             return
@@ -283,7 +335,16 @@ class _Client:
         return {}
 
     def _send(self, reply: Reply) -> None:
-        self.unsent += json.dumps(reply).encode() + b"\r\n"
+        data = _encoded(reply)
+        if len(data) > MAX_REPLY:  # of a query, or an error: nothing was changed
+            desc = f"The reply has {len(data)} bytes, and at most {MAX_REPLY} are sent"
+            error = error_reply(desc)
+            if "id" in reply:
+                error["id"] = reply["id"]
+            data = _encoded(error)
+        if not self.unsent:
+            self._unread_since = monotonic()
+        self.unsent += data
 
     def flush(self) -> None:
         """As much as can be sent now.
@@ -295,6 +356,7 @@ class _Client:
                 sent = self.sock.send(self.unsent[:_CHUNK])
             except BlockingIOError:
                 return
+            self.moved = monotonic()
             del self.unsent[:sent]
 
     def close(self) -> None:
@@ -305,13 +367,17 @@ class _Client:
         except BitmapError:
             logging.getLogger(__name__).exception("of a client that has left")
 
-    @property
-    def events(self) -> int:
-        """What to wait for."""
+    def events(self, room: bool) -> int:
+        """What to wait for, if there is room for requests of any length, or not."""
         reading = not (self.closing or self.waiting or self.ended)
+        reading &= room or not self.stream.held
         return (selectors.EVENT_READ if reading else 0) | (
             selectors.EVENT_WRITE if self.unsent else 0
         )
+
+
+def _encoded(value: Any) -> bytes:
+    return json.dumps(value).encode() + b"\r\n"
 
 
 class Server:
@@ -405,31 +471,43 @@ class Server:
 
     def _turn(self, timeout: float | None) -> None:
         """Wait for something to happen, and see to it."""
-        listener = self._listener
+        timeouts = [math.inf if timeout is None else timeout]
+        timeouts.append(self._make_room(self._may_answer, _Client.unread_since))
+        timeouts.append(self._make_room(self._may_ask, _Client.asking_since))
+        may_ask, may_run = self._may_ask(), self._may_answer() and not self._stopped
+        listener = self._listener if not self._stopped else None
+        if listener and len(self._clients) >= MAX_CLIENTS:
+            silent = self._longest_silent()
+            rest = math.inf if silent is None else silent.moved + PATIENCE - monotonic()
+            if rest > 0:
+                listener = None
+                timeouts.append(rest)
         with selectors.PollSelector() as selector:
             selector.register(self._wake, selectors.EVENT_READ)
-            if listener and not self._stopped and len(self._clients) < MAX_CLIENTS:
+            if listener:
                 selector.register(listener, selectors.EVENT_READ)
             for client in self._clients.values():
-                if client.waiting and len(client.unsent) < _MAX_UNREAD:
-                    timeout = 0
-                if client.events:
-                    selector.register(client.sock, client.events, client)
-            ready = selector.select(timeout)
-        readable = set()
+                if may_run and client.waiting and len(client.unsent) < _MAX_UNREAD:
+                    timeouts.append(0)
+                events = client.events(may_ask)
+                if events:
+                    selector.register(client.sock, events, client)
+            first = max(0, min(timeouts))
+            ready = selector.select(None if math.isinf(first) else first)
+        readable, incoming = set(), False
         for key, events in ready:
             if key.data is not None and events & selectors.EVENT_READ:
                 readable.add(key.data)
             elif key.fileobj is self._wake:
                 self._wake.recv(_CHUNK)
             elif key.fileobj is listener:
-                self._accept()
+                incoming = True
         for client in list(self._clients.values()):
             try:
                 if client in readable:
                     client.receive()
                 if client.waiting and not self._stopped:
-                    client.run()
+                    client.run(self._may_answer)
                 client.flush()
             except (OSError, MemoryError):
                 self._drop(client)
@@ -438,9 +516,39 @@ class Server:
                 self._stopped = True
             if client.closing and not client.unsent:
                 self._drop(client)
+        if incoming:  # last: now it is known who was silent
+            self._accept()
+
+    def _may_ask(self) -> bool:
+        """Is there room for requests that are longer than a packet?"""
+        return sum(client.stream.held for client in self._clients.values()) < ALL_ASKED
+
+    def _may_answer(self) -> bool:
+        """Is there room for replies?"""
+        return sum(len(client.unsent) for client in self._clients.values()) < ALL_UNREAD
+
+    def _make_room(self, enough: Callable[[], bool], since: Callable[[_Client], float]) -> float:
+        """Drop who has owed longest; and how long to bear with the next one, in seconds."""
+        while not enough():
+            debtor = min(self._clients.values(), key=since)
+            left = since(debtor) + PATIENCE - monotonic()
+            if left > 0:
+                return left
+            self._drop(debtor)
+        return math.inf
+
+    def _longest_silent(self) -> _Client | None:
+        """Of those that may give way."""
+        idle = [client for client in self._clients.values() if not client.has_frozen]
+        return min(idle, key=lambda client: client.moved, default=None)
 
     def _accept(self) -> None:
         assert self._listener is not None
+        if len(self._clients) >= MAX_CLIENTS:
+            silent = self._longest_silent()
+            if silent is None or monotonic() < silent.moved + PATIENCE:
+                return
+            self._drop(silent)
         try:
             sock, _ = self._listener.accept()
         except OSError as error:
@@ -518,7 +626,7 @@ def _listen(path: str) -> tuple[socket.socket, tuple[int, int]]:
         raise OSError(errno.ENAMETOOLONG, "too long for the path of a socket", path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        with _directory_locked(path):
+        with _turn_of(os.path.dirname(path) or "."):
             _bind(sock, path)
             sock.listen(MAX_CLIENTS)
             found = os.lstat(path)
@@ -530,34 +638,66 @@ def _listen(path: str) -> tuple[socket.socket, tuple[int, int]]:
     return sock, (found.st_dev, found.st_ino)
 
 
-@contextmanager
-def _directory_locked(path: str) -> Iterator[None]:
-    """So that of two who find a stale socket, the second does not remove the first one's new."""
-    directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with suppress(OSError):  # where there are no locks, there is just that race
-            fcntl.flock(directory, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(directory)
-
-
 def _bind(sock: socket.socket, path: str) -> None:
+    """
+    :raises OSError: if something is there that is not a socket which nobody listens on
+    """
     try:
         _bind_private(sock, path)
         return
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
-    if not stat.S_ISSOCK(os.lstat(path).st_mode):
-        raise FileExistsError(errno.EEXIST, "exists, and is no socket")
+    with suppress(FileNotFoundError):  # gone by now
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise FileExistsError(errno.EEXIST, "exists, and is no socket")
+        _check_stale(path)
+        os.unlink(path)
+    _bind_private(sock, path)
+
+
+def _check_stale(path: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
+        probe.setblocking(False)  # its queue may be full
         result = probe.connect_ex(path)
+    if result == errno.ENOENT:
+        raise FileNotFoundError(result, os.strerror(result))
+    if result == errno.EACCES:
+        raise PermissionError(result, "a socket of somebody else is there")
     if result != errno.ECONNREFUSED:
         raise OSError(errno.EADDRINUSE, "another program listens there")
-    os.unlink(path)
-    _bind_private(sock, path)
+
+
+@contextmanager
+def _turn_of(directory: str) -> Iterator[None]:
+    """One after the other, so that of two who find a stale socket, the second does not remove the
+    first one's new, on which it may not listen yet.
+
+    By a lock that anybody may have: who starts has it for an instant, and whoever keeps it longer
+    keeps nobody from starting. Where it is not to be had, there is just that race.
+    """
+    fd = -1
+    try:
+        with suppress(OSError):
+            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
+            until = monotonic() + _TURN
+            while not _locked(fd) and monotonic() < until:
+                sleep(0.01)
+        yield
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+def _locked(fd: int) -> bool:
+    """
+    :raises OSError: if there are no locks
+    """
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _bind_private(sock: socket.socket, path: str) -> None:
@@ -575,8 +715,11 @@ def _bind_private(sock: socket.socket, path: str) -> None:
 
 
 def _unlink(path: str, identity: tuple[int, int]) -> None:
-    """Remove the file, unless somebody has put another one there."""
-    with suppress(OSError), _directory_locked(path):
+    """Remove the file, unless somebody has put another one there.
+
+    While its socket listens still, nobody takes it for stale, so no lock is needed.
+    """
+    with suppress(OSError):
         found = os.lstat(path)
         if (found.st_dev, found.st_ino) == identity:
             os.unlink(path)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
@@ -13,7 +14,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,23 @@ from hypothesis import strategies as st
 
 from pybitmap import BlockGraph
 from pybitmap.qmp import Server
+from pybitmap.qmp import server as module
 from pybitmap.qmp.schema import SchemaError
-from pybitmap.qmp.server import MAX_DEPTH, MAX_REQUEST, JsonStream, TooMuchError, parse
+from pybitmap.qmp.server import MAX_DEPTH, MAX_ID, MAX_REQUEST, JsonStream, TooMuchError, parse
 from pybitmap.store import LocalStore
 
 Json = dict[str, Any]
 QUERY = b'{"execute":"query-block","id":%d}'
 CAPABILITIES = b'{"execute":"qmp_capabilities"}'
+
+
+def command(kind: str, **arguments: Any) -> bytes:
+    return json.dumps({"execute": f"__org.pybitmap_{kind}", "arguments": arguments}).encode()
+
+
+THIS = {"node": "n", "name": "b"}
+#: What a client asks for whose bitmaps are then in its hands.
+FREEZE = [command("freeze", bitmaps=[THIS]), command("areas", **THIS)]
 
 
 class Client:
@@ -260,11 +272,8 @@ def test_a_hundred_megabytes_are_refused(client: Client, path: Path, begin: byte
 
 
 def test_a_request_of_nearly_the_bound_is_taken(client: Client) -> None:
-    ident = "x" * (MAX_REQUEST - 100)
-    assert client.ask(b'{"execute":"query-block","id":"%s"}' % ident.encode()) == {
-        "return": [],
-        "id": ident,
-    }
+    text = b'{"execute":"query-block","arguments":{"x":"%s"}}' % (b"x" * (MAX_REQUEST - 100))
+    assert client.ask(text) == error("Parameter 'x' is unexpected")
 
 
 def test_deep_nesting_is_refused(client: Client, path: Path) -> None:
@@ -291,14 +300,158 @@ def test_blanks_cost_nothing(client: Client) -> None:
     assert client.works()
 
 
-def test_a_client_that_does_not_read_is_not_listened_to(client: Client, path: Path) -> None:
-    client.socket.settimeout(1)
+def ask_for_more_than_is_read(client: Client) -> None:
+    """Until the server does not listen any more."""
+    client.socket.settimeout(0.2)
     with suppress(socket.timeout):
         for _ in range(10_000):
             client.send(b'{"execute":"query-commands"}' * 1000)
         pytest.fail("the server has taken it all")
+
+
+def unread(server: Server) -> list[int]:
+    """Bytes of replies, by client."""
+    return [len(each.unsent) for each in list(server._clients.values())]
+
+
+def test_a_client_that_does_not_read_is_not_listened_to(
+    server: Server, client: Client, path: Path
+) -> None:
+    ask_for_more_than_is_read(client)
+    assert max(unread(server)) < 1 << 17
     with Client(path) as other:
         assert other.works()
+
+
+def test_a_client_that_does_not_read_is_kept_while_others_have_room(
+    server: Server, client: Client, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 0)
+    ask_for_more_than_is_read(client)
+    with Client(path) as other:
+        assert other.works()
+    assert len(client.receive()["return"]) > 10
+
+
+def test_clients_that_do_not_read_give_way_together(
+    server: Server, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are as many as there can be, and each may have one long reply beyond its bound."""
+    monkeypatch.setattr(module, "PATIENCE", 0.1)
+    monkeypatch.setattr(module, "ALL_UNREAD", 1 << 18)
+    silent = [Client(path) for _ in range(12)]
+    most = 0
+    for each in silent:
+        with suppress(ConnectionError):
+            ask_for_more_than_is_read(each)
+        most = max(most, sum(unread(server)))
+    assert most < (1 << 18) + (1 << 16)
+    with Client(path) as other:
+        assert other.works()
+        assert sum(unread(server)) < 1 << 18
+    for each in silent:
+        each.close()
+
+
+@pytest.mark.parametrize("begin", [b'{"execute":"', b'{"execute":["', b"["])
+def test_clients_with_half_a_request_give_way_together(
+    server: Server, path: Path, monkeypatch: pytest.MonkeyPatch, begin: bytes
+) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 0.1)
+    monkeypatch.setattr(module, "ALL_ASKED", 1 << 20)
+    halves = [Client(path) for _ in range(4)]
+    for each in halves:
+        each.socket.settimeout(0.2)
+        with suppress(socket.timeout, ConnectionError):
+            each.send(begin + b"1" * (1 << 19))
+    assert sum(each.stream.held for each in list(server._clients.values())) < 3 << 19
+    with Client(path) as other:
+        text = b'{"execute":"query-block","arguments":{"x":"%s"}}' % (b"x" * (1 << 19))
+        assert other.ask(text) == error("Parameter 'x' is unexpected")
+    for each in halves:
+        each.close()
+
+
+def test_a_reply_that_is_too_long_is_an_error(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_REPLY", 300)
+    reply = client.ask(b'{"execute":"query-commands","id":3}')
+    assert reply["id"] == 3
+    assert "at most 300 are sent" in reply["error"]["desc"]
+    assert client.works()
+
+
+@pytest.mark.parametrize("negotiate", [True, False])
+def test_a_command_with_a_long_id_is_refused_before_it_runs(
+    server: Server, path: Path, negotiate: bool
+) -> None:
+    with Client(path, negotiate=negotiate) as client:
+        arguments = b'"arguments":{"node":"n","name":"b"}'
+        add = b'{"execute":"block-dirty-bitmap-add",%s,"id":"%s"}' % (arguments, b"x" * MAX_ID)
+        reply = client.ask(add)
+        assert reply == error(
+            f"QMP input member 'id' has {MAX_ID + 4} bytes, and can have {MAX_ID}"
+        )
+    assert not server._graph.nodes["n"].bitmaps
+
+
+# ---- one more client than there can be ------------------------------------------------------
+
+
+def test_idle_clients_do_not_keep_another_out(
+    server: Server, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 0.1)
+    idle = [Client(path, negotiate=bool(i % 2)) for i in range(module.MAX_CLIENTS)]
+    with Client(path) as client:
+        assert client.works()
+    assert idle[0].receive() is None
+    assert idle[1].works()
+    for each in idle:
+        each.close()
+
+
+def test_the_one_that_gives_way_is_silent_longest_and_has_frozen_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 0.1)
+    monkeypatch.setattr(module, "MAX_CLIENTS", 3)
+    with BlockGraph() as graph:
+        bitmap = graph.add_node("n", 1 << 20).add_bitmap("b", 512)
+        with Server(graph, str(path)):
+            froze, spoke, silent = (Client(path) for _ in range(3))
+            assert froze.ask(FREEZE[0]) == {"return": {}}
+            assert silent.works()
+            assert spoke.works()
+            with Client(path) as client:
+                assert client.works()
+                assert silent.receive() is None
+                assert bitmap.busy
+                assert froze.ask(command("done", bitmaps=[THIS])) == {"return": {}}
+                assert spoke.works()
+            for each in (froze, spoke, silent):
+                each.close()
+
+
+@pytest.mark.parametrize("keeps", ["frozen", "speaking"])
+def test_where_none_can_give_way_one_more_waits(
+    path: Path, monkeypatch: pytest.MonkeyPatch, keeps: str
+) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 0 if keeps == "frozen" else 1000)
+    monkeypatch.setattr(module, "MAX_CLIENTS", 1)
+    with BlockGraph() as graph:
+        graph.add_node("n", 1 << 20).add_bitmap("b", 512)
+        with Server(graph, str(path)), Client(path) as first, ThreadPoolExecutor() as threads:
+            if keeps == "frozen":
+                assert first.ask(FREEZE[0]) == {"return": {}}
+            second = threads.submit(Client, path)
+            for number in range(20):
+                assert first.ask(b'{"execute":"query-block","id":%d}' % number)["id"] == number
+            assert not second.done()
+            first.close()
+            with second.result(20) as client:
+                assert "return" in client.ask(FREEZE[0])
 
 
 def test_half_a_request_then_gone(client: Client, path: Path) -> None:
@@ -313,15 +466,6 @@ def test_clients_share_the_graph(client: Client, path: Path) -> None:
     with Client(path) as other:
         assert client.ask(add) == {"return": {}}
         assert other.ask(add) == error("Bitmap already exists: b")
-
-
-def command(kind: str, **arguments: Any) -> bytes:
-    return json.dumps({"execute": f"__org.pybitmap_{kind}", "arguments": arguments}).encode()
-
-
-THIS = {"node": "n", "name": "b"}
-#: What a client asks for whose bitmaps are then in its hands.
-FREEZE = [command("freeze", bitmaps=[THIS]), command("areas", **THIS)]
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -409,7 +553,116 @@ def test_a_file_that_is_no_socket_stays(path: Path) -> None:
     assert path.read_text() == "precious"
 
 
-@pytest.mark.parametrize("name", ["", "\0abstract", "x" * 200, "missing/folder/s"])
+def _folder(path: Path) -> None:
+    path.mkdir()
+
+
+def _dangling(path: Path) -> None:
+    path.symlink_to("nowhere")
+
+
+def _elsewhere(path: Path) -> None:
+    """A link to a socket on which nobody listens."""
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(f"{path}.stale")
+    path.symlink_to(f"{path}.stale")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, _folder, _dangling, _elsewhere])
+def test_whatever_is_no_socket_stays(path: Path, make: Callable[[Path], None]) -> None:
+    make(path)
+    before = {each: each.lstat() for each in path.parent.iterdir()}
+    with pytest.raises(FileExistsError, match="exists, and is no socket"):
+        Server(BlockGraph(), str(path)).start()
+    assert {each: each.lstat() for each in path.parent.iterdir()} == before
+
+
+def test_a_socket_of_another_kind_in_use_stays(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.bind(str(path))
+        with pytest.raises(OSError, match="another program listens there"):
+            Server(BlockGraph(), str(path)).start()
+        assert path.is_socket()
+
+
+def test_a_socket_whose_queue_is_full_is_in_use(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as busy, ExitStack() as stack:
+        busy.bind(str(path))
+        busy.listen(0)
+        for _ in range(3):
+            waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+            waiting.setblocking(False)
+            with suppress(BlockingIOError):
+                waiting.connect(str(path))
+        with pytest.raises(OSError, match="another program listens there"):
+            Server(BlockGraph(), str(path)).start()
+
+
+def test_of_many_that_find_a_stale_socket_one_listens(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = module._check_stale
+
+    def slow_check(path: str) -> None:
+        check(path)
+        time.sleep(0.05)  # all would find it stale
+
+    monkeypatch.setattr(module, "_check_stale", slow_check)
+
+    def start(_: int) -> Server | None:
+        with suppress(OSError):
+            return Server(BlockGraph(), str(path)).start()
+        return None
+
+    with ThreadPoolExecutor(8) as threads:
+        for _ in range(3):
+            with socket.socket(socket.AF_UNIX) as stale:
+                stale.bind(str(path))
+            [server] = filter(None, threads.map(start, range(8)))
+            with closing(server), Client(path) as client:
+                assert client.works()
+            assert not path.exists()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """By somebody else."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("when", ["before it starts", "when it ends"])
+def test_a_foreign_lock_on_the_folder_keeps_nothing(path: Path, tmp_path: Path, when: str) -> None:
+    store = tmp_path / "store"
+    with BlockGraph() as graph:
+        graph.add_node("n", 1 << 20, LocalStore(store)).add_bitmap("b", 512, persistent=True)
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+    with ExitStack() as stack:
+        if when == "before it starts":
+            stack.enter_context(locked(path.parent))
+        with served(path, "--node", f"n,store={store}") as process:
+            wait_for(path)
+            if when == "when it ends":
+                stack.enter_context(locked(path.parent))
+            with Client(path) as client:
+                assert client.ask(command("mark", node="n", offset=0, length=512))
+                process.send_signal(signal.SIGTERM)
+                assert client.receive() is None
+            process.communicate(timeout=20)
+            assert process.returncode == 0
+            assert not path.exists()
+    [node] = LocalStore(store).entries()
+    assert not node.bitmaps[0].in_use
+
+
+@pytest.mark.parametrize(
+    "name", ["", "\0abstract", "x" * 200, "missing/folder/s", "/proc/s", os.devnull + "/s"]
+)
 def test_impossible_paths(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(OSError):  # noqa: PT011
