@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from images import FINE, MIB, Opened, asked, check, create, entries, loaded, qemu_img, qemu_io
 
-from pybitmap import BitmapError, CorruptError, StoreError, UnsupportedError, offline
+from pybitmap import BitmapError, BlockGraph, CorruptError, StoreError, UnsupportedError, offline
 from pybitmap.store import Purpose, Qcow2Store, Record
 from pybitmap.store.qcow2.bitmaps import IN_USE, MAX_BITMAPS
 
@@ -434,3 +434,72 @@ def test_any_bytes_changed(
     finally:
         image.volume.close()
     assert loaded(path)["new"] == (content.count(), content.sha256())
+
+
+# ---- what is deleted, renamed or replaced while it is open -------------------------------------
+
+
+def _delete(path: Path) -> None:
+    path.unlink()
+
+
+def _replace(path: Path) -> None:
+    copy = path.with_suffix(".copy")
+    copy.write_bytes(path.read_bytes())
+    copy.rename(path)
+
+
+@pytest.mark.parametrize("action", ["flush", "close"])
+@pytest.mark.parametrize("how", [_delete, _replace])
+def test_an_image_that_is_gone_is_not_stored_to(
+    tmp_path: Path, how: Callable[[Path], None], action: str
+) -> None:
+    path = create(tmp_path / "image", SIZE)
+    graph = BlockGraph()
+    node = graph.add_node("n", None, Qcow2Store(path))
+    node.add_bitmap("b", persistent=True)
+    node.mark_dirty(0, 1)
+    how(path)
+    for _ in range(2):
+        with pytest.raises(StoreError, match="was deleted, or replaced by another file"):
+            getattr(graph, action)()
+    node.mark_dirty(0, 1)
+    node.close(discard=True)
+    if path.exists():
+        with BlockGraph() as graph:
+            assert graph.add_node("n", None, Qcow2Store(path)).bitmaps["b"].inconsistent
+
+
+def test_an_image_without_bitmaps_may_go(tmp_path: Path) -> None:
+    path = create(tmp_path / "image", SIZE)
+    with BlockGraph() as graph:
+        graph.add_node("n", None, Qcow2Store(path)).add_bitmap("b")
+        path.unlink()
+
+
+def test_an_image_that_is_renamed_is_stored_to(tmp_path: Path) -> None:
+    """As by QEMU: it is the same image."""
+    path = create(tmp_path / "image", SIZE)
+    with BlockGraph() as graph:
+        node = graph.add_node("n", None, Qcow2Store(path))
+        node.add_bitmap("b", persistent=True)
+        node.mark_dirty(0, 1)
+        path.rename(tmp_path / "renamed")
+    assert check(tmp_path / "renamed") == FINE
+    with BlockGraph() as graph:
+        bitmap = graph.add_node("n", None, Qcow2Store(tmp_path / "renamed")).bitmaps["b"]
+        assert list(bitmap.areas()) == [(0, 65536)]
+
+
+def test_an_image_that_had_no_name_is_stored_to(tmp_path: Path) -> None:
+    """As one that is handed over as a descriptor."""
+    path = create(tmp_path / "image", SIZE)
+    with open(path, "r+b") as file:
+        path.unlink()
+        for count in (0, 65536):
+            with BlockGraph() as graph:
+                node = graph.add_node("n", None, Qcow2Store(f"/proc/self/fd/{file.fileno()}"))
+                if not count:
+                    node.add_bitmap("b", persistent=True)
+                assert node.bitmaps["b"].count() == count
+                node.mark_dirty(0, 1)

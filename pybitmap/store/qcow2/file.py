@@ -47,7 +47,10 @@ class File:
             raise StoreError(f"{path}: {error.strerror}", error.errno) from error
         try:
             self._fd, self._pid = self._file.fileno(), os.getpid()
-            mode = os.fstat(self._fd).st_mode
+            status = os.fstat(self._fd)
+            mode = status.st_mode
+            #: Names that it had; a block device loses its when it is pulled out.
+            self._had_names = status.st_nlink if stat.S_ISREG(mode) else 0
             if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
                 raise StoreError(f"{path}: neither a file nor a block device", errno.EINVAL)
             if read_only and not lock:
@@ -98,6 +101,21 @@ class File:
             locks.unlock(self._fd)  # else a child of a fork would keep them
         self._file.close()
         self._fd = -1
+
+    def check_not_deleted(self) -> None:
+        """What is written to a file that has no name any more is nowhere when it is closed.
+
+        One that was renamed only is the same image, wherever it lies now; so QEMU has it, too.
+
+        :raises StoreError: if it was deleted, or another was put in its place
+        """
+        if self._had_names and not os.fstat(self._fd).st_nlink:
+            raise StoreError(
+                f"{self.path} was deleted, or replaced by another file, while it was open, so "
+                "nothing can be stored: bitmaps in what is there now do not have what was marked; "
+                "give up (close with discard=True)",
+                errno.ESTALE,
+            )
 
     def corrupt(self, what: str) -> CorruptError:
         """The error for damage: ``what`` is a sentence about it."""

@@ -333,6 +333,8 @@ class Qcow2Volume(Volume):
                 f"{self.filename} has a disk of {self.size} bytes and cannot store bitmaps for "
                 f"{wanted.size}: see qemu-img resize"
             )
+        if wanted.records or self._entries:
+            self._file.check_not_deleted()
         if self.at_rest:
             purpose = Purpose.CLOSE  # nothing of it goes in use
         change = _Qcow2Change(self, self._refs)
@@ -682,6 +684,7 @@ class _Qcow2Change(Change):
             freed.append((offset >> image.cluster_bits, image.clusters(nbytes)))
         try:
             image.switch(self._directory)
+            self._file.check_not_deleted()
         except BaseException:
             # Whichever is on disk, its clusters stay, and the next change writes a new directory.
             volume._uncertain += self._allocated
