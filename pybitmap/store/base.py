@@ -370,7 +370,8 @@ class Store(ABC):
     def prepare(self, wanted: Mapping[Volume, Wanted], purpose: Purpose) -> Change:
         """Prepare to store; volumes that are not named stay as they are.
 
-        :raises StoreError: nothing has changed
+        :raises StoreError: nothing has changed; also if what is open is no longer what is there, as
+            it was deleted or replaced
         """
 
 

@@ -31,11 +31,14 @@ from .._fork import in_child
 from ..errors import BitmapError, CorruptError, InvalidError, LockedError, StoreError
 from ..sizes import granularity_bits
 from .opened import become_null, opened
+from .private import check_file, opened_private, place
 from .unlocked import changed, lacking, no_locks
 
 _Answer = TypeVar("_Answer")
 
 CATALOG, JOURNAL = "catalog.sqlite", "catalog.sqlite-journal"
+#: What else SQLite would use that is beside a catalog: of another journal mode, which is not ours.
+_FOREIGN = ("catalog.sqlite-wal", "catalog.sqlite-shm")
 
 #: In the catalog's header: that it is one, and which.
 APPLICATION_ID, VERSION = 0x70626D70, 3
@@ -158,8 +161,24 @@ _open: WeakSet[Catalog] = WeakSet()
 _kept: list[sqlite3.Connection] = []
 
 
+def open_file(directory: Path, *, writing: bool) -> FileIO:
+    """The file of a catalog; for writing, an empty one is made if there is none.
+
+    It is to be kept while the store is open: what is at its path can then be told from it, and it
+    says why it cannot be opened, which SQLite would not. It is to be closed after the catalog,
+    since closing it takes SQLite's locks away.
+
+    :raises StoreError: if it, or what SQLite has beside it, is not to be trusted
+    :raises OSError: as open(2)
+    """
+    for name in (JOURNAL, *_FOREIGN):
+        check_file(directory / name, writing=writing)
+    flags = os.O_RDWR | os.O_CREAT if writing else os.O_RDONLY
+    return opened_private(directory / CATALOG, flags)
+
+
 class Catalog:
-    """The SQLite database of a store.
+    """The SQLite database of a store, of which the file is there: see :func:`open_file`.
 
     The rollback journal, since readers then need no file that they would have to write, and one
     that stays (PERSIST), since its space is there already when the disk is full. synchronous=FULL
@@ -177,6 +196,7 @@ class Catalog:
         self._path = directory / CATALOG
         #: What a copy was made of, if that may change: the catalog and its journal.
         self._seen: tuple[bytes, bytes] | None = None
+        self._journal: tuple[int, int] | None = None
         self._copy: TemporaryDirectory[str] | None = None
         self._forked = False
         if _unusable:
@@ -233,15 +253,10 @@ class Catalog:
                 self._seen = catalog, journalled
                 self.check_unchanged()
             mode = "rw"
-        elif writing:
-            # SQLite would not say why it cannot, or open it for reading instead.
-            with opened(path, os.O_RDWR | os.O_CREAT) as file:
-                self._check_locks(file, vfs)
-            mode = "rw"
         else:
-            with suppress(FileNotFoundError), opened(path, os.O_RDONLY) as file:
+            mode, flags = ("rw", os.O_RDWR) if writing else ("ro", os.O_RDONLY)
+            with suppress(FileNotFoundError), opened(path, flags) as file:
                 self._check_locks(file, vfs)
-            mode = "ro"
         return sqlite3.connect(
             f"{path.as_uri()}?mode={mode}{vfs}",
             uri=True,
@@ -369,6 +384,20 @@ class Catalog:
                 self._execute("ROLLBACK")
             raise
 
+    def moved_journal(self) -> Path | None:
+        """The path of the journal, if what is there is no longer what SQLite has open.
+
+        SQLite keeps it open from the first transaction on; a kill in the next one would find none.
+
+        :raises StoreError: if the journal is not to be trusted
+        """
+        path = self._path.with_name(JOURNAL)
+        if self._journal is None:
+            check_file(path, writing=True)
+            self._journal = place(path)
+            return None
+        return path if place(path) != self._journal else None
+
     @property
     def in_transaction(self) -> bool:
         """Was one begun, and has not ended?"""
@@ -442,7 +471,7 @@ def _code(error: sqlite3.Error) -> int:
 
 def _first_byte(path: Path) -> int:
     """0 if there is none."""
-    with suppress(FileNotFoundError), open(path, "rb") as file:
+    with suppress(FileNotFoundError), opened_private(path, os.O_RDONLY) as file:
         return sum(file.read(1))
     return 0
 

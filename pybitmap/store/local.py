@@ -77,8 +77,9 @@ from .base import (
     Volume,
     Wanted,
 )
-from .catalog import CATALOG, JOURNAL, Catalog, Row, is_words
+from .catalog import CATALOG, JOURNAL, Catalog, Row, is_words, open_file
 from .opened import is_open_here, opened
+from .private import check_folder, opened_private, place, place_of, why_foreign
 from .unlocked import lacking, no_locks
 
 #: Behind the words of a file.
@@ -87,6 +88,8 @@ _GENERATION = struct.Struct("<Q")
 _LOST = (1 << 64) - 1
 
 _LOCK = "lock"
+#: How often the lock file may be another before one gives up.
+_TRIES = 20
 
 _CHUNK = 1 << 22  # bytes read at once
 _PIECE = 1 << 20  # the same, of who reads without loading: two of them are there at times
@@ -98,7 +101,12 @@ class LocalStore(Store):
     One object may be given to several nodes, also of several graphs. While a node has it open for
     writing, every other process is refused (LockedError), and so is another LocalStore on the same
     directory in this one; readers share it with readers. The lock goes with the process that holds
-    it, however that ends. Not to be used on both sides of a fork.
+    it, however that ends. Not to be used on both sides of a fork. No lock of others is waited for.
+
+    What is open is what is at its path: when something of it was deleted, renamed or replaced,
+    every change, flush and close is a StoreError that says what, and nothing is stored; put back,
+    it goes on; given up (``close(discard=True)``), it is as after a kill. What leads elsewhere, or
+    others can have put there, is refused: see private.py.
 
     A killed process loses no mark. What it had in use is synced when it is listed or read next, and
     marked in its file as lost if that fails, also by who only reads and may write to the file.
@@ -124,6 +132,8 @@ class LocalStore(Store):
         self._pid = 0
         # Held while a volume is open.
         self._lock_file: FileIO | None = None
+        self._catalog_file: FileIO | None = None
+        self._folder: tuple[int, int] | None = None
         self._writing = False
         self._catalog: Catalog | None = None
         self._files = _Files(self.path)
@@ -158,7 +168,7 @@ class LocalStore(Store):
             except UnicodeEncodeError:
                 raise InvalidError(f"node name {node!r} is no valid Unicode") from None
             unknown = f"store '{self.path}' does not know the size of node '{node}'"
-            if size is None and not read_only and not os.path.exists(self.path / CATALOG):
+            if size is None and not read_only and not os.path.lexists(self.path / CATALOG):
                 raise InvalidError(unknown)  # nor is it to be made for that
             self._acquire(writing=not read_only)
             try:
@@ -198,6 +208,7 @@ class LocalStore(Store):
             self._check_process()
             if all(volume.at_rest for volume in plan):
                 purpose = Purpose.CLOSE  # nothing of it goes in use
+            self._check_place(files.values())
             if purpose is not Purpose.COMMIT:
                 self._sync(files.values(), last=purpose is Purpose.CLOSE)
             return _LocalChange(self, plan, purpose)
@@ -236,14 +247,15 @@ class LocalStore(Store):
             return
         try:
             with _reported(f"cannot open store '{self.path}'"):
-                if self._lock_file is None:
-                    self._lock_file = self._open_lock(writing)
-                    self._pid = os.getpid()
-                self._flock(fcntl.LOCK_EX if writing else fcntl.LOCK_SH)
+                self._take_lock(writing)
+                for held in (self._catalog, self._catalog_file):  # of a reader
+                    if held is not None:
+                        held.close()
                 self._writing, self._catalog = writing, None
                 _boot()
                 if writing:
                     self._check_directory()
+                self._catalog_file = open_file(self.path, writing=writing)
                 self._sql()
                 if writing:
                     self._files = _Files(self.path, filter(is_words, os.listdir(self.path)))
@@ -264,13 +276,39 @@ class LocalStore(Store):
             kind = fcntl.LOCK_SH if self.lock else fcntl.LOCK_UN
             fcntl.flock(self._lock_file, fcntl.LOCK_NB | kind)
 
-    def _open_lock(self, writing: bool) -> FileIO:
+    def _take_lock(self, writing: bool) -> None:
+        """Of a file that is there still when it is locked: somebody may have removed it before, and
+        a twin have locked another."""
+        kind = fcntl.LOCK_EX if writing else fcntl.LOCK_SH
         if writing:
             with suppress(FileExistsError):
                 os.mkdir(self.path, 0o700)
                 _sync_directory(self.path.parent)
-        flags = os.O_RDWR | os.O_CREAT if writing else os.O_RDONLY
-        return opened(self.path / _LOCK, flags | os.O_NOFOLLOW)
+        check_folder(self.path, writing=writing)
+        if self._lock_file is not None:
+            self._flock(kind)
+            return
+        for _ in range(_TRIES):
+            self._pid = os.getpid()
+            self._lock_file = self._open_lock(writing)
+            self._flock(kind)
+            if place(self.path / _LOCK) == place_of(self._lock_file.fileno()):
+                self._folder = place(os.path.realpath(self.path))
+                return
+            self._lock_file.close()
+            self._lock_file = None
+        raise StoreError(f"'{self.path / _LOCK}' is removed again and again", errno.EAGAIN)
+
+    def _open_lock(self, writing: bool) -> FileIO:
+        """Where there is a store, but no lock, it is made anew: it holds nothing."""
+        path = self.path / _LOCK
+        if not writing:
+            try:
+                return opened_private(path, os.O_RDONLY)
+            except FileNotFoundError:
+                if not _has_catalog(self.path):
+                    raise
+        return opened_private(path, os.O_RDWR | os.O_CREAT)
 
     def _flock(self, kind: int) -> None:
         assert self._lock_file is not None
@@ -324,6 +362,8 @@ class LocalStore(Store):
             catalog, self._catalog = self._catalog, None
             catalog.close()
         if self._catalog is None:
+            if self._volumes:
+                self._check_place()
             self._catalog = Catalog(self.path, writing=self._writing, lock=self.lock)
         return self._catalog
 
@@ -332,6 +372,37 @@ class LocalStore(Store):
         with self._lock:
             if self._catalog is not None:
                 self._catalog.check_unchanged()
+
+    def _check_place(self, files: Iterable[_Words] = ()) -> None:
+        """What is open is what is at its path: nothing is written to what is not, or taken for
+        stored that nobody will find.
+
+        :raises StoreError: what was deleted, renamed or replaced
+        """
+        here: list[tuple[Path, tuple[int, int] | None]] = [
+            (Path(os.path.realpath(self.path)), self._folder)
+        ]
+        for name, file in ((_LOCK, self._lock_file), (CATALOG, self._catalog_file)):
+            assert file is not None
+            here.append((self.path / name, place_of(file.fileno())))
+        here += [(words.path, words.place) for words in files]
+        with _reported(f"cannot look at store '{self.path}'"):
+            for path, wanted in here:
+                found = place(path)
+                if found != wanted:
+                    raise self._moved(path, found is None)
+            journal = self._catalog.moved_journal() if self._catalog and self._writing else None
+            if journal is not None:
+                raise self._moved(journal, place(journal) is None)
+
+    def _moved(self, path: Path, missing: bool) -> StoreError:
+        what = "deleted or renamed" if missing else "replaced by another"
+        return StoreError(
+            f"'{path}' was {what} while store '{self.path}' was open, so nothing is stored: put it "
+            "back and try again, or give up (close with discard=True; all that was marked is in "
+            "the files that were there)",
+            errno.ESTALE,
+        )
 
     def _close_volume(self, volume: LocalVolume) -> None:
         with self._lock:
@@ -345,6 +416,9 @@ class LocalStore(Store):
         if self._catalog is not None:
             self._catalog.close()
             self._catalog = None
+        if self._catalog_file is not None:
+            self._catalog_file.close()
+            self._catalog_file = None
         if self._pid == os.getpid():
             self._files.close()
         self._files = _Files(self.path)
@@ -370,6 +444,7 @@ class LocalStore(Store):
             try:
                 what = f"no bitmap of {nbytes} bytes in store '{self.path}'"
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+                self._check_place()
                 with _reported(what), opened(path, flags) as file:
                     _reserve(file.fileno(), nbytes + _GENERATION.size)
                     words = _Words(file.fileno(), nbytes, path)
@@ -492,7 +567,7 @@ class LocalStore(Store):
         bits = granularity_bits(row.granularity)
         flags = os.O_RDONLY if volume.read_only else os.O_RDWR
         what = f"cannot load bitmap '{row.name}' of node '{row.node}'"
-        with _reported(what), opened(self.path / name, flags | os.O_NOFOLLOW) as file:
+        with _reported(what), opened_private(self.path / name, flags) as file:
             if volume.read_only:
                 memory = _read(file, row.nbytes, todo)
                 return HBitmap._over(memory, row.size, bits)
@@ -520,13 +595,14 @@ class LocalStore(Store):
         for name in row.files:
             try:
                 status = os.lstat(self.path / name)
-                if not stat.S_ISREG(status.st_mode):
-                    return f"its bits cannot be read: {name} is no regular file"
+                foreign = why_foreign(self.path / name, status, writing=self._writing)
+                if foreign:
+                    return f"its bits cannot be read: {name} {foreign}"
                 if status.st_size < nbytes:
                     return f"its bits are cut short: {name} has {status.st_size} of {nbytes} bytes"
                 if status.st_size > nbytes:
                     return f"its bits do not fit: {name} has {status.st_size} bytes, not {nbytes}"
-                with opened(self.path / name, os.O_RDONLY | os.O_NOFOLLOW) as file:
+                with opened_private(self.path / name, os.O_RDONLY) as file:
                     generations.append(_generation(file.fileno(), row.nbytes))
             except OSError as error:
                 return f"its bits cannot be read: {name}: {os.strerror(error.errno or 0)}"
@@ -548,7 +624,7 @@ class LocalStore(Store):
         for name in row.files:
             # What the kernel could not write it says once. Then it drops it, sooner or later.
             try:
-                with opened(self.path / name, os.O_RDONLY | os.O_NOFOLLOW) as file:
+                with opened_private(self.path / name, os.O_RDONLY) as file:
                     _sync_file(file.fileno())
             except OSError as error:
                 _lose(self.path / name, row.nbytes)
@@ -558,6 +634,13 @@ class LocalStore(Store):
     def _switch(self, plan: Mapping[LocalVolume, Wanted], purpose: Purpose, change: Change) -> None:
         with self._lock:
             before: dict[str, tuple[int | None, list[Row]]] = {}
+            files = [
+                self._words_of(content, wanted.size, record.granularity)
+                for wanted in plan.values()
+                for record in wanted.records
+                for content in (record.content, record.successor)
+                if content is not None
+            ]
 
             def put(catalog: Catalog) -> None:
                 for volume, wanted in plan.items():
@@ -572,7 +655,7 @@ class LocalStore(Store):
                     catalog.put_all(node, size, rows)
 
             try:
-                self._transaction(put)
+                self._transaction(put, files)
             except BaseException:
                 # It may have come behind the commit. Whoever raises goes on with what was before.
                 with suppress(StoreError):
@@ -623,13 +706,18 @@ class LocalStore(Store):
         )
         return row if closes else replace(row, in_use=self._in_use(row))
 
-    def _transaction(self, change: Callable[[Catalog], None]) -> None:
-        """One change of the catalog. If it fails, nobody knows for certain what is stored: the
-        catalog is opened and read again when it is needed next."""
+    def _transaction(
+        self, change: Callable[[Catalog], None], files: Collection[_Words] = ()
+    ) -> None:
+        """One change of the catalog, which is where it was opened, and so are the files, before and
+        afterwards. If it fails, nobody knows for certain what is stored: the catalog is opened and
+        read again when it is needed next."""
         catalog = self._sql()
         try:
             with _reported(f"cannot write to store '{self.path}'"):
+                self._check_place(files)
                 catalog.transaction(lambda: change(catalog))
+                self._check_place(files)
         except BaseException:
             self._catalog = None
             catalog.close()
@@ -688,8 +776,11 @@ class _LocalChange(Change):
 
 def _has_catalog(path: str | os.PathLike[str]) -> bool:
     """One with something in it: without, it is left of an attempt to make one."""
-    catalog = os.path.join(path, CATALOG)
-    return os.path.exists(catalog) and os.path.getsize(catalog) > 0
+    try:
+        status = os.lstat(os.path.join(path, CATALOG))
+    except FileNotFoundError:
+        return False
+    return status.st_size > 0 or not stat.S_ISREG(status.st_mode)
 
 
 def _others(path: str | os.PathLike[str]) -> set[str]:
@@ -708,13 +799,15 @@ _mappings: weakref.WeakSet[_Words] = weakref.WeakSet()
 def _after_fork() -> None:
     """In the child: what its parent has mapped is not to be changed, whoever still can."""
     for words in list(_mappings):
-        _core.hbfile_detach(words.words, words.nbytes, os.fsencode(words.path))
+        # Another file there has other words; without one, those in memory are copied.
+        path = words.path if place(words.path) == words.place else ""
+        _core.hbfile_detach(words.words, words.nbytes, os.fsencode(path))
 
 
 class _Words(_core.Memory):
     """A mapped file of leaf words."""
 
-    __slots__ = ("generation", "lost", "mapping", "name", "nbytes", "path", "rests")
+    __slots__ = ("generation", "lost", "mapping", "name", "nbytes", "path", "place", "rests")
 
     def __init__(
         self, fd: int, nbytes: int, path: Path, generation: int = 0, rests: bool = False
@@ -724,6 +817,8 @@ class _Words(_core.Memory):
         self.nbytes = nbytes
         self.path = path
         self.name = path.name
+        #: Which file it is, whatever comes to be at its path.
+        self.place = place_of(fd)
         #: That of its row, while that is in use.
         self.generation = generation
         #: Is it as its row has it, which is not in use, and not to be marked in?
@@ -743,14 +838,15 @@ class _Words(_core.Memory):
         """
         if last:
             self.put_generation(self.generation_when(closed=True))
-        with opened(self.path, os.O_RDWR) as file:
+        with self._opened() as file:
             try:
                 if sys.platform != "linux":
                     self.mapping.flush()
                 _sync_file(file.fileno())
             except OSError:
                 self.lost = True
-                _lose(self.path, self.nbytes)
+                with suppress(OSError):
+                    os.pwrite(file.fileno(), _GENERATION.pack(_LOST), self.nbytes)
                 raise
 
     def generation_when(self, *, closed: bool) -> int:
@@ -761,8 +857,19 @@ class _Words(_core.Memory):
         """
         :raises OSError: nothing has changed
         """
-        with opened(self.path, os.O_RDWR) as file:
+        with self._opened() as file:
             os.pwrite(file.fileno(), _GENERATION.pack(generation), self.nbytes)
+
+    def _opened(self) -> FileIO:
+        """For writing.
+
+        :raises OSError: also if it is no longer at its path
+        """
+        file = opened(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        if place_of(file.fileno()) != self.place:
+            file.close()
+            raise StoreError(f"'{self.path}' was replaced by another file", errno.ESTALE)
+        return file
 
 
 def _rests(row: Row, volume: LocalVolume) -> bool:
@@ -787,7 +894,7 @@ def _lose(path: Path, nbytes: int) -> None:
 
     The kernel may have dropped what it could not write, and reports it once.
     """
-    with suppress(OSError), opened(path, os.O_RDWR | os.O_NOFOLLOW) as file:
+    with suppress(OSError), opened_private(path, os.O_RDWR) as file:
         os.pwrite(file.fileno(), _GENERATION.pack(_LOST), nbytes)
 
 
@@ -815,6 +922,7 @@ class _Files:
 
     def __init__(self, directory: Path, names: Iterable[str] = ()) -> None:
         self._directory = directory
+        self._place = place(os.path.realpath(directory))
         self._pid = os.getpid()
         #: Which there are, as far as is known.
         self.names = set(names)
@@ -844,7 +952,9 @@ class _Files:
         if self._pid != os.getpid():
             return
         with suppress(OSError):
-            os.unlink(self._directory / name)
+            # In another directory that came in its place, it is somebody else's.
+            if place(os.path.realpath(self._directory)) == self._place:
+                os.unlink(self._directory / name)
             self.names.discard(name)
 
     def close(self) -> None:

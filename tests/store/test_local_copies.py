@@ -38,7 +38,7 @@ WAYS = {
     "files renamed": ("cp -a s bak", "for f in bak/*; do mv -f $f s/; done"),
     "tar": ("tar cf bak.tar s", "rm -rf s; tar xf bak.tar"),
     "rsync": ("rsync -a s/ bak/", "rsync -aI --delete bak/ s/"),
-    "hard links": ("cp -a s bak", "rm -rf s; cp -al bak s"),
+    "hard links": ("cp -a s bak", "rm -rf s; cp -al bak s; rm -rf bak"),
 }
 
 #: Makes a store with two bitmaps, one of them frozen; and another store's worth of marks when told.
