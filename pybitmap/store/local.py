@@ -544,7 +544,7 @@ class LocalStore(Store):
             with ExitStack() as stack:
                 with _reported(what):
                     files = [
-                        stack.enter_context(opened(self.path / name, os.O_RDONLY | os.O_NOFOLLOW))
+                        stack.enter_context(opened_private(self.path / name, os.O_RDONLY))
                         for name in row.files
                     ]
                 for at in range(0, row.nbytes, _PIECE):
