@@ -46,8 +46,8 @@ def check_folder(path: Path, *, writing: bool) -> None:
     others = None if status.st_mode & stat.S_ISVTX else _writers(status)
     if others:
         raise _refused(
-            f"{others} may write to '{path}', and put other files in the place of those of the "
-            f"store: {_TAKE_AWAY} '{path}'"
+            f"{others} may write to '{path}', and put other files in the place of the store's: "
+            f"see whether they are right, and {_take_away(path)}"
         )
     if writing and status.st_uid not in (os.geteuid(), 0):
         raise _refused(
@@ -68,7 +68,7 @@ def why_foreign(path: Path, status: os.stat_result, *, writing: bool) -> str | N
         return f"belongs to {_user(status.st_uid)}, and not to the owner of the store"
     others = _writers(status)
     if others:
-        return f"may be written to by {others}: {_TAKE_AWAY} it"
+        return f"may be written to by {others}: see whether it is right, and {_take_away(path)}"
     if writing and status.st_nlink > 1:
         return (
             f"has {status.st_nlink} names (hard links), which all would be written to: put a copy "
@@ -124,7 +124,8 @@ def place_of(fd: int) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-_TAKE_AWAY = "take that away from them (chmod go-w, or how it is mounted) and look at what is in"
+def _take_away(path: Path) -> str:
+    return f"take that away (chmod go-w '{path}', or where there are no modes, mount it otherwise)"
 
 
 def _refused(message: str) -> StoreError:

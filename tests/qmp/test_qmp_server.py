@@ -660,6 +660,32 @@ def test_a_foreign_lock_on_the_folder_keeps_nothing(path: Path, tmp_path: Path, 
     assert not node.bitmaps[0].in_use
 
 
+def test_the_command_says_what_it_could_not_store(path: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    with BlockGraph() as graph:
+        graph.add_node("n", 1 << 20, LocalStore(store)).add_bitmap("b", 512, persistent=True)
+    with served(path, "--node", f"n,store={store}") as process:
+        wait_for(path)
+        (store / "catalog.sqlite").unlink()
+        process.send_signal(signal.SIGTERM)
+        message = process.communicate(timeout=20)[1]
+        assert f"'{store}/catalog.sqlite' was deleted or renamed while store" in message
+        assert process.returncode == 2
+        assert not path.exists()
+
+
+@pytest.mark.parametrize("name", ["lock", "catalog.sqlite", "catalog.sqlite-journal"])
+def test_the_command_does_not_wait_for_a_fifo(path: Path, tmp_path: Path, name: str) -> None:
+    store = tmp_path / "store"
+    with BlockGraph() as graph:
+        graph.add_node("n", 1 << 20, LocalStore(store)).add_bitmap("b", 512, persistent=True)
+    (store / name).unlink()
+    os.mkfifo(store / name)
+    with served(path, "--node", f"n,store={store},read-only") as process:
+        assert f"{name}' is no regular file" in process.communicate(timeout=20)[1]
+        assert process.returncode == 2
+
+
 @pytest.mark.parametrize(
     "name", ["", "\0abstract", "x" * 200, "missing/folder/s", "/proc/s", os.devnull + "/s"]
 )
