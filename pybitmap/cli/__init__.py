@@ -7,7 +7,7 @@ people give is in targets.py.  Errors are exceptions everywhere; `main` alone
 turns them into words on stderr and an exit code:
 
     0    done; with --expect, equal; with check, all good
-    1    done, and different from what was expected, or broken
+    1    done, and different from what was expected, or broken; a rescue that is refused
     2    wrong usage, or input that cannot be used
     130  Ctrl-C (see __main__.py)
     141  standard output was closed by its reader, as by `head`
@@ -24,8 +24,8 @@ from collections.abc import Sequence
 import click
 
 from ..errors import BitmapError
-from ..trace import printable
 from .bitmaps import commands
+from .common import complain, words
 from .replay import replay_command
 from .serve import serve_command
 
@@ -71,18 +71,11 @@ def main(args: Sequence[str] | None = None) -> int:
         return EXIT_PIPE_CLOSED
     except OSError as error:
         _settle_stdout()
-        name = f"{error.filename}: " if error.filename else ""
-        return _complain(f"{name}{error.strerror or error}")
+        complain(words(error))
     except BitmapError as error:
-        return _complain(str(error))
+        complain(words(error))
     except MemoryError as error:
-        return _complain(str(error) or "out of memory")
-
-
-def _complain(message: str) -> int:
-    """One line on stderr, with nothing in it that could steer a terminal."""
-    with contextlib.suppress(OSError):
-        print(f"pybitmap: {printable(message)}", file=sys.stderr)
+        complain(str(error) or "out of memory")
     return EXIT_ERROR
 
 

@@ -9,14 +9,14 @@ import os
 import shlex
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ..errors import LockedError
+from ..errors import BitmapError, InvalidError, LockedError
 from ..offline import (
     Name,
     add,
@@ -37,16 +37,21 @@ from ..store import Store, StoredBitmap, StoredNode
 from ..store.base import LIVE, Progress
 from ..trace import printable
 from .common import (
+    Refused,
     deferred,
     one_size,
     print_line,
     progress_bars,
     rendered,
     warn_unlocked,
+    words,
     write,
 )
 from .extents import FORMATS, write_extents
-from .targets import Target, find_target
+from .targets import Image, Target, find_target
+
+if TYPE_CHECKING:
+    from ..store.qcow2.rescue import Report
 
 EXIT_BROKEN = 1
 
@@ -626,6 +631,76 @@ def check_command(path: str, no_lock: bool) -> int:
     return code
 
 
+# ---- rescue -----------------------------------------------------------------
+
+
+@click.command("rescue")
+@click.argument("path", metavar="IMAGE", type=click.Path())
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and write nothing.")
+@click.option(
+    "--backup",
+    metavar="FILE",
+    type=click.Path(),
+    help="A new file, to which what is replaced is copied first.  [default: IMAGE.before-rescue,"
+    " with a number if that is there]",
+)
+def rescue_command(path: str, dry_run: bool, backup: str | None) -> None:
+    """Let a qcow2 image be opened that is refused because of its bitmaps.
+
+    Where the bitmaps extension or the bitmap directory of IMAGE is damaged, QEMU does not open it
+    at all. This keeps the bitmaps that are whole. Others become inconsistent, and are then for
+    `pybitmap repair` or `remove`; what has no name is lost. The disk's data stays as it is, and so
+    does an image that needs nothing.
+
+    The backup has the header as it was, and the bitmap directory behind it; how the header is put
+    back is printed. Killed at any moment, the image is as it was or rescued. What belongs to
+    nothing any more is freed by `qemu-img check -r leaks`.
+
+    \b
+    Examples:
+      pybitmap rescue disk.qcow2 --dry-run
+      pybitmap rescue disk.qcow2
+      pybitmap rescue /dev/vg/disk --backup /var/tmp/disk.header
+
+    Exit code: 0 done, or nothing to do; 1 the image cannot be rescued, and is as it was.
+    """
+    from ..store.qcow2.rescue import rescue  # for which local stores do not wait
+
+    with _until_stored() as progress:
+        try:
+            if not isinstance(find_target(path), Image):
+                raise InvalidError(f"{path}: not a qcow2 image; there is nothing to rescue")
+            report = rescue(path, dry_run=dry_run, backup=backup, progress=progress)
+        except (BitmapError, OSError) as error:
+            raise Refused(words(error)) from error
+        write("".join(printable(line) + "\n" for line in _rescued(report, dry_run)))
+
+
+def _rescued(report: Report, dry_run: bool) -> Iterator[str]:
+    """What it found and did, in lines."""
+    if not report.damaged:
+        yield f"{report.path} needs no rescue: its bitmaps can be opened. Nothing was written."
+        return
+    for fault in report.faults:
+        yield f"{report.path}: {fault}."
+    will, now = ("would be", "would have") if dry_run else ("is", "has")
+    for bitmap in report.bitmaps:
+        why = f": {bitmap.reason}" if bitmap.reason is not None else ""
+        yield f"Bitmap '{bitmap.name}' {will} {bitmap.outcome.value}{why}."
+    if not report.left:
+        yield f"The image {now} no bitmaps."
+    if dry_run:
+        yield "Nothing was written."
+        return
+    yield f"What was there before is in {report.backup}."
+    yield f"To put it back, before anything else writes to the image: {report.put_back}"
+    if report.inconsistent:
+        repair_all = _command("repair", report.path, "--all")
+        yield f"Mark everything dirty in what is inconsistent: {repair_all}"
+    check = "all" if report.refcounts is not None else "leaks"
+    yield f"Free what belongs to nothing: qemu-img check -r {check} {shlex.quote(report.path)}"
+
+
 commands = (
     info_command,
     add_command,
@@ -640,4 +715,5 @@ commands = (
     dump_command,
     check_command,
     repair_command,
+    rescue_command,
 )

@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from typing import IO, Any
 
 import click
 from rich.console import Console
@@ -27,6 +28,29 @@ from ..store.base import Progress as Report
 from ..trace import printable
 
 MOST_BARS = 4  # of progress, at a time
+
+
+class Refused(click.ClickException):
+    """A command that has not done what it says: exit code 1, and why."""
+
+    exit_code = 1
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        complain(self.message)
+
+
+def complain(message: str) -> None:
+    """One line on stderr, with nothing in it that could steer a terminal."""
+    with contextlib.suppress(OSError):
+        print(f"pybitmap: {printable(message)}", file=sys.stderr)
+
+
+def words(error: Exception) -> str:
+    """What an error says, and of which file."""
+    if not isinstance(error, OSError):
+        return str(error)
+    name = f"{error.filename}: " if error.filename else ""
+    return f"{name}{error.strerror or error}"
 
 
 def size_of(text: str) -> int:

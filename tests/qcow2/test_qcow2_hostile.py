@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Callable, TypeVar
 
 import pytest
-from damage import BROKEN, OF_BITMAPS, OTHERS, Damage, Layout, undamaged
+from damage import BROKEN, OF_BITMAPS, OTHERS, SIZE, Damage, Layout, undamaged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from images import FINE, MIB, Opened, asked, check, create, entries, loaded, qemu_io

@@ -33,6 +33,7 @@ ZEROES, ONES = 0, 1
 
 _ENTRY = struct.Struct(">QIIBBHI")
 
+EXTRA = "it has extra data, and must not be used by programs that do not know what it is"
 NOT_CLOSED = "it was in use when the image was last open, so writes may be missing in it"
 
 
@@ -137,33 +138,43 @@ def read_directory(image: Image) -> list[Entry]:
     if directory is None:
         return []
     if not 1 <= directory.nbitmaps <= MAX_BITMAPS:
-        raise image.file.corrupt(f"there are said to be {directory.nbitmaps} bitmaps")
+        raise image.bad_bitmaps(f"there are said to be {directory.nbitmaps} bitmaps")
     if directory.nbytes > MAX_DIRECTORY:
-        raise image.file.corrupt(f"the bitmap directory has {directory.nbytes} bytes")
-    image.check_area("the bitmap directory", directory.offset, directory.nbytes)
+        raise image.bad_bitmaps(f"the bitmap directory has {directory.nbytes} bytes")
+    bad = image.bad_area(directory.offset, directory.nbytes)
+    if bad:
+        raise image.bad_bitmaps(f"the bitmap directory {bad}")
     data = image.file.read_padded(directory.offset, directory.nbytes)
     entries: list[Entry] = []
     offset = 0
     for _ in range(directory.nbitmaps):
-        if offset + _ENTRY.size > len(data):
-            raise image.file.corrupt("the bitmap directory is too short for its entries")
-        table_offset, table_size, flags, kind, bits, name_nbytes, extra_nbytes = _ENTRY.unpack_from(
-            data, offset
-        )
-        start = offset + _ENTRY.size
-        end = start + extra_nbytes + name_nbytes
-        offset += entry_nbytes(name_nbytes, extra_nbytes)
-        if offset > len(data):
-            raise image.file.corrupt("the bitmap directory is too short for its entries")
-        extra, name = data[start : start + extra_nbytes], data[start + extra_nbytes : end]
-        entries.append(Entry(name, table_offset, table_size, flags, bits, kind, extra))
+        entry = unpack_entry(data, offset)
+        if entry is None:
+            raise image.bad_bitmaps("the bitmap directory is too short for its entries")
+        entries.append(entry)
+        offset += entry_nbytes(len(entry.raw_name), len(entry.extra))
     if offset != len(data):
-        raise image.file.corrupt("the bitmap directory is longer than its entries")
+        raise image.bad_bitmaps("the bitmap directory is longer than its entries")
     names = [entry.name for entry in entries]
     if len(set(names)) != len(names):
         twice = Counter(names).most_common(1)[0][0]
-        raise image.file.corrupt(f"two bitmaps are named '{twice}'")
+        raise image.bad_bitmaps(f"two bitmaps are named '{twice}'")
     return entries
+
+
+def unpack_entry(data: bytes, offset: int) -> Entry | None:
+    """What stands there in a directory; None if it is too short for that."""
+    if offset + _ENTRY.size > len(data):
+        return None
+    table_offset, table_size, flags, kind, bits, name_nbytes, extra_nbytes = _ENTRY.unpack_from(
+        data, offset
+    )
+    start = offset + _ENTRY.size
+    middle, end = start + extra_nbytes, start + extra_nbytes + name_nbytes
+    if offset + entry_nbytes(name_nbytes, extra_nbytes) > len(data):
+        return None
+    extra, name = data[start:middle], data[middle:end]
+    return Entry(name, table_offset, table_size, flags, bits, kind, extra)
 
 
 def why_unusable(image: Image, entry: Entry) -> str | None:
@@ -246,7 +257,7 @@ def _with_table(image: Image, entry: Entry, claims: Claims) -> Entry:
         return replace(entry, reason=str(error))
     claims.claim(what, data_clusters(image, table))
     if entry.extra and not entry.flags & EXTRA_COMPATIBLE:
-        reason = "it has extra data, and must not be used by programs that do not know what it is"
+        reason = EXTRA
     elif entry.in_use:
         reason = NOT_CLOSED
     return replace(entry, table=table, reason=reason)

@@ -27,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from ...errors import StoreError, UnsupportedError
+from ...errors import CorruptError, StoreError, UnsupportedError
 from .file import File
 
 #: What disks write as a whole.
@@ -47,13 +47,15 @@ _MAX_SNAPSHOT_TABLE = 64 << 20
 _MAX_TABLES = 64 << 20
 
 # Incompatible features.
-_DIRTY, _CORRUPT = 1 << 0, 1 << 1
+_DIRTY, _CORRUPT, _DATA_FILE, _EXTENDED_L2 = 1 << 0, 1 << 1, 1 << 2, 1 << 4
 _KNOWN_INCOMPATIBLE = 0b11111
 # Autoclear features.
 _BITMAPS, _RAW_DATA = 1 << 0, 1 << 1
 
 _END, _FEATURE_NAMES, _BITMAPS_EXTENSION = 0, 0x6803F857, 0x23852875
 _ENCRYPTION = 0x0537BE77
+#: Also the name of the external data file, and the format of the backing file.
+_KNOWN_EXTENSIONS = (_FEATURE_NAMES, _BITMAPS_EXTENSION, 0x44415441, 0xE2792ACA, _ENCRYPTION)
 _EXTENSION = struct.Struct(">II")
 _BITMAPS_DATA = struct.Struct(">IIQQ")
 _ENCRYPTION_DATA = struct.Struct(">QQ")
@@ -67,6 +69,8 @@ _BACKING_OFFSET, _REFCOUNT_TABLE_OFFSET, _AUTOCLEAR_OFFSET, _LENGTH_OFFSET = 8, 
 
 #: Of an entry in an L1 or a bitmap table ("Cluster mapping", "Bitmap table").
 OFFSET_MASK = 0x00FF_FFFF_FFFF_FE00
+#: Of an L2 entry: its cluster is compressed.
+_COMPRESSED = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -106,9 +110,11 @@ class Claims:
         for cluster in clusters:
             other = self._whose.setdefault(cluster, what)
             if other is not what:
-                raise self._file.corrupt(f"{what} and {other} overlap in cluster {cluster}")
+                advice = ": run pybitmap rescue" if "bitmap" in what + other else ""
+                raise self._file.corrupt(f"{what} and {other} overlap in cluster {cluster}{advice}")
         if len(self._whose) - before != len(clusters):
-            raise self._file.corrupt(f"{what} has a cluster twice")
+            advice = ": run pybitmap rescue" if "bitmap" in what else ""
+            raise self._file.corrupt(f"{what} has a cluster twice{advice}")
 
     def __contains__(self, cluster: int) -> bool:
         return cluster in self._whose
@@ -123,13 +129,16 @@ class Claims:
 class Image:
     """An open image: its header, checked.
 
+    :param faults: takes what is wrong with the bitmaps extension, sentences; it is an error
+        without. Refcounts that may be wrong are none then, either.
     :raises CorruptError: if it is damaged, or no qcow2 image
     :raises UnsupportedError: for an image with what is not known here
     :raises StoreError: for another that we must not touch, and why
     """
 
-    def __init__(self, file: File, *, read_only: bool) -> None:
+    def __init__(self, file: File, *, read_only: bool, faults: list[str] | None = None) -> None:
         self.file = file
+        self._faults = faults
         self.file_nbytes = file.size()
         #: The first sector as it is on disk.
         self._head = bytearray(file.read_padded(0, SECTOR))
@@ -157,9 +166,10 @@ class Image:
         self.refcount_bits = 16
         self._incompatible = self._autoclear = 0
         self._length = _V2_NBYTES
-        #: The bitmaps extension, None if there is none; the others as they are.
+        #: The bitmaps extension, None if there is none.
         self.directory: Directory | None = None
-        self._others: list[bytes] = []
+        #: The extensions in their order, as they are; None: that of the bitmaps.
+        self._extensions: list[bytes | None] = []
         #: Where the header of the encryption lies: offset and bytes.
         self._encryption: tuple[int, int] | None = None
         if self.version == 3:
@@ -167,7 +177,7 @@ class Image:
         self._check_encryption(crypt_method)
         if self._incompatible & _CORRUPT:
             raise file.corrupt("the image is marked as corrupt: run qemu-img check -r all")
-        if self._incompatible & _DIRTY and not read_only:
+        if self.is_dirty and not read_only and faults is None:
             raise StoreError(
                 f"{file.path} was not closed in an orderly way, its refcounts may be wrong: run "
                 "qemu-img check -r all",
@@ -190,8 +200,9 @@ class Image:
         if unknown:
             bit = unknown.bit_length() - 1
             raise self.unsupported(f"incompatible feature {self._feature_name(bit)}")
-        if self.has_bitmaps and self.directory is None:
-            raise self.file.corrupt("there are said to be bitmaps, but there is no such extension")
+        if self.has_bitmaps and None not in self._extensions:
+            self._fault("there are said to be bitmaps, but there is no such extension")
+            self._find_misnamed_extension()
 
     def _check_encryption(self, method: int) -> None:
         """Only what the disk holds is encrypted: the bitmaps are not, nor what they need.
@@ -205,32 +216,121 @@ class Image:
 
     def _read_extensions(self, unknown: int) -> None:
         """ "Header extensions" """
-        backing = self._backing[0]
-        end = backing if 0 < backing < self.cluster_size else self.cluster_size
+        end = self._extensions_end
         data = self.file.read_padded(0, end)
         offset = self._length
-        found = False
         while offset + _EXTENSION.size <= end:
             kind, nbytes = _EXTENSION.unpack_from(data, offset)
+            start = offset + _EXTENSION.size
+            if self._is_overwritten(data, offset):
+                self._fault("the bitmaps extension is overwritten")
+                self._extensions.append(None)
+                offset += _SLOT_NBYTES
+                continue
             if kind == _END:
                 break
-            start = offset + _EXTENSION.size
+            if kind == _BITMAPS_EXTENSION and nbytes != _BITMAPS_DATA.size:
+                self._fault(f"the bitmaps extension has {nbytes} bytes")
+                nbytes = _BITMAPS_DATA.size
             offset = start + -(-nbytes // 8) * 8
             if start + nbytes > end:
                 raise self.file.corrupt(f"header extension {kind:#x} has {nbytes} bytes")
             if kind != _BITMAPS_EXTENSION:
-                self._others.append(data[start - _EXTENSION.size : offset])
+                self._extensions.append(data[start - _EXTENSION.size : offset])
                 if kind == _ENCRYPTION:
                     self._read_encryption(data[start : start + nbytes])
-                continue
-            if found or nbytes != _BITMAPS_DATA.size:
-                raise self.file.corrupt("the bitmaps extension is damaged, or there twice")
+            elif None in self._extensions:
+                self._fault("the bitmaps extension is there twice")
+                self._extensions.append(None)
+            else:
+                self._extensions.append(None)
+                self._read_bitmaps_extension(data, start)
+                self._in_place = start == self._length + _EXTENSION.size and offset <= SECTOR
+
+    def _read_bitmaps_extension(self, data: bytes, start: int) -> None:
+        """ "Bitmaps extension" """
+        nbitmaps, reserved, directory_nbytes, directory = _BITMAPS_DATA.unpack_from(data, start)
+        if reserved and self.has_bitmaps:
+            self._fault("the bitmaps extension has reserved bits set")
+        self.directory = Directory(nbitmaps, directory_nbytes, directory)
+
+    def _is_overwritten(self, data: bytes, offset: int) -> bool:
+        """Is what stands there no extension, where that of the bitmaps is missing?
+
+        Whoever cannot go on like this sees no extension behind it, or no image at all.
+        """
+        if self._faults is None or not self.has_bitmaps or None in self._extensions:
+            return False
+        kind, nbytes = _EXTENSION.unpack_from(data, offset)
+        if kind == _BITMAPS_EXTENSION or offset + _SLOT_NBYTES > len(data):
+            return False
+        if kind != _END:
+            return bool(offset + _EXTENSION.size + nbytes > len(data))
+        if any(data[offset : offset + _SLOT_NBYTES]):
+            return False
+        # The end, unless others follow.
+        offset += _SLOT_NBYTES
+        found = False
+        while offset + _EXTENSION.size <= len(data):
+            kind, nbytes = _EXTENSION.unpack_from(data, offset)
+            if kind == _END:
+                break
             found = True
-            nbitmaps, reserved, directory_nbytes, directory = _BITMAPS_DATA.unpack_from(data, start)
-            if reserved and self.has_bitmaps:
-                raise self.file.corrupt("the bitmaps extension has reserved bits set")
-            self.directory = Directory(nbitmaps, directory_nbytes, directory)
-            self._in_place = start == self._length + _EXTENSION.size and offset <= SECTOR
+            offset += _EXTENSION.size + -(-nbytes // 8) * 8
+        return found and offset <= len(data)
+
+    def _find_misnamed_extension(self) -> None:
+        """One that is not known and can be that of the bitmaps, and only that, is it."""
+        for i, extension in enumerate(self._extensions):
+            if extension is None or len(extension) != _SLOT_NBYTES:
+                continue
+            kind, nbytes = _EXTENSION.unpack_from(extension)
+            nbitmaps, reserved, *place = _BITMAPS_DATA.unpack_from(extension, _EXTENSION.size)
+            directory = Directory(nbitmaps, *place)
+            if (
+                kind not in _KNOWN_EXTENSIONS
+                and nbytes == _BITMAPS_DATA.size
+                and not reserved
+                and 0 < nbitmaps <= directory.nbytes
+                and self.bad_area(directory.offset, directory.nbytes) is None
+            ):
+                self._extensions[i], self.directory = None, directory
+                return
+
+    def _fault(self, what: str) -> None:
+        """Note what is wrong with the bitmaps.
+
+        :raises CorruptError: unless they are to be rescued
+        """
+        if self._faults is None:
+            raise self.bad_bitmaps(what)
+        self._faults.append(what)
+
+    def bad_bitmaps(self, what: str) -> CorruptError:
+        """The error for damage of the bitmaps as a whole: ``what`` is a sentence about it."""
+        # Where they are not said to be consistent, programs drop them: no need.
+        return self.file.corrupt(f"{what}: run pybitmap rescue" if self.has_bitmaps else what)
+
+    @property
+    def _extensions_end(self) -> int:
+        """Where the extensions must have come to their end."""
+        backing = self._backing[0]
+        return backing if 0 < backing < self.cluster_size else self.cluster_size
+
+    @property
+    def header_nbytes(self) -> int:
+        """Of the sectors that the header and its extensions can be in."""
+        return -(-self._extensions_end // SECTOR) * SECTOR
+
+    @property
+    def _others(self) -> list[bytes]:
+        """The extensions that are not the bitmaps'."""
+        return [each for each in self._extensions if each is not None]
+
+    @property
+    def is_dirty(self) -> bool:
+        """May refcounts be wrong, since the image was not closed? ("incompatible_features")"""
+        return bool(self._incompatible & _DIRTY)
 
     def _read_encryption(self, data: bytes) -> None:
         """ "Full disk encryption header pointer" """
@@ -332,9 +432,25 @@ class Image:
 
     def _claim_snapshots(self, claims: Claims) -> None:
         """The table of the snapshots and their L1 tables ("Snapshots")."""
+        offset, nbytes, l1_tables = self._read_snapshots()
+        what = "the snapshot table"
+        if nbytes:
+            claims.claim(what, self.check_area(what, offset, nbytes))
+        what = "the L1 table of a snapshot"
+        for l1, l1_size in l1_tables.items():
+            if l1_size:
+                claims.claim(what, self.check_area(what, l1, 8 * l1_size))
+
+    def snapshot_l1_tables(self) -> list[array[int]]:
+        """Those that :meth:`claim_tables` has nothing against."""
+        _, _, l1_tables = self._read_snapshots()
+        return [self.read_table(l1, l1_size) for l1, l1_size in l1_tables.items()]
+
+    def _read_snapshots(self) -> tuple[int, int, dict[int, int]]:
+        """Their table, its offset and bytes; of each L1 table the offset and its entries."""
         offset, nsnapshots = self._snapshots
         if not nsnapshots:
-            return
+            return 0, 0, {}
         if nsnapshots > _MAX_SNAPSHOTS:
             raise self.file.corrupt(f"there are {nsnapshots} snapshots")
         what = "the snapshot table"
@@ -349,11 +465,25 @@ class Image:
             if end - offset > _MAX_SNAPSHOT_TABLE:
                 raise self.file.corrupt(f"{what} has more than {_MAX_SNAPSHOT_TABLE} bytes")
             l1_tables[l1] = max(l1_size, l1_tables.get(l1, 0))
-        claims.claim(what, self.check_area(what, offset, end - offset))
-        what = "the L1 table of a snapshot"
-        for l1, l1_size in l1_tables.items():
-            if l1_size:
-                claims.claim(what, self.check_area(what, l1, 8 * l1_size))
+        return offset, end - offset, l1_tables
+
+    def l2_clusters(self, offset: int) -> set[int]:
+        """The clusters of this file that an L2 table names ("Cluster mapping")."""
+        bits = self.cluster_bits
+        entries = self.read_table(offset, self.cluster_size // 8)
+        if self._incompatible & _EXTENDED_L2:
+            entries = entries[::2]
+        shift = 62 - (bits - 8)
+        found: set[int] = set()
+        if not self._incompatible & _DATA_FILE:
+            found |= {(each & OFFSET_MASK) >> bits for each in entries if not each & _COMPRESSED}
+        for entry in entries:
+            if entry & _COMPRESSED:
+                start = entry & ((1 << shift) - 1)
+                nsectors = (entry >> shift & ((1 << (bits - 8)) - 1)) + 1
+                end = start // SECTOR * SECTOR + nsectors * SECTOR
+                found.update(range(start >> bits, self.clusters(end)))
+        return found - {0}
 
     # ---- changes ----------------------------------------------------------------------------
 
@@ -400,16 +530,16 @@ class Image:
         else:
             self._in_place = True
 
-    def _write_or_restore(self, data: bytearray) -> None:
-        """Write to the beginning of the file, durably; what was there comes back if that fails."""
-        before = self.file.read_padded(0, len(data))
+    def _write_or_restore(self, data: bytearray, offset: int = 0) -> None:
+        """Write to the header, durably; what was there comes back if that fails."""
+        before = self.file.read_padded(offset, len(data))
         try:
-            self.file.write(0, data)
+            self.file.write(offset, data)
             self.file.sync()
         except StoreError:
             # It may have been written in part. After this, either may be on disk.
             with suppress(StoreError):
-                self.file.write(0, before)
+                self.file.write(offset, before)
             raise
 
     def _no_room(self) -> StoreError:
@@ -450,6 +580,52 @@ class Image:
         self._write_head(head)
         self._length, self.directory = length, directory
         self._in_place = directory is not None
+
+    def replacement(self, directory: Directory | None) -> list[tuple[int, bytearray]]:
+        """The writes, whole sectors, that let the image have these bitmaps (None: none), whatever
+        its extension was.
+
+        The extension stays where it is, so that only what is in it changes: as a rule that lies in
+        one sector, which disks write as a whole. If it goes, and lies in another sector than
+        ``autoclear_features``, these go first: whoever opens the image in between finds
+        bitmaps that are not to be believed.
+        """
+        nbytes = self.header_nbytes
+        before = self.file.read_padded(0, nbytes)
+        after = bytearray(before)
+        autoclear = self._autoclear & _RAW_DATA
+        struct.pack_into(">Q", after, _AUTOCLEAR_OFFSET, autoclear | _BITMAPS * bool(directory))
+        extensions = self._extensions
+        if directory is not None:
+            first = extensions.index(None)
+            extensions = [_pack(directory) if i == first else x for i, x in enumerate(extensions)]
+        elif extensions[:1] == [None] and self._length + _SLOT_NBYTES <= SECTOR:
+            # As switch() leaves it.
+            struct.pack_into(">I", after, _LENGTH_OFFSET, self._length + _SLOT_NBYTES)
+            extensions = [bytes(_SLOT_NBYTES), *extensions[1:]]
+        data = b"".join(each for each in extensions if each is not None)
+        end = self._length + len(data)
+        after[self._length : end] = data
+        if end + _EXTENSION.size <= self._extensions_end:
+            after[end : end + _EXTENSION.size] = bytes(_EXTENSION.size)
+        writes = []
+        if directory is None and before[SECTOR:] != after[SECTOR:]:
+            head = self._with_autoclear(autoclear)
+            if head != before[:SECTOR]:
+                writes.append((0, head))
+                before = bytes(head) + before[SECTOR:]
+        changed = [i for i in range(0, nbytes, SECTOR) if before[i:][:SECTOR] != after[i:][:SECTOR]]
+        if changed:
+            writes.append((changed[0], after[changed[0] : changed[-1] + SECTOR]))
+        return writes
+
+    def replace(self, directory: Directory | None) -> None:
+        """Write that; durable when it returns. The image is to be opened anew then.
+
+        :raises StoreError: either may be so then
+        """
+        for offset, data in self.replacement(directory):
+            self._write_or_restore(data, offset)
 
     def switch_refcount_table(self, offset: int, nclusters: int) -> None:
         """Let the refcount table be elsewhere, in one write; durable when it returns.

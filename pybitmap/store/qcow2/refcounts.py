@@ -97,6 +97,11 @@ class Refcounts:
         end = image.clusters(image.file_nbytes)
         for entry in image.l1_table():
             cluster = (entry & OFFSET_MASK) >> bits
+            if cluster in claims and "bitmap" in claims.whose(cluster):
+                raise self._file.corrupt(
+                    f"{claims.whose(cluster)} and an L2 table overlap in cluster {cluster}: run "
+                    "pybitmap rescue"
+                )
             if cluster and (cluster >= end or cluster in claims or not self.get(cluster)):
                 raise self._file.corrupt(
                     f"the L1 table names an L2 table in cluster {cluster}, which cannot be: run "
@@ -171,8 +176,8 @@ class Refcounts:
                     i = end
             i = 0
 
-    def _end(self) -> int:
-        """All clusters from this one on are free."""
+    def end(self) -> int:
+        """All clusters from this one on are free, as far as refcounts know."""
         for index in range(len(self._table) - 1, -1, -1):
             if self._table[index]:
                 nbytes = len(self._block(index).rstrip(b"\0"))
@@ -255,7 +260,7 @@ class Refcounts:
 
     def _extend(self, count: int) -> int:
         """``count`` clusters behind all that is in use, with the blocks and the table for them."""
-        first = self._end()
+        first = self.end()
         nblocks = ntable = 0
         while True:
             end = first + count + nblocks + ntable

@@ -59,7 +59,7 @@ from .refcounts import Refcounts, Run
 _BATCH = 8 << 20
 _PIECE = 1 << 20
 
-_FOREIGN = "a program that does not know bitmaps has written to the image"
+FOREIGN = "a program that does not know bitmaps has written to the image"
 
 _log = logging.getLogger("pybitmap")
 
@@ -501,12 +501,10 @@ def _read_entries(image: Image, claims: Claims) -> list[Entry]:
     try:
         entries = bitmaps.read_directory(image)
     except CorruptError as error:
-        _log.warning(
-            "%s: all its bitmaps are lost, since %s (%s)", image.file.path, _FOREIGN, error
-        )
+        _log.warning("%s: all its bitmaps are lost, since %s (%s)", image.file.path, FOREIGN, error)
         return []
     return [
-        replace(entry, reason=_FOREIGN)
+        replace(entry, reason=FOREIGN)
         for entry in entries
         if bitmaps.why_unknown(image, entry) is None
     ]
