@@ -653,8 +653,9 @@ def rescue_command(path: str, dry_run: bool, backup: str | None) -> None:
     does an image that needs nothing.
 
     The backup has the header as it was, and the bitmap directory behind it; how the header is put
-    back is printed. Killed at any moment, the image is as it was or rescued. What belongs to
-    nothing any more is freed by `qemu-img check -r leaks`.
+    back is printed. Killed at any moment, the image is as it was or rescued; while another program
+    has it open, it is refused. What belongs to nothing any more is freed by
+    `qemu-img check -r leaks`.
 
     \b
     Examples:
@@ -662,7 +663,7 @@ def rescue_command(path: str, dry_run: bool, backup: str | None) -> None:
       pybitmap rescue disk.qcow2
       pybitmap rescue /dev/vg/disk --backup /var/tmp/disk.header
 
-    Exit code: 0 done, or nothing to do; 1 the image cannot be rescued, and is as it was.
+    Exit code: 0 done, or nothing to do; 1 not done, and why.
     """
     from ..store.qcow2.rescue import rescue  # for which local stores do not wait
 

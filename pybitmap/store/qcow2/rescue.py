@@ -174,7 +174,8 @@ def rescue(
         try:
             plan.write()
         except BaseException:
-            os.unlink(saved)
+            with suppress(OSError):
+                os.unlink(saved)
             raise
         try:
             image.replace(plan.directory)
@@ -455,10 +456,11 @@ class _Plan:
         verdicts = self._judge()
         if not faults and all(each.is_as_it_was for each in verdicts):
             # QEMU opens it, and can mend what remains.
-            free = [self._why_free(each.clusters) for each in verdicts]
-            problem = doubt or next(filter(None, [*free, self._why_free(found.clusters)]), None)
-            if problem:
-                raise CorruptError(problem)
+            clusters = chain(found.clusters, *(each.clusters for each in verdicts))
+            if doubt is None and self._why_free(clusters):
+                doubt = self._doubt("the bitmaps have clusters that are said to be free")
+            if doubt is not None:
+                raise CorruptError(doubt)
         elif doubt is None:
             if self._why_free(found.clusters):
                 found.drop("the bitmap directory lies in clusters that are said to be free")
@@ -533,7 +535,7 @@ class _Plan:
         """Which of them was, or will be, given to somebody else; None if none."""
         for cluster in clusters:
             if not self._refcounts.get(cluster):
-                return self._doubt(f"cluster {cluster} of the bitmaps is said to be free")
+                return f"its cluster {cluster} is said to be free"
         return None
 
     def _granularity_bits(self, entry: Entry) -> int | None:
@@ -680,7 +682,8 @@ def _save(path: str, backup: str | os.PathLike[str] | None, data: bytes) -> str:
             if code:
                 raise OSError(-code, os.strerror(-code))
         except BaseException as error:
-            os.unlink(target)
+            with suppress(OSError):
+                os.unlink(target)
             if isinstance(error, OSError):
                 why = f"{target} cannot be written: {error.strerror}"
                 raise StoreError(why, error.errno) from error
