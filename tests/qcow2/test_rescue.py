@@ -560,6 +560,35 @@ def test_one_sector_of_the_header_is_written(
         qemu_io(path, "read -P 2 4M 128k")
 
 
+@pytest.mark.parametrize("behind", [b"", bytes.fromhex("12345678 00000005") + b"other" + bytes(3)])
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_extension_may_stand_anywhere(tmp_path: Path, behind: bytes, kept: bool) -> None:
+    """Also over the end of a sector, and with others, that nobody knows, on both sides."""
+    path = create(tmp_path / "image", MIB, cluster_size=4096)
+    qemu_img("bitmap", "--add", path, "b")
+    truth, data = asked(path), bytearray(path.read_bytes())
+    place = extension(data)
+    mine = struct.pack(">IIIIQQ", 0x23852875, 24, 1, 1, *struct.unpack_from(">QQ", data, place + 8))
+    if not kept:
+        mine = mine[:24] + (1 << 40).to_bytes(8, "big")
+    for start in range(472, 528, 8):
+        nbytes = start - 112 - 8
+        before = struct.pack(">II", 0x87654321, nbytes) + bytes(range(1, 9)) * (nbytes // 8)
+        chain = before + mine + behind + bytes(8)
+        data[112:4096] = chain.ljust(4096 - 112, b"\0")
+        path.write_bytes(data)
+        others = header_of(path)
+        assert len(others) == (3 if behind else 2)
+        recorder = Recorder()
+        assert rescue(path, open_file=recorder).left == kept
+        writes = [each for epoch in recorder.take() for each in epoch if each[0] < 4096]
+        # More than one sector at once only where others have to move up.
+        if kept or not behind:
+            assert all(len(piece) == SECTOR for _, piece in writes)
+        assert header_of(path) == others
+        assert asked(path) == loaded(path) == (truth if kept else {})
+
+
 def test_clusters_of_snapshots_and_compressed_ones_are_the_disks(tmp_path: Path) -> None:
     """A bitmap that has one of them is inconsistent, wherever in the compressed data it is."""
     path = create(tmp_path / "image", 8 * MIB, cluster_size=4096)
