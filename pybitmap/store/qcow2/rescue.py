@@ -136,10 +136,11 @@ def rescue(
     is freed: ``qemu-img check -r leaks`` does that.
 
     Killed, interrupted or without space at any moment, the image is as it was or rescued; what
-    was allocated may leak, and a backup may remain. (Where the bitmaps extension lies over the end
-    of a sector, the change is two sectors, and the backup the way out if the system crashes between
-    them.) Nobody else may have the image open, so no writer comes beside it, and of two
-    rescues one is refused. The child of a fork, in ``progress``, is refused, too.
+    was allocated may leak, and a backup may remain. (Where an extension that stays has its data
+    over the end of a sector, or others stand behind one that goes, the change is two sectors, and
+    the backup the way out if the system crashes between them.) Nobody else may have the image open,
+    so no writer comes beside it, and of two rescues one is refused. The child of a fork, in
+    ``progress``, is refused, too.
 
     :param path: of the image, a file or a block device
     :param dry_run: look, and write nothing
