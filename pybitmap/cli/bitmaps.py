@@ -644,7 +644,8 @@ def check_command(path: str, no_lock: bool) -> int:
     help="A new file, to which what is replaced is copied first.  [default: IMAGE.before-rescue,"
     " with a number if that is there]",
 )
-def rescue_command(path: str, dry_run: bool, backup: str | None) -> None:
+@_no_lock
+def rescue_command(path: str, dry_run: bool, backup: str | None, no_lock: bool) -> None:
     """Let a qcow2 image be opened that is refused because of its bitmaps.
 
     Where the bitmaps extension or the bitmap directory of IMAGE is damaged, QEMU does not open it
@@ -669,9 +670,11 @@ def rescue_command(path: str, dry_run: bool, backup: str | None) -> None:
 
     with _until_stored() as progress:
         try:
-            if not isinstance(find_target(path), Image):
+            if not isinstance(_to_change(path, no_lock), Image):
                 raise InvalidError(f"{path}: not a qcow2 image; there is nothing to rescue")
-            report = rescue(path, dry_run=dry_run, backup=backup, progress=progress)
+            report = rescue(
+                path, dry_run=dry_run, backup=backup, progress=progress, lock=not no_lock
+            )
         except (BitmapError, OSError) as error:
             raise Refused(words(error)) from error
         write("".join(printable(line) + "\n" for line in _rescued(report, dry_run)))

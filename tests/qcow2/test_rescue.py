@@ -235,7 +235,7 @@ EXPECTED = {
     "a name of nothing": "k-k",
 }
 #: QEMU opens these, and so do we.
-FINE_AS_IT_IS = ["a name that is not UTF-8", "in use"]
+FINE_AS_IT_IS = ["in use"]
 
 DAMAGE: dict[str, Damage] = {
     **OF_BITMAPS,
@@ -368,7 +368,7 @@ REFUSED: dict[str, Damage] = {
     "marked as corrupt": MARKED_CORRUPT,
     "not closed": lambda at: at.put(72, "Q", 1),
     "an unknown feature": lambda at: at.put(72, "Q", 1 << 40),
-    "encrypted": lambda at: at.put(32, "I", 1),
+    "encrypted in an unknown way": lambda at: at.put(32, "I", 3),
     "no magic": lambda at: at.put(0, "I", 0),
     "a header of 8 bytes": lambda at: at.put(100, "I", 8),
     "bitmaps in a free cluster": lambda at: at.put(at.u64(at.refcount_table), "256H", *[0] * 256),

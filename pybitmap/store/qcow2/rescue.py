@@ -127,6 +127,7 @@ def rescue(
     dry_run: bool = False,
     backup: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
+    lock: bool = True,
     open_file: Callable[..., File] = File,
 ) -> Report:
     """Let an image be opened that QEMU refuses because of its bitmaps ("Bitmaps extension").
@@ -147,6 +148,7 @@ def rescue(
     :param backup: the file to which what is replaced is copied first, synced; it must not be there.
         None: ``PATH.before-rescue``, with a number if that is there.
     :param progress: is told how far it has read; may raise, which stops it and changes nothing
+    :param lock: False: go on where the file system has no locks; see :class:`Qcow2Store`
     :param open_file: for tests
     :raises LockedError: if another program has it open
     :raises ExistsError: if the file for the backup is there
@@ -156,7 +158,7 @@ def rescue(
     :raises StoreError: if it cannot be read or written, and why
     """
     path, pid = os.fspath(path), os.getpid()
-    with closing(open_file(path, read_only=dry_run)) as file:
+    with closing(open_file(path, read_only=dry_run, lock=lock)) as file:
         faults: list[str] = []
         image = Image(file, read_only=dry_run, faults=faults)
         if image.version == 2:
