@@ -15,7 +15,7 @@ import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, Callable
@@ -952,6 +952,15 @@ def test_ctrl_c_at_any_line_leaves_it_as_it_was_or_rescued(damaged: Path) -> Non
     assert rounds > 20
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Ctrl-C, also where a shell has started the tests in the background, which ignore it then."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 def test_ctrl_c_counts_before_or_afterwards(
     damaged: Path, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:

@@ -332,6 +332,15 @@ def difference(expected: State, found: dict[Key, Bits | None]) -> str | None:
     return None
 
 
+def between(answers: list[tuple[str, State]]) -> list[tuple[str, State]]:
+    """And what a store may have that gains and loses bitmaps in a change of several stores: all of
+    both, so that a bitmap that moves is never in none. It is switched twice."""
+    if len(answers) < 2:
+        return answers
+    (word, before), (_, after) = answers
+    return [*answers, (word.replace("not yet", "half"), {**before, **after})]
+
+
 def explained(
     answers: list[tuple[str, State]], found: dict[Key, Bits | None], place: Place
 ) -> tuple[str | None, str]:
@@ -340,6 +349,7 @@ def explained(
     Of two stores each may have what is before a change or after it.
     """
     reasons = []
+    answers = answers if place.shared else between(answers)
     for nodes in [NODES] if place.shared else [(name,) for name in NODES]:
         there = {key: bits for key, bits in found.items() if key[0] in nodes}
         wrong = {

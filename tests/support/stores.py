@@ -30,11 +30,11 @@ class Place(ABC):
     exact_after_kill: bool
     #: Are bitmaps as old as before when they are loaded again? (QEMU writes the newest first.)
     keeps_order = True
-    #: Of every node, in bytes.
-    size = SIZE
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        #: Of every node, in bytes.
+        self.size = SIZE
 
     @abstractmethod
     def store(self, medium: int = 0) -> Store:
