@@ -83,7 +83,7 @@ def opened_private(path: Path, flags: int) -> FileIO:
     :raises StoreError: if it is not to be trusted
     :raises OSError: as open(2)
     """
-    writing = flags & os.O_ACCMODE != os.O_RDONLY
+    writing = bool(flags & (os.O_WRONLY | os.O_RDWR))
     try:
         file = opened(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
