@@ -355,10 +355,9 @@ class Catalog:
             raise CorruptError(f"catalog '{self._path}': {answer}")
         names: list[str] = []
         nbitmaps = 0
-        for node, size in self.nodes():
+        for node, size, largest in self._execute("SELECT * FROM node ORDER BY name"):
             if not isinstance(node, str) or not isinstance(size, int) or size < 0:
                 raise CorruptError(f"catalog '{self._path}': node {node!r}, size {size!r}")
-            largest = self.largest(node)
             if not isinstance(largest, int) or largest < size:
                 raise CorruptError(f"catalog '{self._path}': node {node!r}, largest {largest!r}")
             for row in self.rows(node):
@@ -416,13 +415,15 @@ class Catalog:
         return [(name, size) for name, size in found]
 
     def node_size(self, name: str) -> int | None:
-        found = self._execute("SELECT size FROM node WHERE name = ?", [name])
-        return found[0][0] if found else None
+        return self._sizes(name)[0]
 
     def largest(self, name: str) -> int:
         """What a node has been; 0: nothing, or there is no such node."""
-        found = self._execute("SELECT largest FROM node WHERE name = ?", [name])
-        return found[0][0] if found else 0
+        return self._sizes(name)[1]
+
+    def _sizes(self, name: str) -> tuple[int | None, int]:
+        found = self._execute("SELECT size, largest FROM node WHERE name = ?", [name])
+        return found[0] if found else (None, 0)
 
     def rows(self, node: str) -> list[Row]:
         """The bitmaps of a node, the oldest first."""
@@ -447,8 +448,9 @@ class Catalog:
         if size is None:
             self._execute("DELETE FROM node WHERE name = ?", [node])
         else:
-            largest = max(size, self.largest(node)) if rows else size
-            if (size, largest) != (self.node_size(node), self.largest(node)):
+            known = self._sizes(node)
+            largest = max(size, known[1]) if rows else size
+            if (size, largest) != known:
                 self._execute("INSERT OR REPLACE INTO node VALUES (?, ?, ?)", [node, size, largest])
         for name in before.keys() - {row.name for row in rows}:
             self._execute("DELETE FROM bitmap WHERE node = ? AND name = ?", [node, name])

@@ -80,7 +80,7 @@ from .base import (
 from .catalog import CATALOG, JOURNAL, Catalog, Row, is_words, open_file
 from .opened import is_open_here, opened
 from .private import check_folder, opened_private, place, place_of, why_foreign
-from .unlocked import lacking, no_locks
+from .unlocked import lacking, no_locks, steady
 
 #: Behind the words of a file.
 _GENERATION = struct.Struct("<Q")
@@ -211,19 +211,20 @@ class LocalStore(Store):
             self._check_place(files.values())
             if purpose is not Purpose.COMMIT:
                 self._sync(files.values(), last=purpose is Purpose.CLOSE)
-            return _LocalChange(self, plan, purpose)
+            return _LocalChange(self, plan, purpose, files.values())
 
     def entries(self) -> list[StoredNode]:
         with self._lock:
             self._acquire(writing=False)
             try:
                 catalog = self._sql()
-                nodes = [
-                    StoredNode(name, size, [self._stored(row, size) for row in catalog.rows(name)])
-                    for name, size in catalog.nodes()
-                ]
-                catalog.check_unchanged()
-                return nodes
+                with steady(catalog.check_unchanged):
+                    return [
+                        StoredNode(
+                            name, size, [self._stored(row, size) for row in catalog.rows(name)]
+                        )
+                        for name, size in catalog.nodes()
+                    ]
             finally:
                 self._release_if_unused()
 
@@ -505,7 +506,6 @@ class LocalStore(Store):
                         after = replace(after, in_use=self._in_use(after))
                         changed.append((after, words))
                 loaded.append(replace(stored, content=content))
-            catalog.check_unchanged()
             if changed:
 
                 def put(catalog: Catalog) -> None:
@@ -527,7 +527,6 @@ class LocalStore(Store):
                 row.nbytes * len(row.files) for row, each in stored if not each.inconsistent
             )
             todo = _Progress(self, "loading", total)
-            self._check_unchanged()
             return [
                 Reading(each, partial(self._pieces, None if each.inconsistent else row, todo))
                 for row, each in stored
@@ -540,28 +539,23 @@ class LocalStore(Store):
         self._check_process()
         bits = granularity_bits(row.granularity)
         what = f"cannot load bitmap '{row.name}' of node '{row.node}'"
-        try:
-            with ExitStack() as stack:
+        with steady(self._check_unchanged), ExitStack() as stack:
+            with _reported(what):
+                files = [
+                    stack.enter_context(opened_private(self.path / name, os.O_RDONLY))
+                    for name in row.files
+                ]
+            for at in range(0, row.nbytes, _PIECE):
+                nbytes = min(_PIECE, row.nbytes - at)
+                start, end = 8 * at << bits, min(8 * (at + nbytes) << bits, row.size)
                 with _reported(what):
-                    files = [
-                        stack.enter_context(opened_private(self.path / name, os.O_RDONLY))
-                        for name in row.files
+                    parts = [
+                        HBitmap._over(_read(file, nbytes, todo), end - start, bits)
+                        for file in files
                     ]
-                for at in range(0, row.nbytes, _PIECE):
-                    nbytes = min(_PIECE, row.nbytes - at)
-                    start, end = 8 * at << bits, min(8 * (at + nbytes) << bits, row.size)
-                    with _reported(what):
-                        parts = [
-                            HBitmap._over(_read(file, nbytes, todo), end - start, bits)
-                            for file in files
-                        ]
-                    for part in parts[1:]:
-                        parts[0].merge(part)
-                    yield Piece(start, parts[0])
-        except StoreError:
-            self._check_unchanged()
-            raise
-        self._check_unchanged()
+                for part in parts[1:]:
+                    parts[0].merge(part)
+                yield Piece(start, parts[0])
 
     def _load_file(self, name: str, row: Row, volume: LocalVolume, todo: _Progress) -> HBitmap:
         bits = granularity_bits(row.granularity)
@@ -631,16 +625,15 @@ class LocalStore(Store):
                 return f"its bits could not be written to the disk: {os.strerror(error.errno or 0)}"
         return None
 
-    def _switch(self, plan: Mapping[LocalVolume, Wanted], purpose: Purpose, change: Change) -> None:
+    def _switch(
+        self,
+        plan: Mapping[LocalVolume, Wanted],
+        purpose: Purpose,
+        files: Collection[_Words],
+        change: Change,
+    ) -> None:
         with self._lock:
             before: dict[str, tuple[int | None, list[Row]]] = {}
-            files = [
-                self._words_of(content, wanted.size, record.granularity)
-                for wanted in plan.values()
-                for record in wanted.records
-                for content in (record.content, record.successor)
-                if content is not None
-            ]
 
             def put(catalog: Catalog) -> None:
                 for volume, wanted in plan.items():
@@ -736,18 +729,12 @@ class LocalVolume(Volume):
         self.filename = str(store.path)
 
     def load(self) -> list[StoredBitmap]:
-        try:
+        with steady(self.store._check_unchanged):
             return self.store._load(self)
-        except StoreError:
-            self.store._check_unchanged()
-            raise
 
     def read(self) -> list[Reading]:
-        try:
+        with steady(self.store._check_unchanged):
             return self.store._read_all(self)
-        except StoreError:
-            self.store._check_unchanged()
-            raise
 
     def check_new(self, name: str, granularity: int, names: Collection[str]) -> None:
         """Every bitmap can be stored."""
@@ -763,12 +750,16 @@ class _LocalChange(Change):
     """Nothing waits in the catalog: new files are there already, and go with their bitmaps."""
 
     def __init__(
-        self, store: LocalStore, plan: Mapping[LocalVolume, Wanted], purpose: Purpose
+        self,
+        store: LocalStore,
+        plan: Mapping[LocalVolume, Wanted],
+        purpose: Purpose,
+        files: Collection[_Words],
     ) -> None:
-        self._store, self._plan, self._purpose = store, plan, purpose
+        self._store, self._plan, self._purpose, self._files = store, plan, purpose, files
 
     def switch(self) -> None:
-        self._store._switch(self._plan, self._purpose, self)
+        self._store._switch(self._plan, self._purpose, self._files, self)
 
     def abort(self) -> None:
         pass

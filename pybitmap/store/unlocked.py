@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from ..errors import StoreError, UnsupportedError
+from ..errors import BitmapError, StoreError, UnsupportedError
 
 #: What is answered where there are no locks; ENOLCK and EINVAL also by servers and old kernels.
 _LACKING = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
@@ -38,6 +40,22 @@ def no_locks(what: str, error: OSError) -> NoLocksError:
         "all the same",
         error.errno,
     )
+
+
+@contextmanager
+def steady(check_unchanged: Callable[[], None]) -> Iterator[None]:
+    """What is read in here without a lock, and what is wrong with it, is told only if it belongs
+    together.
+
+    :param check_unchanged: raises StoreError, see :func:`changed`, if what was read is no longer
+        there
+    """
+    try:
+        yield
+    except BitmapError:
+        check_unchanged()
+        raise
+    check_unchanged()
 
 
 def changed(what: str) -> StoreError:

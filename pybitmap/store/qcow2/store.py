@@ -19,13 +19,12 @@ import os
 import stat
 from array import array
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from typing import Callable
 
 from ...errors import (
-    BitmapError,
     CorruptError,
     LockedError,
     MismatchError,
@@ -49,6 +48,7 @@ from ..base import (
     Volume,
     Wanted,
 )
+from ..unlocked import steady
 from . import bitmaps
 from .bitmaps import AUTO, EXTRA_COMPATIBLE, IN_USE, ONES, ZEROES, Entry
 from .file import File
@@ -117,7 +117,7 @@ class Qcow2Store(Store):
             raise LockedError(f"{self.path} is open for node '{self._volume.node}'", errno.EAGAIN)
         file = self._open_file(read_only=read_only)
         try:
-            with _steady(file):
+            with steady(file.check_unchanged):
                 image = Image(file, read_only=read_only)
             if size is not None and size != image.size:
                 raise MismatchError(
@@ -132,7 +132,7 @@ class Qcow2Store(Store):
     def entries(self) -> list[StoredNode]:
         if self._volume is not None:
             return [self._volume.listed()]
-        with closing(self._open_file(read_only=True)) as file, _steady(file):
+        with closing(self._open_file(read_only=True)) as file, steady(file.check_unchanged):
             image = Image(file, read_only=True)
             return [_listed(image, _read_entries(image, Claims(file)))]
 
@@ -141,7 +141,7 @@ class Qcow2Store(Store):
 
         Without locks no refcounts: a running machine writes them late.
         """
-        with closing(self._open_file(read_only=True)) as file, _steady(file):
+        with closing(self._open_file(read_only=True)) as file, steady(file.check_unchanged):
             image = Image(file, read_only=True)
             claims = Claims(file)
             image.claim_tables(claims)
@@ -197,7 +197,7 @@ class Qcow2Volume(Volume):
         claims = Claims(self._file)
         if image.version == 2:
             return []
-        with _steady(self._file):
+        with steady(self._file.check_unchanged):
             if not self.read_only:
                 image.claim_tables(claims)
             entries = _read_entries(image, claims)
@@ -228,7 +228,7 @@ class Qcow2Volume(Volume):
         """
         if self._image.version == 2:
             return []
-        with _steady(self._file):
+        with steady(self._file.check_unchanged):
             self._entries = _read_entries(self._image, Claims(self._file))
         return [Reading(_stored(each), partial(self._pieces, each)) for each in self._entries]
 
@@ -262,7 +262,7 @@ class Qcow2Volume(Volume):
         """The same, for :class:`Reading`."""
         if entry.reason is not None:
             return
-        with _steady(self._file):
+        with steady(self._file.check_unchanged):
             for start, nbytes, words in self._stretches(entry, _PIECE):
                 if words is None:
                     bits = HBitmap(nbytes, 63)  # a single group
@@ -469,21 +469,6 @@ def _stored(entry: Entry) -> StoredBitmap:
 
 def _listed(image: Image, entries: list[Entry]) -> StoredNode:
     return StoredNode(None, image.size, [_stored(each) for each in entries])
-
-
-@contextmanager
-def _steady(file: File) -> Iterator[None]:
-    """What is read in here without a lock, and what is wrong with it, is told only if it belongs
-    together.
-
-    :raises StoreError: if it changed meanwhile
-    """
-    try:
-        yield
-    except BitmapError:
-        file.check_unchanged()
-        raise
-    file.check_unchanged()
 
 
 def _read_entries(image: Image, claims: Claims) -> list[Entry]:
