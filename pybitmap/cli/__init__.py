@@ -25,7 +25,7 @@ import click
 
 from ..errors import BitmapError
 from .bitmaps import commands
-from .common import complain, words
+from .common import warn, words
 from .replay import replay_command
 from .serve import serve_command
 
@@ -71,11 +71,11 @@ def main(args: Sequence[str] | None = None) -> int:
         return EXIT_PIPE_CLOSED
     except OSError as error:
         _settle_stdout()
-        complain(words(error))
+        warn(words(error))
     except BitmapError as error:
-        complain(words(error))
+        warn(words(error))
     except MemoryError as error:
-        complain(str(error) or "out of memory")
+        warn(str(error) or "out of memory")
     return EXIT_ERROR
 
 

@@ -36,13 +36,7 @@ class Refused(click.ClickException):
     exit_code = 1
 
     def show(self, file: IO[Any] | None = None) -> None:
-        complain(self.message)
-
-
-def complain(message: str) -> None:
-    """One line on stderr, with nothing in it that could steer a terminal."""
-    with contextlib.suppress(OSError):
-        print(f"pybitmap: {printable(message)}", file=sys.stderr)
+        warn(self.message)
 
 
 def words(error: Exception) -> str:
@@ -146,7 +140,7 @@ def write(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """A line on stderr, if that takes it: what a user should know besides."""
+    """A line on stderr, if that takes it, with nothing in it that could steer a terminal."""
     with contextlib.suppress(OSError):
         print(printable(f"pybitmap: {text}"), file=sys.stderr, flush=True)
 
