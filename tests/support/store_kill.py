@@ -33,7 +33,7 @@ from pathlib import Path
 from images import FINE, LEAKS, check
 from stores import LocalPlace, Place, Qcow2Place
 
-from pybitmap import AbortedError, BlockGraph, BlockNode, Frozen
+from pybitmap import AbortedError, BlockGraph, BlockNode, DirtyBitmap, Frozen
 from pybitmap.store import Store
 
 GROUP = 512
@@ -362,6 +362,15 @@ def explained(
     return reasons[-1], ""
 
 
+def bits_of(bitmap: DirtyBitmap) -> Bits:
+    groups = frozenset(
+        offset // GROUP
+        for start, length in bitmap.areas()
+        for offset in range(start, start + length, GROUP)
+    )
+    return Bits(groups, groups, bitmap.enabled)
+
+
 def look(place: Place, rng: random.Random) -> dict[Key, Bits | None]:
     """Open it as a program that starts does."""
     found: dict[Key, Bits | None] = {}
@@ -374,12 +383,7 @@ def look(place: Place, rng: random.Random) -> dict[Key, Bits | None]:
                 found[name, bitmap.name] = None
                 bitmap.repair()
                 continue
-            groups = frozenset(
-                offset // GROUP
-                for start, length in bitmap.areas()
-                for offset in range(start, start + length, GROUP)
-            )
-            found[name, bitmap.name] = Bits(groups, groups, bitmap.enabled)
+            found[name, bitmap.name] = bits_of(bitmap)
     if isinstance(place, LocalPlace):
         files = list(place.folder.glob("store0/*.words"))
         assert len(files) == len(found), f"{files} for {list(found)}"
@@ -398,12 +402,7 @@ def known(place: Place) -> State:
         for name, store in stores(place).items():
             node = graph.add_node(name, place.size, store, read_only=True)
             for bitmap in node.bitmaps.values():
-                groups = frozenset(
-                    offset // GROUP
-                    for start, length in bitmap.areas()
-                    for offset in range(start, start + length, GROUP)
-                )
-                state[name, bitmap.name] = Bits(groups, groups, bitmap._state.enabled)
+                state[name, bitmap.name] = bits_of(bitmap)
     return state
 
 
