@@ -11,6 +11,7 @@ from typing import Callable
 import pytest
 from images import FINE, LEAKS, Opened, asked, check, create, entries, loaded, qemu_io
 from qcow2_crash import Recorder, crashes
+from support import silent
 
 from pybitmap import offline
 from pybitmap.store import Purpose, Qcow2Store
@@ -83,10 +84,6 @@ def test_a_crash_while_the_refcounts_grow(tmp_path: Path, data: str, moves: bool
     before = path.read_bytes()[48:60]
     crash(tmp_path, path, store_much)
     assert (path.read_bytes()[48:60] != before) == moves
-
-
-def silent(what: str, done: int, total: int | None) -> None:
-    pass
 
 
 OFFLINE: dict[str, Callable[[Qcow2Store], None]] = {

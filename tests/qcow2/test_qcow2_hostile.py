@@ -13,6 +13,7 @@ from damage import BROKEN, OF_BITMAPS, OTHERS, SIZE, Damage, Layout, undamaged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from images import FINE, MIB, Opened, asked, check, create, entries, loaded, qemu_io
+from support import silent
 
 from pybitmap import BitmapError, BlockGraph, CorruptError, StoreError, UnsupportedError, offline
 from pybitmap.store import Purpose, Qcow2Store, Record
@@ -110,21 +111,17 @@ def test_what_names_clusters_that_others_get_damages_nothing(
         layout.put(layout.b + 8, "I", 1)
     layout.put(layout.b + 12, "I", enabled)
     path.write_bytes(layout.data)
-    offline.add(Qcow2Store(path), (None, "of no program"), no_progress, granularity=512)
+    offline.add(Qcow2Store(path), (None, "of no program"), silent, granularity=512)
     for name in ("x", "y"):
         with Opened(path) as image:
             image.add(name, 512).set(0, SIZE)
             image.bitmaps[name].reset(512 * 7, 512 * 9)
-    offline.remove(Qcow2Store(path), [(None, "y")], no_progress)
+    offline.remove(Qcow2Store(path), [(None, "y")], silent)
     with Opened(path, read_only=True) as image:
         assert image.loaded["b"].inconsistent
         assert image.bitmaps["x"].count() == SIZE - 512 * 9
     assert check(path, "-r", "leaks") == FINE
     assert asked(path)["b"] == "inconsistent"
-
-
-def no_progress(what: str, done: int, total: int | None) -> None:
-    pass
 
 
 @pytest.mark.parametrize(("damage", "word"), BROKEN.values(), ids=BROKEN)
@@ -140,10 +137,10 @@ def test_a_broken_bitmap_is_repaired_or_it_is_said_why_not(
         with pytest.raises(
             UnsupportedError, match=r"' cannot be stored: its name has|in its name$"
         ):
-            offline.repair(Qcow2Store(path), [(None, broken.name)], no_progress)
+            offline.repair(Qcow2Store(path), [(None, broken.name)], silent)
         assert loaded(path) == before
         return
-    offline.repair(Qcow2Store(path), [(None, broken.name)], no_progress)
+    offline.repair(Qcow2Store(path), [(None, broken.name)], silent)
     [found] = [each for each in entries(path) if each.name == broken.name]
     assert (found.reason, found.in_use) == (None, False)
     with Opened(path, read_only=True) as image:
@@ -161,7 +158,7 @@ def test_what_a_disk_is_too_large_for_is_not_repaired(
     for each in entries(path):
         assert each.inconsistent
         with pytest.raises(BitmapError, match=r"Too much space|larger granularity"):
-            offline.repair(Qcow2Store(path), [(None, each.name)], no_progress)
+            offline.repair(Qcow2Store(path), [(None, each.name)], silent)
     assert all(each.inconsistent for each in entries(path))
 
 
@@ -178,11 +175,11 @@ def test_a_name_that_is_no_utf_8_is_one(tmp_path: Path, original: bytes, raw: by
     assert check(path) == FINE
     after = path.read_bytes()
     assert Layout(after).data.count(b"new" + raw) >= 1
-    offline.clear(Qcow2Store(path), [(None, name)], no_progress)
+    offline.clear(Qcow2Store(path), [(None, name)], silent)
     with Opened(path, read_only=True) as image:
         assert image.bitmaps[name].count() == 0
         assert image.bitmaps["new" + name].count() > 0
-    offline.remove(Qcow2Store(path), [(None, name), (None, "new" + name)], no_progress)
+    offline.remove(Qcow2Store(path), [(None, name), (None, "new" + name)], silent)
     assert {each.name for each in entries(path)} == {"a", "c"}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from memory_store import Medium, MemoryChange, MemoryStore, MemoryVolume
 from stores import PLACES, SIZE, Place
-from support import query, transaction, writers
+from support import query, silent, transaction, writers
 
 from pybitmap import (
     AbortedError,
@@ -765,10 +765,6 @@ def test_what_was_given_up_is_not_told_to_its_store_again() -> None:
 
 
 # ---- bitmaps that no program has open ---------------------------------------
-
-
-def silent(what: str, done: int, total: int | None) -> None:
-    pass
 
 
 OFFLINE: dict[str, Callable[[MemoryStore], None]] = {

@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from support import silent
+
 from pybitmap import BlockGraph, DirtyBitmap, offline
 from pybitmap.store import LocalStore
 
@@ -25,10 +27,6 @@ GROUP = 512
 SIZE = 3 * 8 * 4096 * GROUP  # three pages of words
 NODES = ("one", "two")
 BOTH = [("one", "c"), ("two", "a")]
-
-
-def silent(what: str, done: int, total: int | None) -> None:
-    pass
 
 
 def successor_areas(bitmap: DirtyBitmap) -> list[tuple[int, int]]:

@@ -36,6 +36,10 @@ beside_malloc = pytest.mark.skipif(
 )
 
 
+def silent(what: str, done: int, total: int | None) -> None:
+    """A progress that nobody wants to see."""
+
+
 def run_python(code: str, **environment: str) -> str:
     """What the code prints in an interpreter of its own, which may crash."""
     done = subprocess.run(

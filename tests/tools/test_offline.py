@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from images import asked, create
 from stores import PLACES, MemoryPlace, Place
+from support import silent
 
 from pybitmap import (
     BlockGraph,
@@ -35,10 +36,6 @@ GRANULARITIES = (512, 4096, 1 << 20)
 MIB = 1 << 20
 
 Ranges = list[tuple[int, int]]
-
-
-def silent(what: str, done: int, total: int | None) -> None:
-    pass
 
 
 @pytest.fixture(params=PLACES, ids=lambda kind: kind.__name__)
