@@ -268,6 +268,8 @@ def put_back(store: Store, name: Name, into: Name, progress: Progress) -> None:
 def resize(store: Store, node: str, size: int, progress: Progress, *, shrink: bool = False) -> None:
     """Let the bitmaps of a node follow its disk; see :meth:`BlockNode.truncate`.
 
+    Killed, the node has the old size or the new one. Neither it nor the disk may be in use.
+
     :param shrink: may it become smaller? What was dirty behind the end is forgotten then
     :raises InvalidError: if it would become smaller and must not, or for a size that cannot be
     :raises UnsupportedError: if the store is an image, which has a size of its own
