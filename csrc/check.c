@@ -8,7 +8,8 @@
 #include <stdarg.h>
 #include <stdio.h>
 
-#include "internal.h"
+#include "locks.h"
+#include "words.h"
 
 static _Thread_local char hb_reason[160];
 

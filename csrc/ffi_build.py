@@ -13,9 +13,10 @@ from cffi import FFI
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 HEADERS = ["hbitmap.h", "tracker.h", "files.h"]
+INTERNAL = ["block.h", "locks.h", "pages.h", "protocol.h", "threads.h", "words.h"]
 SOURCES = [
-    *("hbitmap.c", "iter.c", "bulk.c", "check.c", "tracker.c", "slots.c", "words.c"),
-    "files.c",
+    *("block.c", "pages.c", "protocol.c", "locks.c", "mark.c", "clear.c", "search.c", "ops.c"),
+    *("serial.c", "threads.c", "words.c", "check.c", "tracker.c", "files.c"),
 ]
 
 
@@ -37,7 +38,7 @@ ffibuilder.set_source(
     "".join(f'#include "{name}"\n' for name in HEADERS),
     # Relative to the project's root, as setuptools wants its sources.
     sources=[f"csrc/{name}" for name in SOURCES],
-    depends=[f"csrc/{name}" for name in [*HEADERS, "internal.h", "slots.h", "words.h"]],
+    depends=[f"csrc/{name}" for name in [*HEADERS, *INTERNAL]],
     include_dirs=["csrc"],
     extra_compile_args=["-std=c11", "-O3", "-pthread", "-fvisibility=hidden"],
     extra_link_args=["-pthread"],

@@ -61,7 +61,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "slots.h"
+#include "threads.h"
 #include "tracker.h"
 
 /* What is published, and what slots name. */
@@ -282,7 +282,7 @@ static void hb_wait_for(const struct hb_head *head)
 {
     for (struct hb_slot *slot = hb_slots_first(); slot && head; slot = slot->next) {
 #ifdef HB_BREAK_NO_WAIT
-        continue;       /* for the stress test, as in slots.c */
+        continue;       /* for the stress test, as in threads.c */
 #endif
         for (unsigned round = 0; atomic_load(&slot->set) == head;) {
             hb_relax(&round);

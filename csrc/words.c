@@ -156,7 +156,7 @@ static const struct hb_clone {
     const char *name;
     uint64_t (*popcount)(const hb_word *words, uint64_t n);
     uint64_t (*copy)(hb_word *to, const void *from, uint64_t n);
-    bool bmi;                           /* and so have the searches of iter.c */
+    bool bmi;                           /* and so have the searches of search.c */
 } hb_clones[] = {
     { "plain", hb_popcount_plain, hb_copy_plain, false },
 #ifdef HB_CLONES

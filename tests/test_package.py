@@ -81,7 +81,7 @@ def test_the_include_folder_holds_the_public_header() -> None:
 
 def test_the_sources_are_c_files_that_exist() -> None:
     sources = [Path(source) for source in pybitmap.get_sources()]
-    assert "hbitmap.c" in {source.name for source in sources}
+    assert "mark.c" in {source.name for source in sources}
     assert all(source.suffix == ".c" and source.is_file() for source in sources)
 
 

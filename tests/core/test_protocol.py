@@ -12,8 +12,8 @@ the rule they model, over a bitmap of three leaf words and three summary levels:
     leaf0, leaf1, leaf2    two bits each
 
 A marker whose word `mid` already names is done: then `high` and `top` are set, too.  One that has
-to name it says so in its slot, sets what is above first, then the bit of `mid`.  Whoever takes bits
-of `high` and `top` waits until those who are at that have finished, and looks again.
+to summarise it says so in its slot, sets what is above first, then the bit of `mid`.  Whoever
+takes bits of `high` and `top` waits until those who are at that have finished, and looks again.
 
 `explore` visits every state that any interleaving of the accesses can reach (all of them being
 sequentially consistent, as they are in C) and checks in each
@@ -127,7 +127,7 @@ def mark(
     was_set = yield from set_bits(word, bits, test_first)
     if early_exit and was_set:
         return 0  # BROKEN: whoever set it may not have named the word yet
-    yield from name(slot, word, **broken)
+    yield from summarise(slot, word, **broken)
     return 0
 
 
@@ -135,7 +135,7 @@ def fill(slot: int, word: int) -> Call:
     """A mark over a whole word stores ones: there is nothing in it to keep."""
     if not (yield has(word, ALL)):
         yield store(word, ALL)
-    yield from name(slot, word)
+    yield from summarise(slot, word)
     return 0
 
 
@@ -145,7 +145,7 @@ def set_bits(word: int, bits: int, test_first: bool = True) -> Call:
     return (yield fetch_or(word, bits))
 
 
-def name(
+def summarise(
     slot: int, word: int, mid_first: bool = False, say: bool = True, say_late: bool = False
 ) -> Call:
     """Set the bit of `mid` above a leaf word; but before, what is above that.
@@ -197,7 +197,7 @@ def clear(
        reset of a whole word stores zero, as nobody asks what it took.
     2. ONE fetch_and drops their bits from `mid`.
     3. Look again at each of them: whoever marked it after 1 may have found the bit of `mid` still
-       set, before 2.  If it is not zero, name it.
+       set, before 2.  If it is not zero, summarise it.
     4. If 2 left `mid` zero and 3 named nothing, its bit of `high` goes, at the end, with all such.
     """
     yield lock()
@@ -223,7 +223,7 @@ def clear(
                     taken |= (old & bits[word]) << 2 * word
                 if old & ~bits[word] == 0:
                     zero.append(word)
-            if zero and (yield from unname(mid, zero, look_again)):
+            if zero and (yield from unsummarise(mid, zero, look_again)):
                 empty |= ABOVE[mid][1]
     if empty:
         yield from drop_high(empty, **broken)
@@ -231,7 +231,7 @@ def clear(
     return taken
 
 
-def unname(mid: int, zero: list[int], look_again: bool = True) -> Call:
+def unsummarise(mid: int, zero: list[int], look_again: bool = True) -> Call:
     """The bits of `mid` over leaf words that were seen zero; is it zero itself then?"""
     drop = sum(ABOVE[word][1] for word in zero)
     left = (yield fetch_and(mid, ~drop)) & ~drop
@@ -252,7 +252,7 @@ def drop_high(
 ) -> Call:
     """Bits of `high` over words of `mid` that were seen zero, and what is above, if need be.
 
-    All of them go, then those who are naming words are waited for, then all is looked at again.
+    All of them go, then those who are summarising are waited for, then all is looked at again.
     """
     if wait_first:
         yield from wait_for_markers()  # BROKEN: others come after that
@@ -335,7 +335,7 @@ def overwrite(leaf0: int, leaf1: int, look_again: bool = True) -> Call:
             yield from name_locked(word)
     stale = (yield load(MID0)) & ~((leaf0 != 0) | (leaf1 != 0) << 1)
     zero = [word for word in (LEAF0, LEAF1) if stale & ABOVE[word][1]]
-    if zero and (yield from unname(MID0, zero, look_again)):
+    if zero and (yield from unsummarise(MID0, zero, look_again)):
         yield from drop_high(1)
     yield unlock()
     return 0

@@ -19,7 +19,7 @@ assert not hb
 
 assert (Path(pybitmap.get_include()) / "hbitmap.h").is_file()
 names = {Path(source).name for source in pybitmap.get_sources()}
-assert {"hbitmap.c", "iter.c", "bulk.c", "check.c", "tracker.c", "words.c"} <= names, names
+assert {"block.c", "mark.c", "clear.c", "search.c", "ops.c", "tracker.c", "words.c"} <= names, names
 assert (Path(pybitmap.__file__).parent / "py.typed").is_file()
 
 # Without the extra, the command says how to get it.

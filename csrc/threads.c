@@ -23,7 +23,7 @@
 #include <unistd.h>
 #endif
 
-#include "slots.h"
+#include "threads.h"
 #include "words.h"
 
 static _Atomic(struct hb_slot *) hb_slots;

@@ -6,7 +6,8 @@
  * to the bitmap between two calls they go on from there with what is set by
  * then.  A summary bit over a zero word sends them down in vain, no more.
  */
-#include "internal.h"
+#include "block.h"
+#include "locks.h"
 
 /*
  * Searches are compiled twice: for every processor, and for those with BMI, which
@@ -529,6 +530,28 @@ void hbitmap_iter_init(HBitmapIter *hbi, const HBitmap *hb, uint64_t first)
                                                : HB_NONE;
 }
 
+
+bool hbitmap_get(const HBitmap *hb, uint64_t item)
+{
+    const struct hb_block *b = hb_block_of(hb);
+    uint64_t group = item >> hb->granularity;
+
+    return item < b->size &&
+           (atomic_load(&b->level[0][group / HB_BITS]) & hb_bit(group)) != 0;
+}
+
+bool hbitmap_empty(const HBitmap *hb)
+{
+    bool empty = hb_next_bit(hb_block_of(hb), 0, 0) == HB_NONE;
+
+    if (empty) {
+        /* Or a clear was about to restore a summary that this search missed. */
+        hb_lock(hb, HB_READ);
+        empty = hb_next_bit(hb_block_of(hb), 0, 0) == HB_NONE;
+        hb_unlock(hb);
+    }
+    return empty;
+}
 
 typedef uint64_t hb_search(const struct hb_block *b, uint64_t group, uint64_t limit);
 

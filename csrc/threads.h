@@ -8,12 +8,12 @@
  *
  * Three things are said, each apart from the others:
  *   set         the tracker's set that the thread is marking in (tracker.c)
- *   summarising odd: it is setting summary bits (internal.h)
+ *   summarising odd: it is setting summary bits (protocol.h)
  *   locked      bitmaps whose locks it has: the child of a fork asks, where the
  *               thread is no more
  */
-#ifndef PYBITMAP_SLOTS_H
-#define PYBITMAP_SLOTS_H
+#ifndef PYBITMAP_THREADS_H
+#define PYBITMAP_THREADS_H
 
 #include <stdalign.h>
 #include <stdatomic.h>
@@ -67,7 +67,7 @@ void hb_slots_ready(void);
 extern __attribute__((visibility("hidden"))) unsigned hb_forks;
 
 /* What `slot` says of the locks of a thread that this process has no more: they
- * are free again.  (hbitmap.c) */
+ * are free again.  (locks.c) */
 void hb_locks_forget(struct hb_slot *slot);
 
 /* For tests: called where a thread that is held up for a while meets others halfway. */

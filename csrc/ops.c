@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Whole bitmaps: counting, comparing, merging and the other set operations,
- * draining, serialisation.
+ * Whole bitmaps: counting, comparing, merging and the other set operations.
  *
  * They go through the words that the summaries name, so their cost follows
  * what is dirty and not the size.  They hold the locks of all bitmaps that they
@@ -9,10 +8,10 @@
  * Marks run on meanwhile, and none is lost.
  */
 #include <errno.h>
-#include <string.h>
-#include <sys/mman.h>
 
-#include "internal.h"
+#include "locks.h"
+#include "pages.h"
+#include "protocol.h"
 
 /* ---- counting: the caller holds the lock -------------------------------- */
 
@@ -276,86 +275,20 @@ static bool hb_combine(enum hb_op op, const struct hb_block *a,
         }
         empty &= atomic_load(&result->level[1][parent]);
         if (set) {
-            hb_name_some(result, parent, set);
+            hb_summarise_words(result, parent, set);
         }
         if (empty) {
-            hb_unname(result, parent, empty, &gone);
+            hb_unsummarise(result, parent, empty, &gone);
         }
         next = (parent + 1) * HB_BITS;
     }
-    hb_unsummarise(result, &gone);
+    hb_unsummarise_above(result, &gone);
     return changed;
 }
 
-/* One word of hb_or_named; has it gained something? */
-static inline bool hb_or_word(hb_word *target, uint64_t more, bool alone)
-{
-    if (!more) {
-        return false;
-    }
-    if (alone) {
-        /* Relaxed: nobody else is there. */
-        more |= atomic_load_explicit(target, memory_order_relaxed);
-        atomic_store_explicit(target, more, memory_order_relaxed);
-    } else {
-        atomic_fetch_or(target, more);
-    }
-    return true;
-}
-
 /*
- * Marks in the words under word `parent` of level 1 what the named ones of those
- * at `source` have.  A word that gains nothing costs a load, one that does an
- * atomic or, as long as there are other threads.  As with any mark, level 1 is
- * seen to also where nothing changed.
- */
-static bool hb_or_named(const struct hb_block *to, uint64_t parent,
-                        const hb_word *source, uint64_t named)
-{
-    const bool alone = hb_alone();
-    uint64_t at = parent * HB_BITS, set = 0;
-    uint64_t n = hb_min(HB_BITS, to->nwords[0] - at);
-    hb_word *target = &to->level[0][at];
-    /* What says it is empty is not looked at: on fresh memory the look would
-     * cost a page fault of its own.  Only a hint, so a relaxed load. */
-    uint64_t empty = named & ~atomic_load_explicit(&to->level[1][parent],
-                                                   memory_order_relaxed);
-    bool gained = false;
-
-    for (uint64_t bits = empty; bits; bits &= bits - 1) {
-        unsigned i = hb_lowest(bits);
-
-        gained |= hb_or_word(&target[i], atomic_load(&source[i]), alone);
-    }
-    for (uint64_t bits = named & ~empty; bits;) {
-        unsigned i = hb_lowest(bits);
-
-        /* A cache line at a time, where there is a lot. */
-        if (i % 8 == 0 && i + 8 <= n && (bits >> i & 0xff) == 0xff &&
-            !hb_has_more(&source[i], &target[i], 8)) {
-            bits &= ~(UINT64_C(0xff) << i);
-            continue;
-        }
-        bits &= bits - 1;
-        gained |= hb_or_word(&target[i], atomic_load(&source[i]) &
-                                         ~atomic_load(&target[i]), alone);
-    }
-    hb_test_delay();
-    /* Loads only, if nothing was gained, some of them plain. */
-    hb_read_fence();
-    for (uint64_t bits = named & ~atomic_load(&to->level[1][parent]); bits;
-         bits &= bits - 1) {
-        if (atomic_load(&target[hb_lowest(bits)])) {
-            set |= bits & (0 - bits);
-        }
-    }
-    hb_name_some(to, parent, set);
-    return gained;
-}
-
-/*
- * The same from `word` on, the first under its summary word, as far as there are
- * many; for one thread alone.  Where it ended: at `word`, if there are few.
+ * hb_mark_words from `word` on, the first under its summary word, as far as there
+ * are many; for one thread alone.  Where it ended: at `word`, if there are few.
  */
 static uint64_t hb_or_alone(const struct hb_block *from, const struct hb_block *to,
                             uint64_t word, bool *gained)
@@ -371,7 +304,7 @@ static uint64_t hb_or_alone(const struct hb_block *from, const struct hb_block *
 
         if (named & ~atomic_load(&to->level[1][parent])) {
             /* A bit over a word that is zero does no harm. */
-            hb_name_some(to, parent, named);
+            hb_summarise_words(to, parent, named);
         }
     }
     return end;
@@ -390,7 +323,7 @@ static bool hb_or_into(const struct hb_block *from, const struct hb_block *to)
 
         next = alone ? hb_or_alone(from, to, at, &changed) : at;
         if (next == at) {
-            changed |= hb_or_named(to, parent, &from->level[0][at],
+            changed |= hb_mark_words(to, parent, &from->level[0][at],
                                    atomic_load(&from->level[1][parent]));
             next = at + HB_BITS;
         }
@@ -468,7 +401,7 @@ static void hb_overwrite(const struct hb_block *a, const struct hb_block *b,
                         stop - at);
             hb_fence();
             /* A bit over a word that is zero by now does no harm. */
-            hb_name_range(result, at, stop - 1);
+            hb_summarise_range(result, at, stop - 1);
             next = stop;
             continue;
         }
@@ -491,16 +424,16 @@ static void hb_overwrite(const struct hb_block *a, const struct hb_block *b,
                 continue;
             }
             if (set[i]) {
-                hb_name_some(result, parent + i, set[i]);
+                hb_summarise_words(result, parent + i, set[i]);
             }
             empty = atomic_load(&result->level[1][parent + i]) & stale[i] & ~set[i];
             if (empty) {
-                hb_unname(result, parent + i, empty, &gone);
+                hb_unsummarise(result, parent + i, empty, &gone);
             }
         }
         next = at + n * HB_BITS;
     }
-    hb_unsummarise(result, &gone);
+    hb_unsummarise_above(result, &gone);
 }
 
 /* How many pages their union has something in, at least. */
@@ -661,353 +594,4 @@ int hbitmap_andnot(const HBitmap *a, const HBitmap *b, HBitmap *result)
 int hbitmap_xor(const HBitmap *a, const HBitmap *b, HBitmap *result)
 {
     return hb_operate(HB_XOR, a, b, result);
-}
-
-/* ---- draining ----------------------------------------------------------- */
-
-/*
- * All of hb by its pages, where that is less work than word by word: an exchange
- * costs some 20 times a plain access, a fresh page of `into` about 100 times an
- * exchange.  What it spares now, hb pays in part when it is marked again, by a
- * fault for each page.
- */
-static bool hb_drain_pages(const HBitmap *hb, const struct hb_block *b,
-                           struct hb_block *target, bool fresh)
-{
-    uint64_t pages = hb_pages(b);
-    size_t nbytes;
-    hb_word *leaf;
-
-    if (!b->mapped || hb->foreign_leaf || hb_pages_named(b) < pages - pages / 2) {
-        return false;
-    }
-    if (!fresh) {
-        /* Each word that gains costs the target an atomic or in any case. */
-        uint64_t named = hb_popcount_words(b->level[1], b->nwords[1]);
-
-        if (named < b->nwords[0] / 8) {
-            return false;
-        }
-    }
-    leaf = hb_move_leaf(hb, b, &nbytes);
-    if (!leaf) {
-        return false;
-    }
-    if (fresh) {
-        if (target->leaf_mapped) {
-            munmap((void *)target->level[0], target->leaf_mapped);
-        }
-        target->level[0] = leaf;
-        target->leaf_mapped = nbytes;
-        hb_summarise_leaf(target);
-        return true;
-    }
-    for (uint64_t parent = 0; parent < b->nwords[1]; parent++) {
-        const hb_word *source = &leaf[parent * HB_BITS];
-        uint64_t named = hb_nonzero(source, hb_min(HB_BITS, b->nwords[0] -
-                                                            parent * HB_BITS));
-
-        if (named) {
-            (void)hb_or_named(target, parent, source, named);
-        }
-    }
-    munmap((void *)leaf, nbytes);
-    return true;
-}
-
-/*
- * All of hb, into a fresh bitmap, by exchanging their blocks.  For one thread
- * alone: a marker in another might have asked for the block already.
- */
-static bool hb_drain_block(HBitmap *hb, HBitmap *fresh)
-{
-    struct hb_block *b = hb_block_of(hb);
-
-    if (!hb_alone() || hb->foreign_leaf || hb->pins) {
-        return false;
-    }
-    atomic_store(&hb->block, hb_block_of(fresh));
-    atomic_store(&fresh->block, b);
-    return true;
-}
-
-static int hb_drain(HBitmap *hb, uint64_t start, uint64_t count, HBitmap *into,
-                    bool fresh)
-{
-    const struct hb_block *b;
-    struct hb_block *target;
-    uint64_t first, last;
-    int err = 0;
-
-    if (hb == into) {
-        return -EINVAL;
-    }
-    /* Marks in `into` need no lock; the one of hb is enough.  Without its lock
-     * `into` may be truncated any time, so its block is asked for once. */
-    hb_lock(hb, HB_CHANGE);
-    b = hb_block_of(hb);
-    target = hb_block_of(into);
-    if (hb->granularity != into->granularity || b->size != target->size) {
-        err = -EINVAL;
-    } else if (count) {
-        err = hb_whole_groups(hb, b, start, count, &first, &last);
-        /* Adopting a leaf, or storing, would undo what is there. */
-        fresh = fresh && !into->foreign_leaf && !into->pins &&
-                !atomic_load(&target->level[target->nlevels - 1][0]);
-        if (!err) {
-            bool all = first == 0 && last == b->ngroups - 1;
-
-            if ((all && fresh && hb_drain_block(hb, into)) ||
-                (all && hb_drain_pages(hb, b, target, fresh)) ||
-                hb_clear(b, first, last, target, fresh)) {
-                hb_count_changed(hb);
-                hb_count_changed(into);
-            }
-        }
-    }
-    hb_unlock(hb);
-    return err;
-}
-
-int hbitmap_drain(HBitmap *hb, uint64_t start, uint64_t count, HBitmap *into)
-{
-    return hb_drain(hb, start, count, into, false);
-}
-
-int hbitmap_drain_fresh(HBitmap *hb, uint64_t start, uint64_t count,
-                        HBitmap *fresh)
-{
-    return hb_drain(hb, start, count, fresh, true);
-}
-
-/* ---- serialisation ------------------------------------------------------ */
-
-#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-#define hb_little_endian(word) __builtin_bswap64(word)
-#else
-#define hb_little_endian(word) (word)
-#endif
-
-/* Are the bytes of a chunk those of the words, and may both be plain? */
-#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__ || defined(HB_TSAN)
-enum { HB_AS_IT_IS = 0 };
-#else
-enum { HB_AS_IT_IS = 1 };
-#endif
-
-/* n words of the leaf, little-endian and unaligned at `buf`. */
-static void hb_store_words(uint8_t *buf, const hb_word *words, uint64_t n)
-{
-    if (HB_AS_IT_IS) {
-        memcpy(buf, (const void *)words, (size_t)n * sizeof(words[0]));
-        return;
-    }
-    for (uint64_t i = 0; i < n; i++) {
-        uint64_t word = hb_little_endian(atomic_load(&words[i]));
-
-        memcpy(buf + i * sizeof(word), &word, sizeof(word));
-    }
-}
-
-bool hbitmap_is_serializable(const HBitmap *hb)
-{
-    return hb->granularity < 64 - HB_SHIFT;
-}
-
-uint64_t hbitmap_serialization_align(const HBitmap *hb)
-{
-    return hbitmap_is_serializable(hb) ? UINT64_C(64) << hb->granularity : 0;
-}
-
-/* The leaf words [*first, *last] of a chunk; count is not 0. */
-static int hb_chunk(const HBitmap *hb, const struct hb_block *b,
-                    uint64_t start, uint64_t count,
-                    uint64_t *first, uint64_t *last)
-{
-    uint64_t inside = hbitmap_serialization_align(hb) - 1;
-    uint64_t last_group;
-
-    if (!hbitmap_is_serializable(hb)) {
-        return -EINVAL;
-    }
-    if (start >= b->size || count > hb_round_up(hb, b->size) - start) {
-        return -ERANGE;
-    }
-    last_group = (start + count - 1) >> hb->granularity;
-    if ((start & inside) || (last_group != b->ngroups - 1 && (count & inside))) {
-        return -EINVAL;
-    }
-    *first = (start >> hb->granularity) / HB_BITS;
-    *last = last_group / HB_BITS;
-    return 0;
-}
-
-uint64_t hbitmap_serialization_size(const HBitmap *hb,
-                                    uint64_t start, uint64_t count)
-{
-    uint64_t first, last;
-
-    if (!count || hb_chunk(hb, hb_block_of(hb), start, count, &first, &last)) {
-        return 0;
-    }
-    return (last - first + 1) * sizeof(uint64_t);
-}
-
-int hbitmap_serialize_part(const HBitmap *hb, uint8_t *buf,
-                           uint64_t start, uint64_t count)
-{
-    const struct hb_block *b;
-    uint64_t first, last;
-    int err = 0;
-
-    if (!count) {
-        return 0;
-    }
-    hb_lock(hb, HB_READ);
-    b = hb_block_of(hb);
-    err = hb_chunk(hb, b, start, count, &first, &last);
-    /* Those under one word of level 1 after the other, as long as it names some,
-     * or none: then the leaf is not touched. */
-    while (!err && first <= last) {
-        uint64_t parent = first / HB_BITS, end;
-        bool dirty = (atomic_load(&b->level[1][parent]) & hb_mask_from(first)) != 0;
-        size_t nbytes;
-
-        do {
-            parent++;
-        } while (parent <= last / HB_BITS &&
-                 (atomic_load(&b->level[1][parent]) != 0) == dirty);
-        end = hb_min(last + 1, parent * HB_BITS);
-        nbytes = (size_t)(end - first) * sizeof(uint64_t);
-        if (dirty) {
-            hb_store_words(buf, &b->level[0][first], end - first);
-        } else {
-            memset(buf, 0, nbytes);
-        }
-        buf += nbytes;
-        first = end;
-    }
-    hb_unlock(hb);
-    return err;
-}
-
-/*
- * n leaf words from `first` on, under one summary word, become those at `buf`
- * or, if that is NULL, all `fill`; bits beyond the end are dropped.  Answers
- * which of them are not zero, as bits of the summary word.
- */
-static uint64_t hb_load_few(const struct hb_block *b, const uint8_t *buf,
-                            uint64_t fill, uint64_t first, uint64_t n)
-{
-    hb_word *words = &b->level[0][first];
-    uint64_t own[HB_BITS];
-    const void *from = buf;
-
-    /* By way of our own words where they have to be changed. */
-    if (!HB_AS_IT_IS || !buf || first + n == b->nwords[0]) {
-        for (uint64_t i = 0; i < n; i++) {
-            own[i] = fill;
-            if (buf) {
-                memcpy(&own[i], buf + i * sizeof(own[i]), sizeof(own[i]));
-                own[i] = hb_little_endian(own[i]);
-            }
-        }
-        own[n - 1] &= hb_used(b, first + n - 1);
-        from = own;
-    }
-    /* Words that no summary names are zero.  Where the new ones are too they stay
-     * untouched, so that zeros take no memory. */
-    if (!atomic_load(&b->level[1][first / HB_BITS]) && !hb_nonzero(from, n)) {
-        return 0;
-    }
-    /* What is at `buf` may be changing.  The answer has to be about what was
-     * stored: a bit too few would hide a word from every search. */
-    return hb_copy_nonzero(words, from, n) << (first % HB_BITS);
-}
-
-/*
- * The words of a chunk become those at `buf`, or all `fill` where that is NULL,
- * and the summaries follow at once: what hbitmap_deserialize_finish would do
- * later for the whole bitmap costs next to nothing while the words are at hand.
- */
-static int hb_load_words(HBitmap *hb, const uint8_t *buf, uint64_t fill,
-                         uint64_t start, uint64_t count)
-{
-    struct hb_gone gone = { 0, 0 };
-    const struct hb_block *b;
-    uint64_t first, last;
-    int err;
-
-    if (!count) {
-        return 0;
-    }
-    hb_lock(hb, HB_CHANGE);
-    b = hb_block_of(hb);
-    err = hb_chunk(hb, b, start, count, &first, &last);
-    while (!err && first <= last) {
-        /* Up to 4096 words, then one fence for all of them, which waits until
-         * their stores are done. */
-        uint64_t set[HB_BITS], parent = first / HB_BITS, end = first;
-        unsigned n = 0;
-
-        for (; n < HB_BITS && end <= last; n++) {
-            uint64_t from = end;
-
-            end = hb_min(last + 1, (parent + n + 1) * HB_BITS);
-            set[n] = hb_load_few(b, buf, fill, from, end - from);
-            if (buf) {
-                buf += (end - from) * sizeof(uint64_t);
-            }
-        }
-        hb_fence();
-        hb_test_delay();
-        for (unsigned i = 0; i < n; i++) {
-            uint64_t at = (parent + i) * HB_BITS;
-            uint64_t empty = ~set[i];
-
-            empty &= at < first ? hb_mask_from(first) : UINT64_MAX;
-            empty &= at + HB_BITS > end ? hb_mask_to(end - 1) : UINT64_MAX;
-            empty &= atomic_load(&b->level[1][parent + i]);
-            if (set[i]) {
-                hb_name_some(b, parent + i, set[i]);
-            }
-            if (empty) {
-                hb_unname(b, parent + i, empty, &gone);
-            }
-        }
-        first = end;
-    }
-    hb_unsummarise(b, &gone);
-    if (!err) {
-        hb_count_changed(hb);
-    }
-    hb_unlock(hb);
-    return err;
-}
-
-int hbitmap_deserialize_part(HBitmap *hb, const uint8_t *buf,
-                             uint64_t start, uint64_t count, bool finish)
-{
-    (void)finish;
-    return hb_load_words(hb, buf, 0, start, count);
-}
-
-int hbitmap_deserialize_zeroes(HBitmap *hb, uint64_t start, uint64_t count,
-                               bool finish)
-{
-    (void)finish;
-    return hb_load_words(hb, NULL, 0, start, count);
-}
-
-int hbitmap_deserialize_ones(HBitmap *hb, uint64_t start, uint64_t count,
-                             bool finish)
-{
-    (void)finish;
-    return hb_load_words(hb, NULL, UINT64_MAX, start, count);
-}
-
-void hbitmap_deserialize_finish(HBitmap *hb)
-{
-    /* Nothing is left to do: see hb_load_words. */
-    (void)hb;
 }

@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The lock of a bitmap.
+ */
+#ifndef PYBITMAP_LOCKS_H
+#define PYBITMAP_LOCKS_H
+
+#include "block.h"
+
+/*
+ * What a lock is taken for.  The child of a fork has no thread that would release
+ * a lock of another one's, so threads say in their slots which they have:
+ *
+ *     the slot        0   hb       hb + 1                hb         0
+ *     the lock                  got        changes           free
+ *
+ * A lock that a lost thread has named is free for the child; where it was changing
+ * the bitmap, that is torn.
+ */
+enum hb_purpose { HB_READ, HB_CHANGE };
+
+/* The lock is not part of what a caller means by const. */
+static inline pthread_mutex_t *hb_lock_of(const HBitmap *hb)
+{
+    return (pthread_mutex_t *)(uintptr_t)&hb->lock;
+}
+
+/* After a fork: what threads that are lost have marked, or were about to restore in a
+ * clear, gets its summary bits. */
+__attribute__((noinline))
+void hb_finish_marks(const HBitmap *hb);
+
+static inline bool hb_unfinished(const HBitmap *hb)
+{
+    return atomic_load_explicit(&hb->forks, memory_order_relaxed) != hb_forks;
+}
+
+static inline void hb_locked(const HBitmap *hb)
+{
+    if (hb_unfinished(hb)) {
+        hb_finish_marks(hb);
+    }
+}
+
+static inline void hb_lock(const HBitmap *hb, enum hb_purpose purpose)
+{
+    struct hb_slot *slot = hb_slot();
+    _Atomic uintptr_t *entry;
+
+    if (!slot) {
+        pthread_mutex_lock(hb_lock_of(hb));
+        hb_locked(hb);
+        return;
+    }
+    entry = slot->locked;
+    while (atomic_load_explicit(entry, memory_order_relaxed)) {
+        entry++;
+    }
+    atomic_store_explicit(entry, (uintptr_t)hb, memory_order_relaxed);
+    hb_write_fence();       /* before the lock's own stores, in what a fork copies */
+    pthread_mutex_lock(hb_lock_of(hb));
+    atomic_store_explicit(entry, (uintptr_t)hb + purpose, memory_order_relaxed);
+    hb_write_fence();       /* before those of the call */
+    hb_locked(hb);
+}
+
+static inline void hb_unlock(const HBitmap *hb)
+{
+    struct hb_slot *slot = hb_own_slot;
+    _Atomic uintptr_t *entry = NULL;
+
+    for (unsigned i = 0; slot && i < HB_MOST_LOCKS; i++) {
+        if ((atomic_load_explicit(&slot->locked[i], memory_order_relaxed) | 1) ==
+            ((uintptr_t)hb | 1)) {
+            entry = &slot->locked[i];
+            break;
+        }
+    }
+    if (!entry) {       /* there was no memory for a slot when it locked */
+        pthread_mutex_unlock(hb_lock_of(hb));
+        return;
+    }
+    atomic_store_explicit(entry, (uintptr_t)hb, memory_order_release);
+    pthread_mutex_unlock(hb_lock_of(hb));
+    atomic_store_explicit(entry, 0, memory_order_release);
+}
+
+/* Two bitmaps to read, which may be the same, and one to change, which may be one
+ * of these; NULL: there is none. */
+void hb_lock_all(const HBitmap *a, const HBitmap *b, const HBitmap *changed);
+void hb_unlock_all(const HBitmap *a, const HBitmap *b, const HBitmap *changed);
+
+#endif
