@@ -13,9 +13,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "count.h"
 #include "locks.h"
 #include "pages.h"
-#include "protocol.h"
 
 /* ---- blocks ------------------------------------------------------------- */
 
@@ -25,22 +25,62 @@
 #define HB_MAP_MIN ((size_t)256 << 10)
 #endif
 
-/* Up to here a block that was full is kept when its bitmap goes. */
-#define HB_SPARE_MAX ((size_t)8 << 20)
-
 _Static_assert(sizeof(size_t) == sizeof(uint64_t), "HBitmap needs 64-bit addresses");
 _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2 && sizeof(hb_word) == sizeof(uint64_t),
                "HBitmap needs lock-free 64-bit atomics");
 
-static void *hb_zalloc(size_t nbytes)
+/* Zeroes that begin at a cache line; *memory is what to free. */
+static void *hb_zalloc(size_t nbytes, void **memory)
 {
-    void *memory = NULL;
+    /* calloc knows what is zero already, which no other function of its kind does. */
+    *memory = hb_test_alloc_fails() ? NULL : calloc(1, nbytes + HB_CACHE_LINE);
+    return *memory ? (void *)hb_align((uintptr_t)*memory, HB_CACHE_LINE) : NULL;
+}
 
-    if (hb_test_alloc_fails() ||
-        posix_memalign(&memory, HB_CACHE_LINE, nbytes) != 0) {
-        return NULL;
+/* Size and levels of a block.  False: there is no such bitmap. */
+static bool hb_shape(struct hb_block *b, uint64_t size, int granularity)
+{
+    uint64_t nwords;
+
+    if (granularity < 0 || granularity > 63 || size > INT64_MAX) {
+        return false;
     }
-    return memset(memory, 0, nbytes);
+    b->size = size;
+    b->ngroups = size ? ((size - 1) >> granularity) + 1 : 0;
+    if (b->ngroups > UINT64_C(1) << HBITMAP_LOG_MAX_SIZE) {
+        return false;
+    }
+    nwords = b->ngroups ? (b->ngroups - 1) / HB_BITS + 1 : 1;
+    do {
+        b->nwords[b->nlevels++] = nwords;
+        nwords = (nwords - 1) / HB_BITS + 1;
+    } while (b->nlevels < HB_MIN_LEVELS || b->nwords[b->nlevels - 1] > 1);
+    while ((b->nwords[1] - 1) / HB_BITS >> b->top_shift >= HB_BITS) {
+        b->top_shift++;
+    }
+    return true;
+}
+
+/* The next nbytes of `memory` (NULL: they are only counted), from *at on. */
+static void *hb_place(char *memory, size_t *at, uint64_t nbytes)
+{
+    void *place = memory ? memory + *at : NULL;
+
+    *at += hb_align((size_t)nbytes, HB_CACHE_LINE);
+    return place;
+}
+
+/* All that a block has but its leaf; returns how many bytes that are. */
+static size_t hb_place_all(struct hb_block *b, char *memory)
+{
+    size_t at = hb_align(sizeof(*b), HB_CACHE_LINE);
+
+    for (unsigned k = 1; k < b->nlevels; k++) {
+        b->level[k] = hb_place(memory, &at, b->nwords[k] * sizeof(hb_word));
+    }
+    b->notes = hb_place(memory, &at, ((b->nwords[1] - 1) / HB_BITS + 1) * sizeof(hb_word));
+    b->counts = hb_place(memory, &at, b->nwords[1] * sizeof(b->counts[0]));
+    return at;
 }
 
 /* A block for `size` items, all clean, over `leaf` unless that is NULL.  NULL
@@ -48,70 +88,42 @@ static void *hb_zalloc(size_t nbytes)
 static struct hb_block *hb_block_new(uint64_t size, int granularity,
                                      uint64_t *leaf, size_t nleaf)
 {
-    struct hb_block shape = { .size = size };
-    struct hb_block *b;
-    uint64_t nwords;
-    size_t nbytes, leaf_at = 0, page = HB_CACHE_LINE, slack = 0;
-    char *memory;
+    struct hb_block shape = { .size = 0 }, *b;
+    size_t nbytes, leaf_nbytes, leaf_at = 0, page, slack = 0;
+    char *at;
 
-    if (granularity < 0 || granularity > 63 || size > INT64_MAX) {
+    if (!hb_shape(&shape, size, granularity) || (leaf && shape.nwords[0] > nleaf)) {
         errno = EINVAL;
         return NULL;
     }
-    shape.ngroups = size ? ((size - 1) >> granularity) + 1 : 0;
-    if (shape.ngroups > UINT64_C(1) << HBITMAP_LOG_MAX_SIZE) {
-        errno = EINVAL;
-        return NULL;
-    }
-    nwords = shape.ngroups ? (shape.ngroups - 1) / HB_BITS + 1 : 1;
-    if (leaf && nwords > nleaf) {
-        errno = EINVAL;
-        return NULL;
-    }
-    nbytes = hb_align(sizeof(shape), HB_CACHE_LINE);
-    do {
-        shape.nwords[shape.nlevels++] = nwords;
-        if (shape.nlevels > 1) {
-            nbytes += hb_align((size_t)nwords * sizeof(hb_word), HB_CACHE_LINE);
-        }
-        nwords = (nwords - 1) / HB_BITS + 1;
-    } while (shape.nlevels < HB_MIN_LEVELS ||
-             shape.nwords[shape.nlevels - 1] > 1);
+    nbytes = hb_place_all(&shape, NULL);
+    leaf_nbytes = (size_t)shape.nwords[0] * sizeof(hb_word);
     if (!leaf) {
-        if (nbytes + (size_t)shape.nwords[0] * sizeof(hb_word) >= HB_MAP_MIN) {
-            page = (size_t)sysconf(_SC_PAGESIZE);
-        }
+        page = nbytes + leaf_nbytes >= HB_MAP_MIN ? (size_t)sysconf(_SC_PAGESIZE)
+                                                  : HB_CACHE_LINE;
         leaf_at = hb_align(nbytes, page);
-        if ((size_t)shape.nwords[0] * sizeof(hb_word) >= HB_HUGE) {
-            slack = HB_HUGE;
-        }
-        nbytes = hb_align(leaf_at + slack +
-                          (size_t)shape.nwords[0] * sizeof(hb_word), HB_CACHE_LINE);
+        slack = leaf_nbytes >= HB_HUGE ? HB_HUGE : 0;
+        nbytes = hb_align(leaf_at + slack + leaf_nbytes, HB_CACHE_LINE);
     }
     if (nbytes >= HB_MAP_MIN) {
         shape.mapped = nbytes;
-        memory = hb_map(nbytes);
+        shape.memory = at = hb_map(nbytes);
     } else {
-        memory = hb_zalloc(nbytes);
+        at = hb_zalloc(nbytes, &shape.memory);
     }
-    if (!memory) {
+    if (!at) {
         errno = ENOMEM;
         return NULL;
     }
-
-    b = (struct hb_block *)memory;
+    b = (struct hb_block *)at;
     *b = shape;
+    (void)hb_place_all(b, at);
     /* _Atomic uint64_t has the size and the alignment of uint64_t wherever it
-     * is lock-free, which the assertion below makes sure of. */
-    b->level[0] = leaf ? (hb_word *)leaf : (hb_word *)(memory + leaf_at);
+     * is lock-free, which the assertion above makes sure of. */
+    b->level[0] = leaf ? (hb_word *)leaf : (hb_word *)(at + leaf_at);
     if (slack) {
         /* Huge pages are for leaves that begin where one can. */
         b->level[0] = (hb_word *)hb_align((uintptr_t)b->level[0], HB_HUGE);
-    }
-    memory += hb_align(sizeof(shape), HB_CACHE_LINE);
-    for (unsigned k = 1; k < b->nlevels; k++) {
-        b->level[k] = (hb_word *)memory;
-        memory += hb_align((size_t)b->nwords[k] * sizeof(hb_word), HB_CACHE_LINE);
     }
     return b;
 }
@@ -125,9 +137,9 @@ static void hb_block_free(struct hb_block *b)
             munmap((void *)b->level[0], b->leaf_mapped);
         }
         if (b->mapped) {
-            munmap(b, b->mapped);
+            munmap(b->memory, b->mapped);
         } else {
-            free(b);
+            free(b->memory);
         }
         b = older;
     }
@@ -139,14 +151,15 @@ static void hb_block_free(struct hb_block *b)
 static HBitmap *hb_new_over(struct hb_block *b, int granularity, bool foreign_leaf)
 {
     HBitmap *hb;
+    void *memory;
 
     if (!b) {
         return NULL;
     }
     hb_slots_ready();
-    hb = hb_zalloc(sizeof(*hb));
+    hb = hb_zalloc(sizeof(*hb), &memory);
     if (!hb || pthread_mutex_init(&hb->lock, NULL) != 0) {
-        free(hb);
+        free(memory);
         hb_block_free(b);
         errno = ENOMEM;
         return NULL;
@@ -154,8 +167,7 @@ static HBitmap *hb_new_over(struct hb_block *b, int granularity, bool foreign_le
     atomic_init(&hb->block, b);
     hb->granularity = granularity;
     hb->foreign_leaf = foreign_leaf;
-    atomic_init(&hb->count_state, HB_COUNT_STALE);
-    atomic_init(&hb->count, 0);
+    hb->memory = memory;
     atomic_init(&hb->forks, hb_forks);
     return hb;
 }
@@ -167,24 +179,9 @@ static HBitmap *hb_new(uint64_t size, int granularity,
                        leaf != NULL);
 }
 
-/*
- * The block of a bitmap that was freed, with all that it held, or NULL.  Fresh
- * pages for a union take longer than the union; what malloc hands out again has
- * its pages.  Only for what is going to be full, since what is sparse is not to
- * have them.
- */
-static _Atomic(struct hb_block *) hb_spare;
-
-HBitmap *hb_new_like(const HBitmap *like, bool full)
+HBitmap *hb_new_like(const HBitmap *like)
 {
-    const struct hb_block *shape = hb_block_of(like);
-    struct hb_block *spare = full ? atomic_exchange(&hb_spare, NULL) : NULL;
-
-    if (spare && spare->size == shape->size && spare->ngroups == shape->ngroups) {
-        return hb_new_over(spare, like->granularity, false);
-    }
-    hb_block_free(spare);
-    return hb_new(shape->size, like->granularity, NULL, 0);
+    return hb_new(hb_block_of(like)->size, like->granularity, NULL, 0);
 }
 
 void hb_build_summaries(const struct hb_block *b)
@@ -228,20 +225,15 @@ HBitmap *hbitmap_alloc_on(uint64_t size, int granularity,
         atomic_fetch_and(&b->level[0][last], hb_used(b, last));
     }
     hb_build_summaries(b);
+    hb_note_named(b);
     return hb;
 }
 
 static void hb_delete(HBitmap *hb)
 {
-    struct hb_block *b = hb_block_of(hb);
-
-    if (b->mapped && b->mapped <= HB_SPARE_MAX && !b->leaf_mapped && !b->older &&
-        !hb->foreign_leaf && hb_nearly_all(b, hb_pages_named(b))) {
-        b = atomic_exchange(&hb_spare, b);
-    }
-    hb_block_free(b);
+    hb_block_free(hb_block_of(hb));
     pthread_mutex_destroy(&hb->lock);
-    free(hb);
+    free(hb->memory);
 }
 
 void hbitmap_free(HBitmap *hb)
@@ -288,9 +280,9 @@ int hbitmap_truncate(HBitmap *hb, uint64_t size)
             hb_summarise(b, word);
         }
     }
+    hb_note_named(b);
     b->older = old;
     atomic_store(&hb->block, b);
-    hb_count_changed(hb);
 out:
     hb_unlock(hb);
     return err;

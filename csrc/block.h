@@ -41,18 +41,22 @@ struct hb_block {
     unsigned nlevels;
     hb_word *level[HB_MAX_LEVELS];      /* [0] is the leaf */
 
+    hb_word *notes;                     /* of pieces, see count.h */
+    unsigned top_shift;
+
     uint64_t ngroups;                   /* bits of the leaf in use */
     uint64_t nwords[HB_MAX_LEVELS];
     struct hb_block *older;             /* what truncate has replaced */
+    void *memory;                       /* what holds the block, from malloc or mapped */
     size_t mapped;                      /* bytes to unmap; 0: from malloc */
     size_t leaf_mapped;                 /* those of a leaf that is elsewhere */
-};
 
-/* What the remembered count is worth. */
-enum {
-    HB_COUNT_STALE,         /* something changed since */
-    HB_COUNT_RUNNING,       /* somebody counts, and nothing changed so far */
-    HB_COUNT_VALID,
+    /* Written when a piece changes for the first time since it was counted, and by
+     * who counts: on a line of its own. */
+    alignas(HB_CACHE_LINE) hb_word top;
+    uint16_t *counts;                   /* of pieces */
+    _Atomic uint64_t count;             /* their sum */
+    atomic_bool counting;
 };
 
 struct HBitmap {
@@ -60,12 +64,11 @@ struct HBitmap {
     _Atomic(struct hb_block *) block;
     int granularity;
     bool foreign_leaf;                  /* the leaf is the caller's memory */
-    atomic_int count_state;
 
     /* What clears write: on a line of its own, out of the marks' way. */
     alignas(HB_CACHE_LINE) pthread_mutex_t lock;
-    _Atomic uint64_t count;             /* dirty groups, see count_state */
     unsigned pins;                      /* under the lock */
+    void *memory;                       /* what holds this, from malloc */
     bool unwanted;                      /* freed, so the last pin deletes it */
     bool torn;                          /* see hbitmap_torn */
     atomic_uint forks;                  /* see hb_finish_marks */
@@ -112,6 +115,14 @@ static inline uint64_t hb_bit(uint64_t bit)
 static inline unsigned hb_lowest(uint64_t word)
 {
     return (unsigned)__builtin_ctzll(word);
+}
+
+/* The run that begins with the lowest of `bits` (not 0) ends where the result
+ * has its lowest bit: the addition carries through it.  0: it may go on in the
+ * next word. */
+static inline uint64_t hb_behind_run(uint64_t bits)
+{
+    return bits + (bits & (0 - bits));
 }
 
 static inline uint64_t hb_min(uint64_t a, uint64_t b)
@@ -194,10 +205,9 @@ static inline uint64_t hb_many_end(const struct hb_block *b, unsigned least,
 
 /* ---- memory ------------------------------------------------------------- */
 
-/* A new bitmap of the shape of `like`, whose lock the caller holds.  `full`: it
- * will be overwritten at once, nearly all of it, so it may hold anything.  NULL
- * with errno. */
-HBitmap *hb_new_like(const HBitmap *like, bool full);
+/* A new bitmap of the shape of `like`, whose lock the caller holds.  NULL with
+ * errno. */
+HBitmap *hb_new_like(const HBitmap *like);
 
 /* Sets the summaries over a leaf that is not empty; nobody else sees the bitmap
  * yet, so they need no protocol. */

@@ -57,9 +57,9 @@ static int hb_check_shape(const HBitmap *hb, const struct hb_block *b)
     return 0;
 }
 
-static int hb_check_levels(const HBitmap *hb, const struct hb_block *b)
+static int hb_check_levels(const struct hb_block *b)
 {
-    uint64_t nbits = b->ngroups, dirty = 0;
+    uint64_t nbits = b->ngroups;
 
     for (unsigned k = 0; k < b->nlevels; k++) {
         for (uint64_t word = 0; word < b->nwords[k]; word++) {
@@ -75,16 +75,36 @@ static int hb_check_levels(const HBitmap *hb, const struct hb_block *b)
                 return hb_broken("level %u, word %" PRIu64 " is %016" PRIx64
                                  " and its summary bit is clear", k, word, value);
             }
-            if (k == 0) {
-                dirty += hb_popcount(value);
-            }
         }
         nbits = b->nwords[k];
     }
-    if (atomic_load(&hb->count_state) == HB_COUNT_VALID &&
-        atomic_load(&hb->count) != dirty) {
+    return 0;
+}
+
+static int hb_check_count(const struct hb_block *b)
+{
+    uint64_t sum = 0;
+
+    for (uint64_t piece = 0; piece < b->nwords[1]; piece++) {
+        bool noted = atomic_load(&b->notes[piece / 64]) >> (piece % 64) & 1;
+        uint64_t dirty = 0;
+
+        for (uint64_t word = piece * 64; word < piece * 64 + 64 && word < b->nwords[0];
+             word++) {
+            dirty += hb_popcount(atomic_load(&b->level[0][word]));
+        }
+        if (noted && !(atomic_load(&b->top) >> (piece / 64 >> b->top_shift) & 1)) {
+            return hb_broken("piece %" PRIu64 " has a note, and none at the top", piece);
+        }
+        if (b->counts[piece] != dirty && !noted) {
+            return hb_broken("the remembered count of piece %" PRIu64 " is %u, not %" PRIu64,
+                             piece, b->counts[piece], dirty);
+        }
+        sum += b->counts[piece];
+    }
+    if (atomic_load(&b->count) != sum) {
         return hb_broken("the remembered count is %" PRIu64 ", not %" PRIu64,
-                         atomic_load(&hb->count), dirty);
+                         atomic_load(&b->count), sum);
     }
     return 0;
 }
@@ -99,7 +119,10 @@ int hbitmap_check(const HBitmap *hb, const char **reason)
     b = hb_block_of(hb);
     err = hb_check_shape(hb, b);
     if (!err) {
-        err = hb_check_levels(hb, b);
+        err = hb_check_levels(b);
+    }
+    if (!err) {
+        err = hb_check_count(b);
     }
     hb_unlock(hb);
     if (reason) {

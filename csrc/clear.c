@@ -5,53 +5,117 @@
 #include <errno.h>
 #include <sys/mman.h>
 
+#include "count.h"
 #include "locks.h"
 #include "pages.h"
-#include "protocol.h"
+
+/* ---- pieces: what is under a word of level 1 ------------------------------- */
 
 /*
- * Empties the leaf words [word, end), whole ones under summary words, at most
- * those under one word of level 2.
+ * Empties the pieces `bits` under word `above` of level 2, whole ones.
  *
- * Summary first, see protocol.h.  What is stored is relaxed; the fence pairs
- * with the accesses of a mark, leaf then summary, which are sequentially
+ * Summary first, see protocol.h.  What is stored is relaxed or plain; the fence
+ * pairs with the accesses of a mark, leaf then summary, which are sequentially
  * consistent or have the same fence between them: if the mark's leaf word comes
  * after ours, its look at the summary comes after our store.  A mark by loads
  * alone has less between them, an acquire fence.  Should it find what another
  * mark stored after ours, and the summary as it was before, then it did not
  * begin after this clear, so it counts as taken; the other one sees to the
- * summary.  Above it is the usual order, with the second look, at 64 times fewer
- * words.
+ * summary.  Where only the named words are emptied, no name may be overlooked, so
+ * their word is exchanged.  Above it is the usual order, with the second look, at
+ * 64 times fewer words.
  */
-static void hb_empty_words(const struct hb_block *b, uint64_t word, uint64_t end)
+static void hb_empty_pieces(const struct hb_block *b, uint64_t above, uint64_t bits)
 {
-    uint64_t first = word / HB_BITS, last = (end - 1) / HB_BITS;
-    struct hb_gone gone = { first / HB_BITS, hb_mask_from(first) & hb_mask_to(last) };
+    const uint64_t first = above * HB_BITS;
+    hb_word *names = &b->level[1][first];
+    struct hb_gone gone = { above, bits };
+    uint64_t named[HB_BITS], many = 0;
 
-    hb_fill_words(&b->level[1][first], 0, last - first + 1);
+    if (bits == UINT64_MAX && hb_all_ones(names, HB_BITS)) {
+        hb_fill_words(names, 0, HB_BITS);
+        many = bits;
+    }
+    for (uint64_t rest = bits & ~many; rest; rest &= rest - 1) {
+        unsigned i = hb_lowest(rest);
+
+        named[i] = atomic_load(&names[i]);
+        if (hb_many(named[i], HB_SOME)) {
+            atomic_store_explicit(&names[i], 0, HB_BULK);
+            many |= hb_bit(i);
+        } else if (hb_alone()) {
+            atomic_store_explicit(&names[i], 0, HB_BULK);
+        } else if (named[i]) {
+            named[i] = atomic_exchange(&names[i], 0);
+        }
+    }
     hb_fence();
     hb_test_delay();
-    hb_fill_words(&b->level[0][word], 0, end - word);
+    for (uint64_t rest = bits & ~many; rest; rest &= rest - 1) {
+        unsigned i = hb_lowest(rest);
+
+        for (; named[i]; named[i] &= named[i] - 1) {
+            hb_word *word = &b->level[0][(first + i) * HB_BITS + hb_lowest(named[i])];
+
+            atomic_store_explicit(word, 0, HB_BULK);
+        }
+    }
+    while (many) {      /* a run of them after the other */
+        unsigned i = hb_lowest(many);
+        uint64_t behind = hb_behind_run(many), word = (first + i) * HB_BITS;
+        uint64_t n = ((behind ? hb_lowest(behind) : HB_BITS) - i) * (uint64_t)HB_BITS;
+
+        hb_fill_words(&b->level[0][word], 0, hb_min(n, b->nwords[0] - word));
+        many &= behind;
+    }
+    hb_note_bits(b, above, bits);
     hb_unsummarise_above(b, &gone);
 }
 
-/* Where such words end, if they begin at `word`; else `word`. */
-static uint64_t hb_whole_end(const struct hb_block *b, uint64_t word,
-                             uint64_t first, uint64_t last)
+/* Clears the groups [first, last] as far as they lie in the piece `parent`. */
+static void hb_clear_piece(const struct hb_block *b, uint64_t parent, uint64_t first,
+                           uint64_t last, struct hb_gone *gone)
 {
-    const uint64_t under = HB_BITS * HB_BITS;
-    /* Behind the last word that is in the range with all its bits: the last of
-     * the bitmap is one, whatever it has. */
-    uint64_t end = last + 1 == b->ngroups ? b->nwords[0] : (last + 1) / HB_BITS;
+    uint64_t named = atomic_load(&b->level[1][parent]) &
+                     hb_mask(parent, first / HB_BITS, last / HB_BITS), empty = 0;
 
-    if (word % HB_BITS || word * HB_BITS < first) {
-        return word;
+    for (; named; named &= named - 1) {
+        uint64_t word = parent * HB_BITS + hb_lowest(named);
+        uint64_t mask = hb_mask(word, first, last);
+        hb_word *leaf = &b->level[0][word];
+        uint64_t old = atomic_load(leaf);
+
+        if (mask == UINT64_MAX) {
+            /* Relaxed: a mark that this store overwrites overlaps this clear, one
+             * that comes after it is found by the second look, and that comes
+             * after a read-modify-write, which keeps this store before it. */
+            atomic_store_explicit(leaf, 0, HB_BULK);
+            old = 0;
+        } else if (old & mask) {
+            old = atomic_fetch_and(leaf, ~mask) & ~mask;
+        }
+        if (!old) {
+            empty |= named & (0 - named);
+        }
     }
-    if (end < b->nwords[0]) {
-        end = end / HB_BITS * HB_BITS;
+    hb_note(b, parent);
+    if (empty) {
+        hb_unsummarise(b, parent, empty, gone);
     }
-    end = hb_min(end, (word / under + 1) * under);
-    return word < end ? hb_many_end(b, HB_SOME, word, end) : word;
+}
+
+/* The pieces [first, end), whole ones. */
+static void hb_clear_pieces(const struct hb_block *b, uint64_t first, uint64_t end)
+{
+    uint64_t at = first * HB_BITS;
+
+    while ((at = hb_next_bit(b, 1, at)) < end * HB_BITS) {
+        uint64_t above = at / HB_BITS / HB_BITS;
+        uint64_t bits = b->nlevels > 2 ? atomic_load(&b->level[2][above]) : 1;
+
+        hb_empty_pieces(b, above, bits & hb_mask(above, first, end - 1));
+        at = (above + 1) * HB_BITS * HB_BITS;
+    }
 }
 
 /* Clears `mask` in a word; had it such a bit? */
@@ -64,6 +128,7 @@ static bool hb_clear_word(const struct hb_block *b, uint64_t word, uint64_t mask
         return false;
     }
     old = atomic_fetch_and(&b->level[0][word], ~mask);
+    hb_note(b, word / HB_BITS);
     if (!(old & ~mask)) {
         hb_unsummarise(b, word / HB_BITS, hb_bit(word), &gone);
         hb_unsummarise_above(b, &gone);
@@ -71,82 +136,32 @@ static bool hb_clear_word(const struct hb_block *b, uint64_t word, uint64_t mask
     return (old & mask) != 0;
 }
 
-bool hb_clear(const struct hb_block *b, uint64_t first, uint64_t last,
-              const struct hb_block *into, bool fresh)
+void hb_clear(const struct hb_block *b, uint64_t first, uint64_t last)
 {
-    hb_word *leaf = b->level[0];
-    uint64_t head = first / HB_BITS, tail = last / HB_BITS;
+    enum { PIECE = HB_BITS * HB_BITS };
+    const uint64_t head = first / PIECE, tail = last / PIECE;
+    /* The whole pieces; the last of the bitmap is one, whatever it has. */
+    const uint64_t whole = (first + PIECE - 1) / PIECE;
+    const uint64_t end = last + 1 == b->ngroups ? b->nwords[1] : (last + 1) / PIECE;
     struct hb_gone gone = { 0, 0 };
-    bool changed = false;
 
-    if (head == tail && !into) {
-        return hb_clear_word(b, head, hb_mask_from(first) & hb_mask_to(last));
+    if (first / HB_BITS == last / HB_BITS) {
+        (void)hb_clear_word(b, first / HB_BITS, hb_mask_from(first) & hb_mask_to(last));
+        return;
     }
-    /* One word of level 1, so up to 64 leaf words, at a time. */
-    for (uint64_t next = hb_next_bit(b, 1, head); next <= tail;
-         next = hb_next_bit(b, 1, next)) {
-        uint64_t parent = next / HB_BITS;
-        uint64_t named = atomic_load(&b->level[1][parent]) &
-                         hb_mask(parent, next, tail);
-        uint64_t empty = 0, moved = 0;
-        uint64_t whole = into ? 0 : hb_whole_end(b, parent * HB_BITS, first, last);
-
-        if (whole > parent * HB_BITS) {
-            hb_empty_words(b, parent * HB_BITS, whole);
-            changed = true;
-            next = whole;
-            continue;
-        }
-        for (uint64_t bits = named; bits; bits &= bits - 1) {
-            uint64_t word = parent * HB_BITS + hb_lowest(bits);
-            uint64_t mask = hb_mask(word, first, last);
-            uint64_t old = atomic_load(&leaf[word]);
-
-            if (old & mask) {
-                if (mask == UINT64_MAX && !into) {
-                    /* Relaxed: a mark that this store overwrites overlaps this
-                     * clear, one that comes after it is found by the second
-                     * look, and that comes after a read-modify-write, which
-                     * keeps this store before it. */
-                    atomic_store_explicit(&leaf[word], 0, HB_BULK);
-                    old = 0;
-                    changed = true;
-                } else {
-                    uint64_t taken;
-
-                    /* An exchange is one instruction everywhere. */
-                    old = mask == UINT64_MAX
-                              ? atomic_exchange(&leaf[word], 0)
-                              : atomic_fetch_and(&leaf[word], ~mask);
-                    taken = old & mask;
-                    old &= ~mask;
-                    if (taken) {
-                        changed = true;
-                        if (into && fresh) {
-                            atomic_store_explicit(&into->level[0][word], taken,
-                                                  memory_order_relaxed);
-                        } else if (into) {
-                            (void)hb_mark_part(into, 0, word, taken);
-                        }
-                        moved |= hb_bit(word);
-                    }
-                }
-            }
-            if (!old) {
-                empty |= hb_bit(word);
-            }
-        }
-        if (into && moved) {
-            hb_summarise_words(into, parent, moved);
-        }
-        if (empty) {
-            hb_unsummarise(b, parent, empty, &gone);
-        }
-        next = (parent + 1) * HB_BITS;
+    if (head < whole) {
+        hb_clear_piece(b, head, first, last, &gone);
+    }
+    if (whole < end) {
+        hb_clear_pieces(b, whole, end);
+    }
+    if (end <= tail && (tail > head || head == whole)) {
+        hb_clear_piece(b, tail, first, last, &gone);
     }
     hb_unsummarise_above(b, &gone);
-    return changed;
 }
+
+/* ---- whole groups ----------------------------------------------------------- */
 
 int hb_whole_groups(const HBitmap *hb, const struct hb_block *b,
                     uint64_t start, uint64_t count,
@@ -185,8 +200,8 @@ int hbitmap_reset(HBitmap *hb, uint64_t start, uint64_t count)
     hb_lock(hb, HB_CHANGE);
     b = hb_block_of(hb);
     err = hb_whole_groups(hb, b, start, count, &first, &last);
-    if (!err && hb_clear(b, first, last, NULL, false)) {
-        hb_count_changed(hb);
+    if (!err) {
+        hb_clear(b, first, last);
     }
     hb_unlock(hb);
     return err;
@@ -199,12 +214,8 @@ void hbitmap_reset_all(HBitmap *hb)
     hb_lock(hb, HB_CHANGE);
     b = hb_block_of(hb);
     if (b->ngroups) {
-        bool changed = hb_give_back(hb, b);
-
-        changed |= hb_clear(b, 0, b->ngroups - 1, NULL, false);
-        if (changed) {
-            hb_count_changed(hb);
-        }
+        hb_give_back(hb, b);
+        hb_clear(b, 0, b->ngroups - 1);
     }
     hb_unlock(hb);
 }
@@ -219,10 +230,7 @@ int hbitmap_take(HBitmap *hb, uint64_t item)
     if (item < b->size) {
         uint64_t group = item >> hb->granularity;
 
-        taken = hb_clear(b, group, group, NULL, false);
-        if (taken) {
-            hb_count_changed(hb);
-        }
+        taken = hb_clear_word(b, group / HB_BITS, hb_bit(group));
     }
     hb_unlock(hb);
     return taken;
@@ -265,6 +273,7 @@ static bool hb_drain_pages(const HBitmap *hb, const struct hb_block *b,
         target->level[0] = leaf;
         target->leaf_mapped = nbytes;
         hb_build_summaries(target);
+        hb_note_named(target);
         return true;
     }
     for (uint64_t parent = 0; parent < b->nwords[1]; parent++) {
@@ -278,6 +287,59 @@ static bool hb_drain_pages(const HBitmap *hb, const struct hb_block *b,
     }
     munmap((void *)leaf, nbytes);
     return true;
+}
+
+/* The groups [first, last] as far as they lie in the piece `parent`. */
+static void hb_drain_piece(const struct hb_block *b, uint64_t parent, uint64_t first,
+                           uint64_t last, const struct hb_block *into, bool fresh,
+                           struct hb_gone *gone)
+{
+    uint64_t named = atomic_load(&b->level[1][parent]) &
+                     hb_mask(parent, first / HB_BITS, last / HB_BITS);
+    uint64_t empty = 0, moved = 0;
+
+    for (; named; named &= named - 1) {
+        uint64_t word = parent * HB_BITS + hb_lowest(named);
+        uint64_t mask = hb_mask(word, first, last);
+        hb_word *leaf = &b->level[0][word];
+        uint64_t old = atomic_load(leaf), taken = 0;
+
+        if (old & mask) {
+            /* An exchange is one instruction everywhere. */
+            old = mask == UINT64_MAX ? atomic_exchange(leaf, 0)
+                                     : atomic_fetch_and(leaf, ~mask);
+            taken = old & mask;
+        }
+        if (taken && fresh) {
+            atomic_store_explicit(&into->level[0][word], taken, memory_order_relaxed);
+        } else if (taken) {
+            (void)hb_mark_part(into, 0, word, taken);
+        }
+        moved |= taken ? hb_bit(word) : 0;
+        empty |= old & ~mask ? 0 : hb_bit(word);
+    }
+    if (moved) {
+        hb_summarise_words(into, parent, moved);
+        hb_note(into, parent);
+        hb_note(b, parent);
+    }
+    if (empty) {
+        hb_unsummarise(b, parent, empty, gone);
+    }
+}
+
+/* The groups [first, last], word by word.  fresh: nobody else sees `into`, and it is
+ * clean. */
+static void hb_drain_words(const struct hb_block *b, uint64_t first, uint64_t last,
+                           const struct hb_block *into, bool fresh)
+{
+    struct hb_gone gone = { 0, 0 };
+
+    for (uint64_t next = hb_next_bit(b, 1, first / HB_BITS); next <= last / HB_BITS;
+         next = hb_next_bit(b, 1, (next / HB_BITS + 1) * HB_BITS)) {
+        hb_drain_piece(b, next / HB_BITS, first, last, into, fresh, &gone);
+    }
+    hb_unsummarise_above(b, &gone);
 }
 
 /*
@@ -322,11 +384,9 @@ static int hb_drain(HBitmap *hb, uint64_t start, uint64_t count, HBitmap *into,
         if (!err) {
             bool all = first == 0 && last == b->ngroups - 1;
 
-            if ((all && fresh && hb_drain_block(hb, into)) ||
-                (all && hb_drain_pages(hb, b, target, fresh)) ||
-                hb_clear(b, first, last, target, fresh)) {
-                hb_count_changed(hb);
-                hb_count_changed(into);
+            if (!(all && fresh && hb_drain_block(hb, into)) &&
+                !(all && hb_drain_pages(hb, b, target, fresh))) {
+                hb_drain_words(b, first, last, target, fresh);
             }
         }
     }

@@ -35,7 +35,8 @@
  *       is not zero;
  *   (b) a mark that returned before a drain began is in that drain, or was
  *       taken by a clear that overlapped it: no mark is ever lost;
- *   (c) once all calls have returned, the count is exact.
+ *   (c) the count has all marks that returned before it began, if nothing clears
+ *       meanwhile; once all calls have returned, it is exact.
  * Searches and iterators take no lock: while a clear is under way they may pass
  * over marks near what it clears; these are there once the clear has returned.
  * (hbitmap_empty is exact: it takes the lock before it says yes.)  A truncate
@@ -125,8 +126,7 @@ HBitmap *hbitmap_alloc_on(uint64_t size, int granularity,
                           uint64_t *words, size_t nwords);
 
 /* Frees hb and all that it holds; what is pinned, with the last unpin.  No
- * other call may be running.  NULL is fine.  (The memory of one that was full, up
- * to 8 MiB, is kept for the next hbitmap_union of that shape.) */
+ * other call may be running.  NULL is fine. */
 void hbitmap_free(HBitmap *hb);
 
 /*
@@ -175,8 +175,8 @@ bool hbitmap_get(const HBitmap *hb, uint64_t item);
 bool hbitmap_empty(const HBitmap *hb);
 
 /* Dirty groups << granularity (so it may exceed the size).  O(1) if nothing
- * changed since it was last asked, else a popcount over the words that the
- * summaries name. */
+ * changed since it was last asked, else it looks again at the pieces of 4096 groups
+ * in which something has. */
 uint64_t hbitmap_count(const HBitmap *hb);
 
 /* Dirty items in the range, clipped to it and to the size. */
@@ -252,7 +252,7 @@ uint64_t hbitmap_count_areas(const HBitmap *hb, uint64_t start, uint64_t end);
 int hbitmap_merge(const HBitmap *a, const HBitmap *b, HBitmap *result);
 
 /* A new bitmap of a's granularity: a or b.  NULL with errno EINVAL (the sizes
- * differ) or ENOMEM.  What was freed last may give it its memory. */
+ * differ) or ENOMEM. */
 HBitmap *hbitmap_union(const HBitmap *a, const HBitmap *b);
 
 /* result = a and b, a and not b, a xor b; any of the three may be the same.

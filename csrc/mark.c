@@ -5,7 +5,7 @@
 #include <errno.h>
 #include <string.h>
 
-#include "protocol.h"
+#include "count.h"
 
 /* For the stress test: the mistake that protocol.h warns of. */
 #ifdef HB_BREAK_EARLY_EXIT
@@ -20,7 +20,7 @@ bool hb_mark(const struct hb_block *b, uint64_t first, uint64_t last)
 
     HB_MAYBE_BREAK(gained);
     /*
-     * A mark's words come before the look at level 1, as in hb_mark_group,
+     * A mark's words come before the look at level 1, as in hb_mark_word,
      * which is sequentially consistent throughout.  Stored words need a full
      * fence for that.  Where all was found set there are loads only; loads stay
      * in order behind an acquire fence, which costs nothing on x86 where the
@@ -33,60 +33,50 @@ bool hb_mark(const struct hb_block *b, uint64_t first, uint64_t last)
     }
     hb_test_delay();
     hb_summarise_range(b, first / HB_BITS, last / HB_BITS);
+    if (gained) {
+        hb_note_range(b, first / HB_BITS / HB_BITS, last / HB_BITS / HB_BITS);
+    }
     return gained;
 }
 
-/* The same for one group, which is what most writes are. */
-static inline bool hb_mark_group(const struct hb_block *b, uint64_t group)
+/*
+ * The same for groups of one leaf word, which is what most writes are.  Where all
+ * was set already this is nothing but loads.
+ */
+static inline bool hb_mark_word(const struct hb_block *b, uint64_t word, uint64_t mask)
 {
-    uint64_t word = group / HB_BITS;
-    bool gained = true;
+    bool gained = hb_mark_part(b, 0, word, mask);
 
-    if (hb_maybe_dirty(b, word)) {
-        gained = hb_or_bit(b->level[0], group);
-    } else {
-        atomic_fetch_or(&b->level[0][word], hb_bit(group));
-    }
     HB_MAYBE_BREAK(gained);
     hb_test_delay();
     hb_summarise(b, word);
+    if (gained) {
+        hb_note(b, word / HB_BITS);
+    }
     return gained;
-}
-
-static inline bool hb_mark_items(const HBitmap *hb, const struct hb_block *b,
-                                 uint64_t start, uint64_t count)
-{
-    uint64_t first = start >> hb->granularity;
-    uint64_t last = (start + count - 1) >> hb->granularity;
-
-    return first == last ? hb_mark_group(b, first) : hb_mark(b, first, last);
 }
 
 /* hbitmap_set ends with a call of one of these, or with none, so it has nothing
  * to keep meanwhile. */
 __attribute__((noinline))
-static int hb_set_groups(HBitmap *hb, const struct hb_block *b,
-                         uint64_t first, uint64_t last)
+static int hb_set_words(const struct hb_block *b, uint64_t first, uint64_t last)
 {
-    if (hb_mark(b, first, last)) {
-        hb_count_changed(hb);
-    }
+    (void)hb_mark(b, first, last);
     return 0;
 }
 
-/* The leaf bit was set already, or was not and is now. */
 __attribute__((noinline))
-static int hb_set_summarise(HBitmap *hb, const struct hb_block *b, uint64_t word)
+static int hb_set_rest(const struct hb_block *b, uint64_t word)
 {
-    hb_summarise_words(b, word / HB_BITS, hb_bit(word));
-    hb_count_changed(hb);
+    hb_summarise(b, word);
+    hb_note(b, word / HB_BITS);
     return 0;
 }
 
 int hbitmap_set(HBitmap *hb, uint64_t start, uint64_t count)
 {
     const struct hb_block *b = hb_block_of(hb);
-    uint64_t last_item = start + count - 1, first, last, word;
+    uint64_t last_item = start + count - 1, first, last, word, mask;
 
     /* Also where the sum is too large, or count is 0. */
     if (last_item >= b->size || start > last_item) {
@@ -94,22 +84,20 @@ int hbitmap_set(HBitmap *hb, uint64_t start, uint64_t count)
     }
     first = start >> hb->granularity;
     last = last_item >> hb->granularity;
-    if (first != last) {
-        return hb_set_groups(hb, b, first, last);
-    }
-    /* What most writes are: hb_mark_group, written out. */
     word = first / HB_BITS;
-    if (hb_maybe_dirty(b, word) && hb_is_set(b->level[0], first)) {
+    if (word != last / HB_BITS) {
+        return hb_set_words(b, first, last);
+    }
+    /* hb_mark_word, written out. */
+    mask = hb_mask_from(first) & hb_mask_to(last);
+    if (hb_maybe_dirty(b, word) && (atomic_load(&b->level[0][word]) & mask) == mask) {
         HB_MAYBE_BREAK(false);
-        return hb_is_set(b->level[1], word) ? 0 : hb_set_summarise(hb, b, word);
+        return hb_is_set(b->level[1], word) ? 0 : hb_set_rest(b, word);
     }
-    atomic_fetch_or(&b->level[0][word], hb_bit(first));
+    atomic_fetch_or(&b->level[0][word], mask);
     hb_test_delay();
-    if (!hb_is_set(b->level[1], word)) {
-        return hb_set_summarise(hb, b, word);
-    }
-    hb_count_changed(hb);
-    return 0;
+    return hb_is_set(b->level[1], word) && hb_is_set(b->notes, word / HB_BITS)
+               ? 0 : hb_set_rest(b, word);
 }
 
 /* ---- many --------------------------------------------------------------- */
@@ -140,67 +128,89 @@ static inline uint64_t hb_may_leave(uint64_t size, const uint64_t *starts,
     return leaves;
 }
 
-/* HB_BATCH ranges of the caller's, of one group each, as groups.  False: some
- * are none of these, or leave the bitmap. */
-static inline bool hb_single_groups(const HBitmap *hb, const struct hb_block *b,
-                                    const uint64_t *starts, const uint64_t *counts,
-                                    uint64_t *groups)
+/* The leaf words of some ranges, and their bits in these. */
+struct hb_batch {
+    uint64_t words[HB_BATCH];
+    uint64_t masks[HB_BATCH];
+};
+
+/* HB_BATCH ranges of the caller's, each within a leaf word.  False: some are none
+ * of these, or leave the bitmap. */
+static inline bool hb_within_words(const HBitmap *hb, const struct hb_block *b,
+                                   const uint64_t *starts, const uint64_t *counts,
+                                   struct hb_batch *batch)
 {
     uint64_t own[HB_BATCH], bad, more = 0;
 
     /* Our copies, since somebody may be changing the arrays. */
-    memcpy(groups, starts, sizeof(own));
+    memcpy(batch->words, starts, sizeof(own));
     memcpy(own, counts, sizeof(own));
-    bad = hb_may_leave(b->size, groups, own, HB_BATCH);
+    bad = hb_may_leave(b->size, batch->words, own, HB_BATCH);
     for (unsigned i = 0; i < HB_BATCH; i++) {
-        uint64_t last = (groups[i] + own[i] - 1) >> hb->granularity;
+        uint64_t first = batch->words[i] >> hb->granularity;
+        uint64_t last = (batch->words[i] + own[i] - 1) >> hb->granularity;
 
         bad |= own[i] - 1;
-        groups[i] >>= hb->granularity;
-        more |= groups[i] ^ last;
+        more |= first ^ last;
+        batch->words[i] = first / HB_BITS;
+        batch->masks[i] = hb_mask_from(first) & hb_mask_to(last);
     }
-    return !(bad >> 63) && !more;
+    return !(bad >> 63) && more < HB_BITS;
 }
 
-/* Are these groups set, and their words named?  If so this was a mark of each of
+/* Are these bits set, and their words named?  If so this was a mark of each of
  * them, all of it loads. */
-static inline bool hb_all_set(const struct hb_block *b, const uint64_t *groups)
+static inline bool hb_all_set(const struct hb_block *b, const struct hb_batch *batch)
 {
-    bool all = true;
+    uint64_t missing = 0;
 
     for (unsigned i = 0; i < HB_BATCH; i++) {
-        all &= hb_is_set(b->level[0], groups[i]);
-        all &= hb_is_set(b->level[1], groups[i] / HB_BITS);
+        uint64_t word = batch->words[i];
+
+        missing |= batch->masks[i] & ~atomic_load(&b->level[0][word]);
+        missing |= !hb_is_set(b->level[1], word);
     }
-    return all;
+    return !missing;
 }
 
-/* Marks HB_BATCH groups; *dirty: those before were set already, as a rule these
- * are, too.  (If not, that costs a look at the leaf, see hb_maybe_dirty.) */
-static bool hb_mark_batch(const struct hb_block *b, const uint64_t *groups,
+/* Marks a batch; *dirty: the one before was set already, as a rule this is, too.
+ * (If not, that costs a look at the leaf, see hb_maybe_dirty.) */
+static void hb_mark_batch(const struct hb_block *b, const struct hb_batch *batch,
                           bool *dirty)
 {
     bool gained = false;
 
-    if (*dirty && hb_all_set(b, groups)) {
-        return false;
+    if (*dirty && hb_all_set(b, batch)) {
+        return;
     }
     for (unsigned i = 0; i < HB_BATCH; i++) {
-        __builtin_prefetch(&b->level[1][groups[i] / HB_BITS / HB_BITS]);
-        __builtin_prefetch(&b->level[0][groups[i] / HB_BITS], 1);
+        __builtin_prefetch(&b->level[1][batch->words[i] / HB_BITS]);
+        __builtin_prefetch(&b->level[0][batch->words[i]], 1);
     }
     for (unsigned i = 0; i < HB_BATCH; i++) {
-        gained |= hb_mark_group(b, groups[i]);
+        gained |= hb_mark_word(b, batch->words[i], batch->masks[i]);
     }
     *dirty = !gained;
-    return gained;
+}
+
+static inline void hb_mark_items(const HBitmap *hb, const struct hb_block *b,
+                                 uint64_t start, uint64_t count)
+{
+    uint64_t first = start >> hb->granularity;
+    uint64_t last = (start + count - 1) >> hb->granularity;
+
+    if (first / HB_BITS == last / HB_BITS) {
+        (void)hb_mark_word(b, first / HB_BITS, hb_mask_from(first) & hb_mask_to(last));
+    } else {
+        (void)hb_mark(b, first, last);
+    }
 }
 
 int hbitmap_set_many(HBitmap *hb, const uint64_t *starts,
                      const uint64_t *counts, size_t n)
 {
     const struct hb_block *b = hb_block_of(hb);
-    bool gained = false, dirty = false;
+    bool dirty = false;
     int err = 0;
 
     if (hb_may_leave(b->size, starts, counts, n) >> 63) {
@@ -211,13 +221,13 @@ int hbitmap_set_many(HBitmap *hb, const uint64_t *starts,
         }
     }
     for (size_t i = 0; i < n;) {
-        uint64_t groups[HB_BATCH];
+        struct hb_batch batch;
         size_t end = i + 1;
 
         if (n - i >= HB_BATCH) {
             end = i + HB_BATCH;
-            if (hb_single_groups(hb, b, &starts[i], &counts[i], groups)) {
-                gained |= hb_mark_batch(b, groups, &dirty);
+            if (hb_within_words(hb, b, &starts[i], &counts[i], &batch)) {
+                hb_mark_batch(b, &batch, &dirty);
                 i = end;
                 continue;
             }
@@ -230,7 +240,7 @@ int hbitmap_set_many(HBitmap *hb, const uint64_t *starts,
             }
             /* Again: the arrays are the caller's, who may be changing them. */
             if (hb_in_range(b, start, count)) {
-                gained |= hb_mark_items(hb, b, start, count);
+                hb_mark_items(hb, b, start, count);
             } else {
                 err = -ERANGE;
             }
@@ -238,9 +248,6 @@ int hbitmap_set_many(HBitmap *hb, const uint64_t *starts,
         if (err) {
             break;
         }
-    }
-    if (gained) {
-        hb_count_changed(hb);
     }
     return err;
 }
@@ -304,5 +311,8 @@ bool hb_mark_words(const struct hb_block *to, uint64_t parent, const hb_word *so
         }
     }
     hb_summarise_words(to, parent, set);
+    if (gained) {
+        hb_note(to, parent);
+    }
     return gained;
 }

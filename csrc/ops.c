@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Whole bitmaps: counting, comparing, merging and the other set operations.
+ * Whole bitmaps: comparing, merging and the other set operations.
  *
  * They go through the words that the summaries name, so their cost follows
  * what is dirty and not the size.  They hold the locks of all bitmaps that they
@@ -9,116 +9,9 @@
  */
 #include <errno.h>
 
+#include "count.h"
 #include "locks.h"
 #include "pages.h"
-#include "protocol.h"
-
-/* ---- counting: the caller holds the lock -------------------------------- */
-
-/* Dirty groups in the leaf words [word, end). */
-static uint64_t hb_count_words(const struct hb_block *b, uint64_t word,
-                               uint64_t end)
-{
-    uint64_t groups = 0;
-
-    while ((word = hb_next_bit(b, 1, word)) < end) {
-        uint64_t stop = hb_many_end(b, HB_SOME, word, end);
-
-        if (stop > word) {
-            groups += hb_popcount_words(&b->level[0][word], stop - word);
-            word = stop;
-        } else {
-            groups += hb_popcount(atomic_load(&b->level[0][word]));
-            word++;
-        }
-    }
-    return groups;
-}
-
-/* Dirty groups in [first, last]. */
-static uint64_t hb_count(const struct hb_block *b, uint64_t first, uint64_t last)
-{
-    const hb_word *leaf = b->level[0];
-    uint64_t head = first / HB_BITS, tail = last / HB_BITS;
-
-    if (head == tail) {
-        return hb_popcount(atomic_load(&leaf[head]) & hb_mask(head, first, last));
-    }
-    return hb_popcount(atomic_load(&leaf[head]) & hb_mask_from(first)) +
-           hb_count_words(b, head + 1, tail) +
-           hb_popcount(atomic_load(&leaf[tail]) & hb_mask_to(last));
-}
-
-uint64_t hbitmap_count(const HBitmap *hb)
-{
-    /* The remembered count is no part of what a caller means by const. */
-    HBitmap *own = (HBitmap *)(uintptr_t)hb;
-    uint64_t groups;
-
-    if (atomic_load(&hb->count_state) == HB_COUNT_VALID && !hb_unfinished(hb)) {
-        return atomic_load(&hb->count) << hb->granularity;
-    }
-    hb_lock(hb, HB_READ);
-    if (atomic_load(&hb->count_state) == HB_COUNT_VALID) {
-        groups = atomic_load(&hb->count);
-    } else {
-        const struct hb_block *b = hb_block_of(hb);
-        int running = HB_COUNT_RUNNING;
-
-        atomic_store(&own->count_state, HB_COUNT_RUNNING);
-        groups = b->ngroups ? hb_count(b, 0, b->ngroups - 1) : 0;
-        atomic_store(&own->count, groups);
-        /* Valid unless a mark came in between, see hb_count_changed. */
-        atomic_compare_exchange_strong(&own->count_state, &running,
-                                       HB_COUNT_VALID);
-    }
-    hb_unlock(hb);
-    return groups << hb->granularity;
-}
-
-uint64_t hbitmap_count_range(const HBitmap *hb, uint64_t start, uint64_t count)
-{
-    const struct hb_block *b;
-    uint64_t items = 0;
-
-    hb_lock(hb, HB_READ);
-    b = hb_block_of(hb);
-    if (start < b->size && count) {
-        uint64_t end = start + hb_min(count, b->size - start);
-        uint64_t first = start >> hb->granularity;
-        uint64_t last = (end - 1) >> hb->granularity;
-
-        /* The outer two groups may be cut, the ones between are whole. */
-        if (first == last) {
-            items = hb_count(b, first, last) * (end - start);
-        } else {
-            items = hb_count(b, first, first) *
-                        (((first + 1) << hb->granularity) - start) +
-                    hb_count(b, last, last) *
-                        (end - (last << hb->granularity));
-            if (last - first > 1) {
-                items += hb_count(b, first + 1, last - 1) << hb->granularity;
-            }
-        }
-    }
-    hb_unlock(hb);
-    return items;
-}
-
-uint64_t hbitmap_nonzero_words(const HBitmap *hb)
-{
-    const struct hb_block *b;
-    uint64_t words = 0;
-
-    hb_lock(hb, HB_READ);
-    b = hb_block_of(hb);
-    for (uint64_t word = hb_next_bit(b, 1, 0); word != HB_NONE;
-         word = hb_next_bit(b, 1, word + 1)) {
-        words += atomic_load(&b->level[0][word]) != 0;
-    }
-    hb_unlock(hb);
-    return words;
-}
 
 /* ---- two bitmaps, word by word ------------------------------------------ */
 
@@ -214,13 +107,52 @@ static inline uint64_t hb_apply(enum hb_op op, uint64_t a, uint64_t b)
 }
 
 /*
- * result = a op b, all of one shape; the caller holds the locks.
+ * result = a op b for the words `named` under word `parent` of level 1.
  *
  * Each word of the result is changed by its difference: bits to set are or'ed
  * in, bits to go are and'ed out.  So a mark that comes in between stays, also
  * where the result is a or b.
  */
-static bool hb_combine(enum hb_op op, const struct hb_block *a,
+static void hb_combine_piece(enum hb_op op, const struct hb_block *a,
+                             const struct hb_block *b, const struct hb_block *result,
+                             uint64_t parent, uint64_t named, struct hb_gone *gone)
+{
+    uint64_t set = 0, empty = 0;
+    bool changed = false;
+
+    for (; named; named &= named - 1) {
+        uint64_t word = parent * HB_BITS + hb_lowest(named);
+        hb_word *leaf = &result->level[0][word];
+        uint64_t old = atomic_load(leaf);
+        /* One load each: the same word must not differ from itself. */
+        uint64_t va = a == result ? old : atomic_load(&a->level[0][word]);
+        uint64_t vb = b == result ? old : b == a ? va : atomic_load(&b->level[0][word]);
+        uint64_t new = hb_apply(op, va, vb);
+
+        changed |= old != new;
+        if (old & ~new) {
+            old = atomic_fetch_and(leaf, ~(old & ~new)) & new;
+        }
+        if (new & ~old) {
+            atomic_fetch_or(leaf, new & ~old);
+        }
+        set |= new ? hb_bit(word) : 0;
+        empty |= new ? 0 : hb_bit(word);
+    }
+    empty &= atomic_load(&result->level[1][parent]);
+    if (set) {
+        hb_summarise_words(result, parent, set);
+    }
+    if (changed) {
+        hb_note(result, parent);
+    }
+    if (empty) {
+        hb_unsummarise(result, parent, empty, gone);
+    }
+}
+
+/* result = a op b, all of one shape; the caller holds the locks. */
+static void hb_combine(enum hb_op op, const struct hb_block *a,
                        const struct hb_block *b, const struct hb_block *result)
 {
     /* Words that only the result names change too, unless it is an operand and
@@ -228,7 +160,6 @@ static bool hb_combine(enum hb_op op, const struct hb_block *a,
      * are where the other operand is the result. */
     const struct hb_block *x = a, *y = b, *z = result;
     struct hb_gone gone = { 0, 0 };
-    bool changed = false;
 
     if (result == a) {
         x = op == HB_AND ? a : b;
@@ -240,50 +171,15 @@ static bool hb_combine(enum hb_op op, const struct hb_block *a,
     }
     for (uint64_t next = hb_next_word(x, y, z, 0); next != HB_NONE;
          next = hb_next_word(x, y, z, next)) {
-        uint64_t parent = next / HB_BITS, set = 0, empty = 0;
+        uint64_t parent = next / HB_BITS;
         uint64_t named = atomic_load(&x->level[1][parent]);
 
-        if (y) {
-            named |= atomic_load(&y->level[1][parent]);
-        }
-        if (z) {
-            named |= atomic_load(&z->level[1][parent]);
-        }
-        for (; named; named &= named - 1) {
-            uint64_t word = parent * HB_BITS + hb_lowest(named);
-            hb_word *leaf = &result->level[0][word];
-            uint64_t old = atomic_load(leaf);
-            /* One load each: the same word must not differ from itself. */
-            uint64_t va = a == result ? old : atomic_load(&a->level[0][word]);
-            uint64_t vb = b == result ? old : b == a ? va
-                                            : atomic_load(&b->level[0][word]);
-            uint64_t new = hb_apply(op, va, vb);
-
-            if (old & ~new) {
-                old = atomic_fetch_and(leaf, ~(old & ~new)) & new;
-                changed = true;
-            }
-            if (new & ~old) {
-                atomic_fetch_or(leaf, new & ~old);
-                changed = true;
-            }
-            if (new) {
-                set |= hb_bit(word);
-            } else {
-                empty |= hb_bit(word);
-            }
-        }
-        empty &= atomic_load(&result->level[1][parent]);
-        if (set) {
-            hb_summarise_words(result, parent, set);
-        }
-        if (empty) {
-            hb_unsummarise(result, parent, empty, &gone);
-        }
+        named |= y ? atomic_load(&y->level[1][parent]) : 0;
+        named |= z ? atomic_load(&z->level[1][parent]) : 0;
+        hb_combine_piece(op, a, b, result, parent, named, &gone);
         next = (parent + 1) * HB_BITS;
     }
     hb_unsummarise_above(result, &gone);
-    return changed;
 }
 
 /*
@@ -291,13 +187,14 @@ static bool hb_combine(enum hb_op op, const struct hb_block *a,
  * are many; for one thread alone.  Where it ended: at `word`, if there are few.
  */
 static uint64_t hb_or_alone(const struct hb_block *from, const struct hb_block *to,
-                            uint64_t word, bool *gained)
+                            uint64_t word)
 {
     uint64_t most = hb_min(from->nwords[0], word + HB_BITS * HB_BITS);
     uint64_t end = hb_many_end(from, HB_MANY, word, most);
 
-    if (end > word) {
-        *gained |= hb_gain_words(&to->level[0][word], &from->level[0][word], end - word);
+    if (end > word &&
+        hb_gain_words(&to->level[0][word], &from->level[0][word], end - word)) {
+        hb_note_range(to, word / HB_BITS, (end - 1) / HB_BITS);
     }
     for (uint64_t at = word; at < end; at += HB_BITS) {
         uint64_t parent = at / HB_BITS, named = atomic_load(&from->level[1][parent]);
@@ -312,23 +209,21 @@ static uint64_t hb_or_alone(const struct hb_block *from, const struct hb_block *
 
 /* Marks in `to` what is dirty in `from`, of one shape; the caller holds the lock
  * of `from`. */
-static bool hb_or_into(const struct hb_block *from, const struct hb_block *to)
+static void hb_or_into(const struct hb_block *from, const struct hb_block *to)
 {
     const bool alone = hb_alone();
-    bool changed = false;
 
     for (uint64_t next = hb_next_bit(from, 1, 0); next != HB_NONE;
          next = hb_next_bit(from, 1, next)) {
         uint64_t parent = next / HB_BITS, at = parent * HB_BITS;
 
-        next = alone ? hb_or_alone(from, to, at, &changed) : at;
+        next = alone ? hb_or_alone(from, to, at) : at;
         if (next == at) {
-            changed |= hb_mark_words(to, parent, &from->level[0][at],
-                                   atomic_load(&from->level[1][parent]));
+            (void)hb_mark_words(to, parent, &from->level[0][at],
+                                atomic_load(&from->level[1][parent]));
             next = at + HB_BITS;
         }
     }
-    return changed;
 }
 
 /* How far from leaf word `word`, the first under its summary word, a and b name
@@ -402,6 +297,7 @@ static void hb_overwrite(const struct hb_block *a, const struct hb_block *b,
             hb_fence();
             /* A bit over a word that is zero by now does no harm. */
             hb_summarise_range(result, at, stop - 1);
+            hb_note_range(result, parent, (stop - 1) / HB_BITS);
             next = stop;
             continue;
         }
@@ -423,6 +319,7 @@ static void hb_overwrite(const struct hb_block *a, const struct hb_block *b,
             if (!stale[i]) {
                 continue;
             }
+            hb_note(result, parent + i);
             if (set[i]) {
                 hb_summarise_words(result, parent + i, set[i]);
             }
@@ -446,67 +343,69 @@ static uint64_t hb_pages_of_union(const struct hb_block *a, const struct hb_bloc
 }
 
 /* result = a or b, all of one shape; the caller holds the locks. */
-static bool hb_merge_words(const struct hb_block *a, const struct hb_block *b,
+static void hb_merge_words(const struct hb_block *a, const struct hb_block *b,
                            const HBitmap *result)
 {
     const struct hb_block *r = hb_block_of(result);
+    const struct hb_block *more = r == a ? b : a;
     bool filling;
 
-    if (r == a || r == b) {
-        return a != b && hb_or_into(r == a ? b : a, r);
+    if (r == a && r == b) {
+        return;
     }
-    filling = hb_will_fill(result, r, hb_pages_of_union(a, b));
-    hb_overwrite(a, b, r);
+    if (r == a || r == b) {
+        filling = hb_will_fill(result, r, hb_pages_named(more));
+        hb_or_into(more, r);
+    } else {
+        filling = hb_will_fill(result, r, hb_pages_of_union(a, b));
+        hb_overwrite(a, b, r);
+    }
     if (filling) {
         hb_filled(r);
     }
-    return true;
 }
 
 /* Marks in `to` what is dirty in `from`, of any granularity; the caller holds
  * the lock of `from`. */
-static bool hb_or_areas(const HBitmap *from, const HBitmap *to)
+static void hb_or_areas(const HBitmap *from, const HBitmap *to)
 {
     const struct hb_block *b = hb_block_of(to);
     uint64_t next = 0, areas[2 * HB_BITS];
-    bool changed = false;
     size_t n;
 
     while ((n = hbitmap_areas(from, next, UINT64_MAX, areas, HB_BITS, &next)) != 0) {
         for (size_t i = 0; i < n; i++) {
             uint64_t start = areas[2 * i], last = start + areas[2 * i + 1] - 1;
 
-            changed |= hb_mark(b, start >> to->granularity, last >> to->granularity);
+            (void)hb_mark(b, start >> to->granularity, last >> to->granularity);
         }
     }
-    return changed;
 }
 
 /* result = a or b, of any granularities; the caller holds the locks. */
-static bool hb_merge_areas(const HBitmap *a, const HBitmap *b,
-                           const HBitmap *result)
+static void hb_merge_areas(const HBitmap *a, const HBitmap *b, const HBitmap *result)
 {
     const struct hb_block *r = hb_block_of(result);
-    bool changed = false;
 
     if (a != result && b != result && r->ngroups) {
-        changed = hb_clear(r, 0, r->ngroups - 1, NULL, false);
+        hb_clear(r, 0, r->ngroups - 1);
     }
     if (a != result) {
-        changed |= hb_or_areas(a, result);
+        hb_or_areas(a, result);
     }
     if (b != result && b != a) {
-        changed |= hb_or_areas(b, result);
+        hb_or_areas(b, result);
     }
-    return changed;
 }
 
-/* result = a or b, of one size; the caller holds the locks.  Has it changed? */
-static bool hb_merge(const HBitmap *a, const HBitmap *b, const HBitmap *result)
+/* result = a or b, of one size; the caller holds the locks. */
+static void hb_merge(const HBitmap *a, const HBitmap *b, const HBitmap *result)
 {
-    return hb_same_shape(a, result) && hb_same_shape(b, result)
-               ? hb_merge_words(hb_block_of(a), hb_block_of(b), result)
-               : hb_merge_areas(a, b, result);
+    if (hb_same_shape(a, result) && hb_same_shape(b, result)) {
+        hb_merge_words(hb_block_of(a), hb_block_of(b), result);
+    } else {
+        hb_merge_areas(a, b, result);
+    }
 }
 
 int hbitmap_merge(const HBitmap *a, const HBitmap *b, HBitmap *result)
@@ -518,8 +417,8 @@ int hbitmap_merge(const HBitmap *a, const HBitmap *b, HBitmap *result)
     size = hbitmap_size(result);
     if (hbitmap_size(a) != size || hbitmap_size(b) != size) {
         err = -EINVAL;
-    } else if (hb_merge(a, b, result)) {
-        hb_count_changed(result);
+    } else {
+        hb_merge(a, b, result);
     }
     hb_unlock_all(a, b, result);
     return err;
@@ -549,13 +448,10 @@ HBitmap *hbitmap_union(const HBitmap *a, const HBitmap *b)
 
     hb_lock_all(a, b, NULL);
     if (hbitmap_size(a) == hbitmap_size(b)) {
-        const struct hb_block *x = hb_block_of(a), *y = hb_block_of(b);
-        bool full = hb_same_shape(a, b) && hb_nearly_all(x, hb_pages_of_union(x, y));
-
-        result = hb_new_like(a, full);
+        result = hb_new_like(a);
         err = errno;
         if (result) {
-            (void)hb_merge(a, b, result);
+            hb_merge(a, b, result);
         }
     }
     hb_unlock_all(a, b, NULL);
@@ -573,9 +469,7 @@ static int hb_operate(enum hb_op op, const HBitmap *a, const HBitmap *b,
     hb_lock_all(a, b, result);
     if (hb_same_shape(a, result) && hb_same_shape(b, result)) {
         err = 0;
-        if (hb_combine(op, hb_block_of(a), hb_block_of(b), hb_block_of(result))) {
-            hb_count_changed(result);
-        }
+        hb_combine(op, hb_block_of(a), hb_block_of(b), hb_block_of(result));
     }
     hb_unlock_all(a, b, result);
     return err;

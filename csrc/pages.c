@@ -154,17 +154,15 @@ hb_word *hb_move_leaf(const HBitmap *hb, const struct hb_block *b, size_t *nbyte
  * returned no processor reaches the old pages, so a mark is either in them, and
  * was taken, or in a new one, and then it comes after the summary went.
  */
-bool hb_give_back(const HBitmap *hb, const struct hb_block *b)
+void hb_give_back(const HBitmap *hb, const struct hb_block *b)
 {
-    bool changed = false;
-
 #ifdef __linux__
     /* The words of level 1 over 2 MiB of the leaf, which are done at a time. */
     const uint64_t step = HB_BITS * HB_BITS;
 
     if (hb->foreign_leaf || !b->mapped || b->nlevels < 3 ||
         b->nwords[0] * sizeof(hb_word) < HB_GIVE_BACK_MIN) {
-        return false;
+        return;
     }
     for (uint64_t word = hb_next_bit(b, 2, 0); word != HB_NONE;) {
         uint64_t at = word / step * step * HB_BITS;
@@ -174,7 +172,6 @@ bool hb_give_back(const HBitmap *hb, const struct hb_block *b)
              word = hb_next_bit(b, 2, (word / HB_BITS + 1) * HB_BITS)) {
             hb_drop_summaries_under(b, word / HB_BITS);
         }
-        changed = true;
         hb_fence();
         if (madvise((void *)&b->level[0][at], (size_t)n * sizeof(hb_word),
                     MADV_DONTNEED) != 0) {
@@ -188,5 +185,4 @@ bool hb_give_back(const HBitmap *hb, const struct hb_block *b)
     (void)hb;
     (void)b;
 #endif
-    return changed;
 }

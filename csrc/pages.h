@@ -46,10 +46,7 @@ static inline bool hb_nearly_all(const struct hb_block *b, uint64_t pages)
     return pages >= hb_pages(b) - hb_pages(b) / 8;
 }
 
-/*
- * Empties a large bitmap by giving its pages back, as far as that can be done;
- * false: nothing was emptied.
- */
-bool hb_give_back(const HBitmap *hb, const struct hb_block *b);
+/* Empties a large bitmap by giving its pages back, as far as that can be done. */
+void hb_give_back(const HBitmap *hb, const struct hb_block *b);
 
 #endif

@@ -3,7 +3,7 @@
  * Marking upwards and clearing upwards: the movements of the protocol that do not
  * stand in protocol.h, which has the rules.
  */
-#include "protocol.h"
+#include "count.h"
 #include "threads.h"
 
 /* ---- marking upwards ---------------------------------------------------- */
@@ -194,6 +194,7 @@ void hb_drop_summaries_under(const struct hb_block *b, uint64_t word)
                               HB_BULK);
     }
     hb_fence();
+    hb_note_bits(b, word, gone.bits);
     hb_unsummarise_above(b, &gone);
 }
 
@@ -232,6 +233,6 @@ void hb_finish_marks(const HBitmap *hb)
             }
         }
     }
-    hb_count_changed(own);
+    hb_count_again(hb_block_of(own));
     atomic_store(&own->forks, hb_forks);
 }

@@ -134,20 +134,6 @@ bool hb_mark(const struct hb_block *b, uint64_t first, uint64_t last);
 bool hb_mark_words(const struct hb_block *to, uint64_t parent, const hb_word *source,
                    uint64_t named);
 
-/*
- * To be called after leaf bits have changed.
- *
- * Pairs with hbitmap_count, which stores RUNNING before it reads the leaf.  If
- * the load here comes before that store, so does the change, and the count
- * includes it; if it comes after, the state is seen and made stale.
- */
-static inline void hb_count_changed(HBitmap *hb)
-{
-    if (atomic_load(&hb->count_state) != HB_COUNT_STALE) {
-        atomic_store(&hb->count_state, HB_COUNT_STALE);
-    }
-}
-
 /* ---- clearing upwards: the caller holds the lock ------------------------ */
 
 /* Bits of one word of level 2, over words of level 1 that have become empty. */
@@ -178,10 +164,7 @@ void hb_drop_summaries(const struct hb_block *b);
 
 /* ---- clearing groups ---------------------------------------------------- */
 
-/* Clears the groups [first, last], and marks in `into`, unless that is NULL,
- * those that were dirty.  Was there one?  fresh: nobody else sees `into`, and
- * it is clean. */
-bool hb_clear(const struct hb_block *b, uint64_t first, uint64_t last,
-              const struct hb_block *into, bool fresh);
+/* Clears the groups [first, last]. */
+void hb_clear(const struct hb_block *b, uint64_t first, uint64_t last);
 
 #endif

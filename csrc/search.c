@@ -73,14 +73,6 @@ HB_INLINE struct hb_found hb_find(const struct hb_block *b, unsigned k,
     return found.bits ? found : behind(b, k, found.word);
 }
 
-/* The run that begins with the lowest of `bits` (not 0) ends where the result
- * has its lowest bit: the addition carries through it.  0: it may go on in the
- * next word. */
-HB_INLINE uint64_t hb_behind_run(uint64_t bits)
-{
-    return bits + (bits & (0 - bits));
-}
-
 /* The first clean group at or after `group` and below `limit`; `limit` if there
  * is none. */
 HB_INLINE uint64_t hb_next_clean(const struct hb_block *b, uint64_t group,

@@ -5,8 +5,8 @@
 #include <errno.h>
 #include <string.h>
 
+#include "count.h"
 #include "locks.h"
-#include "protocol.h"
 
 #if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
 #define hb_little_endian(word) __builtin_bswap64(word)
@@ -194,6 +194,9 @@ static int hb_load_words(HBitmap *hb, const uint8_t *buf, uint64_t fill,
             empty &= at < first ? hb_mask_from(first) : UINT64_MAX;
             empty &= at + HB_BITS > end ? hb_mask_to(end - 1) : UINT64_MAX;
             empty &= atomic_load(&b->level[1][parent + i]);
+            if (set[i] | empty) {
+                hb_note(b, parent + i);
+            }
             if (set[i]) {
                 hb_summarise_words(b, parent + i, set[i]);
             }
@@ -204,9 +207,6 @@ static int hb_load_words(HBitmap *hb, const uint8_t *buf, uint64_t fill,
         first = end;
     }
     hb_unsummarise_above(b, &gone);
-    if (!err) {
-        hb_count_changed(hb);
-    }
     hb_unlock(hb);
     return err;
 }

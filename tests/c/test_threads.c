@@ -979,6 +979,70 @@ static void scenario_count(void)
     }
 }
 
+/* ---- what has been marked is in the count -------------------------------- */
+
+enum { MARK_COUNTERS = 3 };
+
+static struct {
+    HBitmap *hb;
+    unsigned turns;
+    _Atomic uint64_t begun[MARK_COUNTERS], marked[MARK_COUNTERS];
+} growing;
+
+static uint64_t growing_sum(_Atomic uint64_t *progress)
+{
+    uint64_t sum = 0;
+
+    for (unsigned i = 0; i < MARK_COUNTERS; i++) {
+        sum += atomic_load(&progress[i]);
+    }
+    return sum << granularity;
+}
+
+/* Each marks groups of its own, in words that all share, and asks how many there are
+ * after each. */
+static void growing_turns(struct worker *self)
+{
+    for (unsigned turn = 0; turn < growing.turns; turn++) {
+        for (uint64_t group = self->index; group < ngroups; group += MARK_COUNTERS) {
+            uint64_t least, count;
+
+            atomic_fetch_add(&growing.begun[self->index], 1);
+            CHECK_EQ(hbitmap_set(growing.hb, item_of(group), 1), 0);
+            atomic_fetch_add(&growing.marked[self->index], 1);
+            least = growing_sum(growing.marked);
+            count = hbitmap_count(growing.hb);
+            CHECK(count >= least, "count %" PRIu64 ", but %" PRIu64 " were marked", count, least);
+            least = growing_sum(growing.begun);
+            CHECK(count <= least, "count %" PRIu64 ", but %" PRIu64 " were begun", count, least);
+        }
+        meet(MARK_COUNTERS);
+        if (self->index == 0) {
+            CHECK_EQ(hbitmap_count(growing.hb), ngroups << granularity);
+            hbitmap_reset_all(growing.hb);
+            CHECK_EQ(hbitmap_count(growing.hb), 0);
+            for (unsigned i = 0; i < MARK_COUNTERS; i++) {
+                atomic_store(&growing.begun[i], 0);
+                atomic_store(&growing.marked[i], 0);
+            }
+        }
+        meet(MARK_COUNTERS);
+    }
+}
+
+static void scenario_growing(void)
+{
+    for (unsigned shape = 0; shape < SHAPES; shape++) {
+        use_shape(&shapes[shape]);
+        growing.hb = make(bitmap_size(), granularity);
+        growing.turns = (unsigned)(3000 / ngroups + 1);
+        add(MARK_COUNTERS, growing_turns);
+        run_workers();
+        check_quiet(growing.hb);
+        hbitmap_free(growing.hb);
+    }
+}
+
 /* ---- (a) also where somebody writes to what is deserialized -------------- */
 
 /* It may be the words of another bitmap that is marked.  ThreadSanitizer would
@@ -1332,6 +1396,7 @@ static const struct {
     { "kept: marks beside operations in place", scenario_kept },
     { "seek: searches see every mark", scenario_seek },
     { "count: exact when all is quiet", scenario_count },
+    { "growing: what has been marked is in the count", scenario_growing },
 #ifndef HB_TSAN
     { "live: what is deserialized changes meanwhile", scenario_live },
 #endif

@@ -77,13 +77,15 @@ def test_the_model_program_notices_a_broken_model(tmp_path: Path) -> None:
 )
 def test_threads_keep_the_promises(tmp_path: Path, flags: list[str]) -> None:
     output = succeed([build(tmp_path, "test_threads", *flags), "1", "1"])
-    for fact in ("hot", "once", "kept", "seek", "count", "live", "fork", "mixed", "truncate"):
+    facts = ["hot", "once", "kept", "seek", "count", "growing", "live", "fork", "mixed", "truncate"]
+    for fact in facts:
         assert f"ok {fact}: " in output
 
 
 def test_threads_that_are_held_up_halfway(tmp_path: Path) -> None:
     program = build(tmp_path, "test_threads", "-DHB_TEST_DELAY")
     assert "ok halfway" in succeed([program, "1", "1", "halfway"])
+    assert "ok growing" in succeed([program, "1", "1", "growing"])
 
 
 def test_a_clear_that_does_not_wait_is_noticed(tmp_path: Path) -> None:
@@ -91,6 +93,14 @@ def test_a_clear_that_does_not_wait_is_noticed(tmp_path: Path) -> None:
     done = run([program, "1", "3", "halfway"])
     assert done.returncode == 1, done.stdout + done.stderr
     assert "test_threads.c:" in done.stderr
+
+
+@pytest.mark.parametrize("step", ["COUNTING", "COUNT_WAIT"])
+def test_a_count_that_leaves_out_a_step_is_noticed(tmp_path: Path, step: str) -> None:
+    program = build(tmp_path, "test_threads", "-DHB_TEST_DELAY", f"-DHB_BREAK_{step}")
+    done = run([program, "1", "3", "growing"])
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "were marked" in done.stderr
 
 
 @pytest.mark.parametrize("step", ["KEEP_LOCKS", "UNFINISHED_MARKS"])

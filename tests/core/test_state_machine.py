@@ -809,7 +809,7 @@ def test_check_notices_a_wrong_remembered_count() -> None:
     hb.add(0)
     assert hb.count() == 1
     poke(hb, 0, 0b11)
-    with pytest.raises(AssertionError, match="count is 1, not 2"):
+    with pytest.raises(AssertionError, match="count of piece 0 is 1, not 2"):
         _core.check(hb._hb)
 
 
