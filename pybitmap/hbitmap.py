@@ -266,7 +266,7 @@ class HBitmap(Base, MutableSet[int]):
     def areas_array(self, start: int = 0, end: int | None = None) -> memoryview:
         """The areas of :meth:`areas` at once: a memoryview of format 'Q', shape (n, 2).
 
-        ``numpy.asarray`` takes it without a copy.
+        ``numpy.asarray`` takes it without a copy. In the machine's byte order, as :attr:`words`.
         """
         start, end = self._search_bounds(start, end)
         room, nareas = _FIRST_AREAS, 0
@@ -752,12 +752,16 @@ class HBitmap(Base, MutableSet[int]):
         return _core.pinned_words(self._hb, self._memory).cast("Q")
 
     def sha256(self) -> str:
-        """SHA-256 of the leaf words, in hex, as QEMU's x-debug-block-dirty-bitmap-sha256 has it."""
+        """SHA-256 of the leaf words as little-endian bytes, in hex: the same on every machine.
+
+        It is that of QEMU's x-debug-block-dirty-bitmap-sha256 on little-endian machines of 64 bits;
+        on others that command hashes its memory as it is.
+        """
         digest = hashlib.sha256()
         with self.pin(), _core.words(self._hb) as words:
             # Not at once: it could not be interrupted.
             for start in range(0, len(words), _DIGEST_STEP):
-                digest.update(words[start : start + _DIGEST_STEP])
+                digest.update(_little_endian(words[start : start + _DIGEST_STEP]))
         return digest.hexdigest()
 
     @contextmanager

@@ -140,7 +140,8 @@ class DirtyBitmap(NotCopied):
         return self._state.bits.areas_array(start, end)
 
     def sha256(self) -> str:
-        """Of the bits, as QEMU's x-debug-block-dirty-bitmap-sha256 has it, in hex."""
+        """Of the bits, in hex, as :meth:`HBitmap.sha256` has it: that of QEMU's
+        x-debug-block-dirty-bitmap-sha256."""
         with self._coordinator.held():
             state = self._state
             if state.reason is None:

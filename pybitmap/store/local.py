@@ -243,7 +243,10 @@ class LocalStore(Store):
         """The lock and the catalog."""
         self._check_process()
         if sys.byteorder != "little":
-            raise UnsupportedError("LocalStore needs a little-endian machine")
+            raise UnsupportedError(
+                f"store '{self.path}': its files are little-endian words, mapped as they are, and "
+                "this machine is big-endian; keep bitmaps in a qcow2 image here"
+            )
         if self._lock_file is not None and (self._writing or not writing):
             return
         try:

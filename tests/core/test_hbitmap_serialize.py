@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import pickle
+import struct
 import sys
 from array import array
 from typing import Any, Callable
@@ -32,6 +33,13 @@ def pair(size: int, granularity: int = 0, *marks: tuple[int, int]) -> tuple[HBit
         hb.set(start, count)
         model.set(start, count)
     return hb, model
+
+
+def on_the_other_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on this one is taken for one of the other byte order, so what is the same on every
+    machine comes out with each word of 64 bits swapped."""
+    other = "big" if sys.byteorder == "little" else "little"
+    monkeypatch.setattr(sys, "byteorder", other)
 
 
 # ---- serialize ------------------------------------------------------------------------------
@@ -257,6 +265,17 @@ def test_sha256_needs_no_serializable_granularity(granularity: int) -> None:
     assert hb.sha256() == hashlib.sha256(b"\1" + bytes(7)).hexdigest()
 
 
+def test_sha256_is_the_same_on_every_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of little-endian words."""
+    hb, model = pair(4097 * 64, 0, (100, 200), (4000 * 64, 1))
+    swapped = array("Q", model.leaf())
+    swapped.byteswap()
+    assert hb.sha256() == hashlib.sha256(model.leaf()).hexdigest()
+    on_the_other_machine(monkeypatch)
+    monkeypatch.setattr("pybitmap.hbitmap._DIGEST_STEP", 4096)  # several, the last one shorter
+    assert hb.sha256() == hashlib.sha256(swapped.tobytes()).hexdigest()
+
+
 def test_sha256_leaves_no_pin() -> None:
     hb = HBitmap(100)
     hb.sha256()
@@ -419,6 +438,17 @@ def test_words_are_pickled_if_more_than_an_eighth_are_not_zero(
     _, buffers = out_of_band(hb)
     sizes = [memoryview(buffer).nbytes for buffer in buffers]
     assert sizes == ([8 * nwords] if dense else [16 * dirty])
+
+
+def test_a_pickle_of_areas_is_the_same_on_every_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of words, for which `serialize` sees to it: little-endian."""
+    hb = marked(2**20, 0, [(5, 10), (2**19, 3)])
+    _, (areas,) = out_of_band(hb)
+    assert bytes(areas) == struct.pack("<4Q", 5, 10, 2**19, 3)
+    on_the_other_machine(monkeypatch)
+    data, buffers = out_of_band(hb)
+    assert bytes(buffers[0]) == struct.pack(">4Q", 5, 10, 2**19, 3)
+    assert pickle.loads(data, buffers=buffers) == hb
 
 
 def test_a_pickled_bitmap_is_its_own() -> None:

@@ -9,6 +9,7 @@ import os
 import shutil
 import sqlite3
 import stat
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from pybitmap import (
     LockedError,
     MismatchError,
     StoreError,
+    UnsupportedError,
 )
 from pybitmap.store import LocalStore, Purpose, Record, Wanted, local
 from pybitmap.store.base import Switches
@@ -515,6 +517,25 @@ def test_a_store_that_could_not_be_made_has_nothing(path: Path) -> None:
     assert (path / "catalog.sqlite").stat().st_size == 0
     with opened(path, size=SIZE) as part:
         part.add("a")
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["brought along", "new"])
+def test_a_big_endian_machine_is_told_and_nothing_is_touched(
+    path: Path, there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its words would be other bits."""
+    if there:
+        with opened(path, size=SIZE) as part:
+            part.add("a").set(0)
+    before = {each.name: each.read_bytes() for each in path.glob("*")}
+    monkeypatch.setattr(sys, "byteorder", "big")
+    with pytest.raises(UnsupportedError, match="big-endian; keep bitmaps in a qcow2"):
+        LocalStore(path).entries()
+    for read_only in [True, False]:
+        with pytest.raises(UnsupportedError, match="this machine is big-endian"):
+            LocalStore(path).open("disk", SIZE, read_only=read_only)
+    assert {each.name: each.read_bytes() for each in path.glob("*")} == before
+    assert path.exists() == there
 
 
 def test_a_size_that_nobody_knows_makes_no_store(path: Path) -> None:
