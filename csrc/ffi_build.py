@@ -13,10 +13,13 @@ from cffi import FFI
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 HEADERS = ["hbitmap.h", "tracker.h", "files.h"]
-INTERNAL = ["block.h", "count.h", "locks.h", "pages.h", "protocol.h", "threads.h", "words.h"]
+INTERNAL = [
+    *("block.h", "count.h", "locks.h", "pages.h", "probe.h", "protocol.h", "threads.h"),
+    "words.h",
+]
 SOURCES = [
-    *("block.c", "pages.c", "protocol.c", "locks.c", "mark.c", "clear.c", "search.c", "count.c"),
-    *("ops.c", "serial.c", "threads.c", "words.c", "check.c", "tracker.c", "files.c"),
+    *("block.c", "pages.c", "probe.c", "protocol.c", "locks.c", "mark.c", "clear.c", "search.c"),
+    *("count.c", "ops.c", "serial.c", "threads.c", "words.c", "check.c", "tracker.c", "files.c"),
 ]
 
 

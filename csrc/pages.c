@@ -7,11 +7,11 @@
 #define _GNU_SOURCE         /* MAP_NORESERVE, MADV_NOHUGEPAGE, mremap */
 #endif
 
-#include <errno.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include "pages.h"
+#include "probe.h"
 #include "protocol.h"
 
 /* From here on a leaf that is emptied is given back, and not stored to: then
@@ -113,28 +113,22 @@ void hb_filled(const struct hb_block *b)
 hb_word *hb_move_leaf(const HBitmap *hb, const struct hb_block *b, size_t *nbytes)
 {
 #ifdef __linux__
-    /* By an older Linux, or by what only looks like one. */
-    static atomic_bool refused;
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
     void *moved;
 
     if (hb->foreign_leaf || !b->mapped || (uintptr_t)b->level[0] % page != 0 ||
-        atomic_load(&refused)) {
+        !hb_moves_pages()) {
         return NULL;
     }
     *nbytes = hb_align((size_t)b->nwords[0] * sizeof(hb_word), page);
     hb_drop_summaries(b);
     hb_fence();
     hb_test_delay();
-    errno = 0;
     moved = hb_test_alloc_fails()
                 ? MAP_FAILED : mremap((void *)b->level[0], *nbytes, *nbytes,
                                       HB_MOVE_FLAGS, hb_move_to(*nbytes));
     if (moved != MAP_FAILED) {
         return moved;
-    }
-    if (errno == EINVAL) {
-        atomic_store(&refused, true);
     }
     for (uint64_t word = 0; word < b->nwords[0]; word++) {
         if (atomic_load(&b->level[0][word])) {
@@ -161,7 +155,7 @@ void hb_give_back(const HBitmap *hb, const struct hb_block *b)
     const uint64_t step = HB_BITS * HB_BITS;
 
     if (hb->foreign_leaf || !b->mapped || b->nlevels < 3 ||
-        b->nwords[0] * sizeof(hb_word) < HB_GIVE_BACK_MIN) {
+        b->nwords[0] * sizeof(hb_word) < HB_GIVE_BACK_MIN || !hb_gives_back_pages()) {
         return;
     }
     for (uint64_t word = hb_next_bit(b, 2, 0); word != HB_NONE;) {

@@ -1043,6 +1043,64 @@ static void scenario_growing(void)
     }
 }
 
+/* ---- what is emptied by its pages is empty, and can be marked again ------ */
+
+/* So large that pages are moved and given back, where the system can do that. */
+enum { PAGED_GROUPS = 1 << 28 };
+
+static void paged_check(const HBitmap *hb, uint64_t groups)
+{
+    CHECK_EQ(hbitmap_count_range(hb, 0, PAGED_GROUPS), groups);
+    CHECK_EQ(hbitmap_get(hb, 5), groups != 0);
+    CHECK_EQ(hbitmap_empty(hb), groups == 0);
+    CHECK_VALID(hb);
+}
+
+static void paged_turn(HBitmap *hb, HBitmap *into, bool fresh)
+{
+    HBitmap *other;
+
+    CHECK_EQ(hbitmap_set(hb, 0, PAGED_GROUPS), 0);
+    CHECK_EQ((fresh ? hbitmap_drain_fresh : hbitmap_drain)(hb, 0, PAGED_GROUPS, into), 0);
+    paged_check(hb, 0);
+    paged_check(into, PAGED_GROUPS);
+    /* What has come in between has no pages of theirs. */
+    other = make(PAGED_GROUPS, 0);
+    CHECK_EQ(hbitmap_set(other, 0, PAGED_GROUPS), 0);
+    paged_check(hb, 0);
+    CHECK_EQ(hbitmap_set(hb, 5, 1), 0);
+    paged_check(hb, 1);
+    hbitmap_reset_all(hb);
+    paged_check(hb, 0);
+    CHECK_EQ(hbitmap_set(hb, 0, PAGED_GROUPS), 0);
+    hbitmap_reset_all(hb);
+    paged_check(hb, 0);
+    paged_check(into, PAGED_GROUPS);
+    paged_check(other, PAGED_GROUPS);
+    hbitmap_free(other);
+}
+
+/* One thread; but the process has another one. */
+static void paged_run(struct worker *self)
+{
+    HBitmap *hb = make(PAGED_GROUPS, 0), *into = make(PAGED_GROUPS, 0);
+
+    (void)self;
+    paged_turn(hb, into, true);
+    paged_turn(hb, into, false);
+    hbitmap_free(hb);
+    hbitmap_reset_all(into);
+    paged_check(into, 0);
+    hbitmap_free(into);
+}
+
+static void scenario_paged(void)
+{
+    nworkers = 0;
+    add(1, paged_run);
+    run_workers();
+}
+
 /* ---- (a) also where somebody writes to what is deserialized -------------- */
 
 /* It may be the words of another bitmap that is marked.  ThreadSanitizer would
@@ -1397,6 +1455,7 @@ static const struct {
     { "seek: searches see every mark", scenario_seek },
     { "count: exact when all is quiet", scenario_count },
     { "growing: what has been marked is in the count", scenario_growing },
+    { "paged: emptied by its pages, and marked again", scenario_paged },
 #ifndef HB_TSAN
     { "live: what is deserialized changes meanwhile", scenario_live },
 #endif
