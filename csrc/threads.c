@@ -12,7 +12,6 @@
 
 #include <limits.h>
 #include <pthread.h>
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -141,19 +140,36 @@ static struct timespec hb_microseconds(unsigned long n)
                               .tv_nsec = (long)(n % 1000000 * 1000) };
 }
 
+/* Tells the processor, if it can be told, that this is a loop which waits. */
+static inline void hb_pause(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield" ::: "memory");
+#elif defined(__powerpc64__)
+    __asm__ volatile("or 27, 27, 27" ::: "memory");
+#endif
+}
+
 void hb_relax(unsigned *round)
 {
-    enum { YIELDS = 16, MOST = 10 };    /* 2 to the power of that, in microseconds */
+    /* 2 to the power of these: pauses, a few microseconds in all; microseconds. */
+    enum { PAUSES = 7, MOST = 10 };
 
-    if (*round < YIELDS) {
+    if (*round < PAUSES) {
+        for (unsigned i = 0; i < 1u << *round; i++) {
+            hb_pause();
+        }
         ++*round;
-        sched_yield();
-    } else {
-        struct timespec time = hb_microseconds(1ul << (*round - YIELDS));
-
-        (void)nanosleep(&time, NULL);
-        *round += *round < YIELDS + MOST;
+        return;
     }
+#ifndef HB_BREAK_NO_SLEEP   /* for the test of priorities, as HB_BREAK_NO_WAIT */
+    struct timespec time = hb_microseconds(1ul << (*round - PAUSES));
+
+    (void)nanosleep(&time, NULL);
+    *round += *round < PAUSES + MOST;
+#endif
 }
 
 void hb_park(atomic_uint *word, unsigned seen, unsigned milliseconds)

@@ -79,9 +79,10 @@ void hb_test_delay(void);
 
 /*
  * To wait for another thread without burning its processor: *round is 0 the first
- * time.  Yields a few times, then sleeps, longer and longer, up to a millisecond:
- * who is waited for may have been preempted, and at real-time priority yielding
- * would keep it so.
+ * time.  Pauses for some microseconds, then sleeps, longer and longer, up to a
+ * millisecond.  It never yields: who is waited for may have been preempted, by a
+ * thread of real-time priority that would get the processor back at once, and
+ * among equals whoever yields is behind all that are busy.
  */
 void hb_relax(unsigned *round);
 

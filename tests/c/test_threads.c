@@ -922,9 +922,7 @@ static void meet(unsigned n)
         atomic_store(&meeting.here, 0);
         atomic_store(&meeting.turn, turn + 1);
     } else {
-        while (atomic_load(&meeting.turn) == turn) {
-            sched_yield();
-        }
+        WAIT_UNTIL(atomic_load(&meeting.turn) != turn);
     }
 }
 

@@ -318,9 +318,7 @@ static void *late_many(void *unused)
 static void late_leave(void *other)
 {
     CHECK_EQ(pthread_create(other, NULL, late_many, NULL), 0);
-    while (!hbitmap_get(late_bitmap, LATE_GROUPS - 1)) {
-        sched_yield();
-    }
+    WAIT_UNTIL(hbitmap_get(late_bitmap, LATE_GROUPS - 1));
     CHECK_EQ(hbtracker_mark(tracker, 0, 1), 0);
 }
 
@@ -458,9 +456,7 @@ static void write_chain(struct worker *self)
     unsigned n;
 
     do {
-        while (atomic_load(&chain->turn) % chain->style->members != member) {
-            sched_yield();
-        }
+        WAIT_UNTIL(atomic_load(&chain->turn) % chain->style->members == member);
         n = write_next(self, chain, offsets, lengths);
         atomic_fetch_add(&chain->turn, 1);
         linger(self, 400 * n);
@@ -682,9 +678,7 @@ static void rest_publish(struct worker *self)
         nodes[i].now = make(size);
         sets[i] = make_set(&nodes[i].now, 1, size, readonly);
     }
-    while (!early && !hbitmap_get(nodes[0].always, from * REST_LENGTH)) {
-        sched_yield();
-    }
+    WAIT_UNTIL(early || hbitmap_get(nodes[0].always, from * REST_LENGTH));
     hbtracker_publish_all(trackers, sets, 2);
     CHECK_EQ(hbtracker_mark(nodes[1].tracker, size - 1, 2), -ERANGE);
 }

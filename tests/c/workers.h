@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "support.h"
+#include "threads.h"
 
 enum { MOST_WORKERS = 12 };
 
@@ -28,14 +29,20 @@ static unsigned nworkers;
 static uint64_t rng;
 static atomic_uint gate;
 
+/* As the core waits: other threads make it true. */
+#define WAIT_UNTIL(condition) \
+    do { \
+        for (unsigned round_ = 0; !(condition);) { \
+            hb_relax(&round_); \
+        } \
+    } while (0)
+
 static inline void *worker_main(void *arg)
 {
     struct worker *self = arg;
 
     atomic_fetch_sub(&gate, 1);
-    while (atomic_load(&gate)) {
-        sched_yield();
-    }
+    WAIT_UNTIL(!atomic_load(&gate));
     self->run(self);
     return NULL;
 }
@@ -83,8 +90,6 @@ static inline void linger(struct worker *self, unsigned most)
 
 /* Every few times it holds the thread up, for a turn of the others or for longer. */
 #ifdef HB_TEST_DELAY
-void hb_test_delay(void);
-
 void hb_test_delay(void)
 {
     static _Thread_local uint64_t delays;

@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import preload
@@ -115,6 +116,20 @@ def test_a_count_that_leaves_out_a_step_is_noticed(tmp_path: Path, step: str) ->
     done = run([program, "1", "3", "growing"])
     assert done.returncode == 1, done.stdout + done.stderr
     assert "were marked" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are kept on a processor by Linux")
+@pytest.mark.parametrize("flags", [[], ["-DHB_BREAK_NO_SLEEP"]], ids=["as it is", "broken"])
+def test_a_wait_at_real_time_priority_lets_the_marker_have_the_processor(
+    tmp_path: Path, flags: list[str]
+) -> None:
+    program = build(tmp_path, "test_priority", "-DHB_TEST_DELAY", *flags)
+    for wait in ["clear", "publish"]:
+        done = run([program, wait])
+        if done.returncode == 77:
+            pytest.skip(done.stdout.strip())
+        assert done.returncode == (1 if flags else 0), done.stdout + done.stderr
+        assert ("of the processor's time" in done.stderr) == bool(flags)
 
 
 @pytest.mark.parametrize("step", ["KEEP_LOCKS", "UNFINISHED_MARKS"])
