@@ -22,8 +22,11 @@
 /* From here on levels are mapped, so that what is never marked takes no
  * memory. */
 #ifndef HB_MAP_MIN
-#define HB_MAP_MIN ((size_t)256 << 10)
+#define HB_MAP_MIN ((size_t)512 << 10)
 #endif
+
+/* Up to here a block that was full is kept when its bitmap goes. */
+#define HB_SPARE_MAX ((size_t)8 << 20)
 
 _Static_assert(sizeof(size_t) == sizeof(uint64_t), "HBitmap needs 64-bit addresses");
 _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2 && sizeof(hb_word) == sizeof(uint64_t),
@@ -80,6 +83,8 @@ static size_t hb_place_all(struct hb_block *b, char *memory)
     }
     b->notes = hb_place(memory, &at, ((b->nwords[1] - 1) / HB_BITS + 1) * sizeof(hb_word));
     b->counts = hb_place(memory, &at, b->nwords[1] * sizeof(b->counts[0]));
+    b->touched = hb_place(memory, &at, (b->nwords[1] / HB_HUGE_PARENTS + 1) *
+                                       sizeof(b->touched[0]));
     return at;
 }
 
@@ -108,6 +113,7 @@ static struct hb_block *hb_block_new(uint64_t size, int granularity,
     if (nbytes >= HB_MAP_MIN) {
         shape.mapped = nbytes;
         shape.memory = at = hb_map(nbytes);
+        shape.paged = !leaf;
     } else {
         at = hb_zalloc(nbytes, &shape.memory);
     }
@@ -179,14 +185,29 @@ static HBitmap *hb_new(uint64_t size, int granularity,
                        leaf != NULL);
 }
 
-HBitmap *hb_new_like(const HBitmap *like)
+/*
+ * The block of a bitmap that was freed, with all that it held, or NULL.  Fresh
+ * pages for a union take several times as long as the union; what malloc hands out
+ * again has its pages.  Only for what is going to be full, since what is sparse is
+ * not to have them.
+ */
+static _Atomic(struct hb_block *) hb_spare;
+
+HBitmap *hb_new_like(const HBitmap *like, bool full)
 {
-    return hb_new(hb_block_of(like)->size, like->granularity, NULL, 0);
+    const struct hb_block *shape = hb_block_of(like);
+    struct hb_block *spare = full ? atomic_exchange(&hb_spare, NULL) : NULL;
+
+    if (spare && spare->size == shape->size && spare->ngroups == shape->ngroups) {
+        return hb_new_over(spare, like->granularity, false);
+    }
+    hb_block_free(spare);
+    return hb_new(shape->size, like->granularity, NULL, 0);
 }
 
-void hb_build_summaries(const struct hb_block *b)
+void hb_build_summaries(const struct hb_block *b, unsigned least)
 {
-    for (unsigned k = 1; k < b->nlevels; k++) {
+    for (unsigned k = least; k < b->nlevels; k++) {
         for (uint64_t above = 0; above < b->nwords[k]; above++) {
             uint64_t first = above * HB_BITS;
             uint64_t bits = hb_nonzero(&b->level[k - 1][first],
@@ -224,14 +245,21 @@ HBitmap *hbitmap_alloc_on(uint64_t size, int granularity,
     if (atomic_load(&b->level[0][last]) & ~hb_used(b, last)) {
         atomic_fetch_and(&b->level[0][last], hb_used(b, last));
     }
-    hb_build_summaries(b);
+    hb_build_summaries(b, 1);
     hb_note_named(b);
     return hb;
 }
 
 static void hb_delete(HBitmap *hb)
 {
-    hb_block_free(hb_block_of(hb));
+    struct hb_block *b = hb_block_of(hb);
+    uint64_t pages = hb_pages(b->nwords[0]);
+
+    if (b->paged && b->mapped <= HB_SPARE_MAX && !b->leaf_mapped && !b->older &&
+        hb_pages_named(b) >= pages - pages / 8) {
+        b = atomic_exchange(&hb_spare, b);
+    }
+    hb_block_free(b);
     pthread_mutex_destroy(&hb->lock);
     free(hb->memory);
 }
@@ -249,6 +277,38 @@ void hbitmap_free(HBitmap *hb)
     hb_unlock(hb);
     if (!pinned) {
         hb_delete(hb);
+    }
+}
+
+/*
+ * What `old` has goes into b, which nobody else sees yet, as far as it reaches: leaf
+ * and level 1.  For one thread alone the pages move.  Beside others a word could
+ * be marked in `old` and not be named yet, so what is copied is looked at.
+ */
+static void hb_copy_leaf(const struct hb_block *old, const struct hb_block *b)
+{
+    uint64_t end = hb_min(old->nwords[0], b->nwords[0]), parent = 0, last = end - 1;
+    bool filling;
+
+    if (hb_alone()) {
+        parent = hb_move_pages(old, b, end) / HB_BITS;
+        hb_copy_words(b->level[1], (const void *)old->level[1], parent);
+    }
+    filling = parent * HB_BITS < end && hb_will_fill(b, end, hb_pages_named(old));
+    for (; parent * HB_BITS < end; parent++) {
+        uint64_t at = parent * HB_BITS;
+
+        if (atomic_load(&old->level[1][parent])) {
+            atomic_store(&b->level[1][parent],
+                         hb_copy_nonzero(&b->level[0][at], (const void *)&old->level[0][at],
+                                         hb_min(HB_BITS, end - at)));
+        }
+    }
+    if (filling) {
+        hb_filled(b);
+    }
+    if (hb_is_set(b->level[1], last)) {
+        atomic_fetch_and(&b->level[0][last], hb_used(b, last));
     }
 }
 
@@ -271,15 +331,8 @@ int hbitmap_truncate(HBitmap *hb, uint64_t size)
         err = -errno;
         goto out;
     }
-    for (uint64_t word = hb_next_bit(old, 1, 0); word < b->nwords[0];
-         word = hb_next_bit(old, 1, word + 1)) {
-        uint64_t value = atomic_load(&old->level[0][word]) & hb_used(b, word);
-
-        if (value) {
-            atomic_store(&b->level[0][word], value);
-            hb_summarise(b, word);
-        }
-    }
+    hb_copy_leaf(old, b);
+    hb_build_summaries(b, 2);
     hb_note_named(b);
     b->older = old;
     atomic_store(&hb->block, b);

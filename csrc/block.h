@@ -50,6 +50,8 @@ struct hb_block {
     void *memory;                       /* what holds the block, from malloc or mapped */
     size_t mapped;                      /* bytes to unmap; 0: from malloc */
     size_t leaf_mapped;                 /* those of a leaf that is elsewhere */
+    bool paged;                         /* the leaf is mapped, and ours: see pages.h */
+    atomic_ushort *touched;             /* of each 2 MiB of it, see hb_first_named */
 
     /* Written when a piece changes for the first time since it was counted, and by
      * who counts: on a line of its own. */
@@ -205,13 +207,14 @@ static inline uint64_t hb_many_end(const struct hb_block *b, unsigned least,
 
 /* ---- memory ------------------------------------------------------------- */
 
-/* A new bitmap of the shape of `like`, whose lock the caller holds.  NULL with
- * errno. */
-HBitmap *hb_new_like(const HBitmap *like);
+/* A new bitmap of the shape of `like`, whose lock the caller holds.  `full`: it
+ * will be overwritten at once, nearly all of it, so it may hold anything.  NULL
+ * with errno. */
+HBitmap *hb_new_like(const HBitmap *like, bool full);
 
-/* Sets the summaries over a leaf that is not empty; nobody else sees the bitmap
- * yet, so they need no protocol. */
-void hb_build_summaries(const struct hb_block *b);
+/* Sets the summaries from level `least` on over what is there; nobody else sees the
+ * bitmap yet, so they need no protocol. */
+void hb_build_summaries(const struct hb_block *b, unsigned least);
 
 static inline size_t hb_align(size_t nbytes, size_t to)
 {

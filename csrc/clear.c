@@ -32,7 +32,7 @@ static void hb_empty_pieces(const struct hb_block *b, uint64_t above, uint64_t b
     struct hb_gone gone = { above, bits };
     uint64_t named[HB_BITS], many = 0;
 
-    if (bits == UINT64_MAX && hb_all_ones(names, HB_BITS)) {
+    if (bits == UINT64_MAX) {       /* something in each of them */
         hb_fill_words(names, 0, HB_BITS);
         many = bits;
     }
@@ -127,7 +127,11 @@ static bool hb_clear_word(const struct hb_block *b, uint64_t word, uint64_t mask
     if (!(old & mask)) {
         return false;
     }
-    old = atomic_fetch_and(&b->level[0][word], ~mask);
+    if (hb_alone()) {
+        atomic_store_explicit(&b->level[0][word], old & ~mask, memory_order_relaxed);
+    } else {
+        old = atomic_fetch_and(&b->level[0][word], ~mask);
+    }
     hb_note(b, word / HB_BITS);
     if (!(old & ~mask)) {
         hb_unsummarise(b, word / HB_BITS, hb_bit(word), &gone);
@@ -214,7 +218,7 @@ void hbitmap_reset_all(HBitmap *hb)
     hb_lock(hb, HB_CHANGE);
     b = hb_block_of(hb);
     if (b->ngroups) {
-        hb_give_back(hb, b);
+        hb_give_back(b);
         hb_clear(b, 0, b->ngroups - 1);
     }
     hb_unlock(hb);
@@ -244,14 +248,14 @@ int hbitmap_take(HBitmap *hb, uint64_t item)
  * exchange.  What it spares now, hb pays in part when it is marked again, by a
  * fault for each page.
  */
-static bool hb_drain_pages(const HBitmap *hb, const struct hb_block *b,
-                           struct hb_block *target, bool fresh)
+static bool hb_drain_pages(const struct hb_block *b, struct hb_block *target,
+                           bool fresh)
 {
-    uint64_t pages = hb_pages(b);
+    uint64_t pages = hb_pages(b->nwords[0]);
     size_t nbytes;
     hb_word *leaf;
 
-    if (!b->mapped || hb->foreign_leaf || hb_pages_named(b) < pages - pages / 2) {
+    if (!b->paged || hb_pages_named(b) < pages - pages / 2) {
         return false;
     }
     if (!fresh) {
@@ -262,7 +266,7 @@ static bool hb_drain_pages(const HBitmap *hb, const struct hb_block *b,
             return false;
         }
     }
-    leaf = hb_move_leaf(hb, b, &nbytes);
+    leaf = hb_move_leaf(b, &nbytes);
     if (!leaf) {
         return false;
     }
@@ -272,7 +276,7 @@ static bool hb_drain_pages(const HBitmap *hb, const struct hb_block *b,
         }
         target->level[0] = leaf;
         target->leaf_mapped = nbytes;
-        hb_build_summaries(target);
+        hb_build_summaries(target, 1);
         hb_note_named(target);
         return true;
     }
@@ -385,7 +389,7 @@ static int hb_drain(HBitmap *hb, uint64_t start, uint64_t count, HBitmap *into,
             bool all = first == 0 && last == b->ngroups - 1;
 
             if (!(all && fresh && hb_drain_block(hb, into)) &&
-                !(all && hb_drain_pages(hb, b, target, fresh))) {
+                !(all && hb_drain_pages(b, target, fresh))) {
                 hb_drain_words(b, first, last, target, fresh);
             }
         }

@@ -43,9 +43,13 @@ void hb_count_again(struct hb_block *b)
 
 void hb_note_named(const struct hb_block *b)
 {
-    for (uint64_t word = hb_next_bit(b, 1, 0); word != HB_NONE;
-         word = hb_next_bit(b, 1, (word / HB_BITS + 1) * HB_BITS)) {
-        hb_note(b, word / HB_BITS);
+    if (b->nlevels == HB_MIN_LEVELS) {
+        hb_note(b, 0);
+        return;
+    }
+    for (uint64_t at = hb_next_bit(b, 2, 0); at != HB_NONE;
+         at = hb_next_bit(b, 2, (at / HB_BITS + 1) * HB_BITS)) {
+        hb_note_bits(b, at / HB_BITS, atomic_load(&b->level[2][at / HB_BITS]));
     }
 }
 

@@ -42,11 +42,17 @@ static inline void hb_locked(const HBitmap *hb)
     }
 }
 
+/* A thread that is alone needs none, and says nothing. */
 static inline void hb_lock(const HBitmap *hb, enum hb_purpose purpose)
 {
-    struct hb_slot *slot = hb_slot();
+    struct hb_slot *slot;
     _Atomic uintptr_t *entry;
 
+    if (hb_alone()) {
+        hb_locked(hb);
+        return;
+    }
+    slot = hb_slot();
     if (!slot) {
         pthread_mutex_lock(hb_lock_of(hb));
         hb_locked(hb);
@@ -76,8 +82,11 @@ static inline void hb_unlock(const HBitmap *hb)
             break;
         }
     }
-    if (!entry) {       /* there was no memory for a slot when it locked */
-        pthread_mutex_unlock(hb_lock_of(hb));
+    if (!entry) {
+        /* It was alone, or there was no memory for a slot when it locked. */
+        if (!hb_alone()) {
+            pthread_mutex_unlock(hb_lock_of(hb));
+        }
         return;
     }
     atomic_store_explicit(entry, (uintptr_t)hb, memory_order_release);

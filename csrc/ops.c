@@ -354,10 +354,10 @@ static void hb_merge_words(const struct hb_block *a, const struct hb_block *b,
         return;
     }
     if (r == a || r == b) {
-        filling = hb_will_fill(result, r, hb_pages_named(more));
+        filling = hb_will_fill(r, r->nwords[0], hb_pages_named(more));
         hb_or_into(more, r);
     } else {
-        filling = hb_will_fill(result, r, hb_pages_of_union(a, b));
+        filling = hb_will_fill(r, r->nwords[0], hb_pages_of_union(a, b));
         hb_overwrite(a, b, r);
     }
     if (filling) {
@@ -448,7 +448,11 @@ HBitmap *hbitmap_union(const HBitmap *a, const HBitmap *b)
 
     hb_lock_all(a, b, NULL);
     if (hbitmap_size(a) == hbitmap_size(b)) {
-        result = hb_new_like(a);
+        const struct hb_block *x = hb_block_of(a);
+        uint64_t pages = hb_pages(x->nwords[0]);
+
+        result = hb_new_like(a, hb_same_shape(a, b) &&
+                                hb_pages_of_union(x, hb_block_of(b)) >= pages - pages / 8);
         err = errno;
         if (result) {
             hb_merge(a, b, result);

@@ -7,6 +7,7 @@
 #define _GNU_SOURCE         /* MAP_NORESERVE, MADV_NOHUGEPAGE, mremap */
 #endif
 
+#include <errno.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -18,6 +19,11 @@
  * that is faster also for whoever marks all of it again. */
 #ifndef HB_GIVE_BACK_MIN
 #define HB_GIVE_BACK_MIN ((size_t)16 << 20)
+#endif
+
+/* Since Linux 6.1. */
+#if defined(__linux__) && !defined(MADV_COLLAPSE)
+#define MADV_COLLAPSE 25
 #endif
 
 #ifndef MAP_NORESERVE
@@ -63,26 +69,19 @@ uint64_t hb_pages_named(const struct hb_block *b)
     return pages;
 }
 
-bool hb_will_fill(const HBitmap *hb, const struct hb_block *b, uint64_t pages)
+bool hb_will_fill(const struct hb_block *b, uint64_t words, uint64_t pages)
 {
-    size_t nbytes = (size_t)b->nwords[0] * sizeof(hb_word);
+    size_t nbytes = (size_t)words * sizeof(hb_word);
+    uint64_t all = hb_pages(words);
 
-    if (hb->foreign_leaf || !b->mapped || b->leaf_mapped ||
-        !hb_nearly_all(b, pages) ||
+    if (!b->paged || b->leaf_mapped || nbytes < HB_HUGE || pages < all - all / 8 ||
         atomic_load(&b->level[b->nlevels - 1][0])) {
         return false;
     }
-    /* All of this is advice. */
 #ifdef MADV_HUGEPAGE
-    if (nbytes >= HB_HUGE) {
-        (void)madvise((void *)b->level[0], nbytes, MADV_HUGEPAGE);
-        return true;
-    }
+    (void)madvise((void *)b->level[0], nbytes, MADV_HUGEPAGE);      /* no more than advice */
 #endif
-#ifdef MADV_POPULATE_WRITE
-    (void)madvise((void *)b->level[0], nbytes, MADV_POPULATE_WRITE);
-#endif
-    return false;
+    return true;
 }
 
 void hb_filled(const struct hb_block *b)
@@ -110,14 +109,13 @@ void hb_filled(const struct hb_block *b)
  * it comes after the summary went.  What is in them and was not named yet is in
  * them all the same, so whoever gets them has to look at every word.
  */
-hb_word *hb_move_leaf(const HBitmap *hb, const struct hb_block *b, size_t *nbytes)
+hb_word *hb_move_leaf(const struct hb_block *b, size_t *nbytes)
 {
 #ifdef __linux__
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
     void *moved;
 
-    if (hb->foreign_leaf || !b->mapped || (uintptr_t)b->level[0] % page != 0 ||
-        !hb_moves_pages()) {
+    if (!b->paged || !hb_moves_pages()) {
         return NULL;
     }
     *nbytes = hb_align((size_t)b->nwords[0] * sizeof(hb_word), page);
@@ -136,25 +134,46 @@ hb_word *hb_move_leaf(const HBitmap *hb, const struct hb_block *b, size_t *nbyte
         }
     }
 #else
-    (void)hb;
     (void)b;
     (void)nbytes;
 #endif
     return NULL;
 }
 
+uint64_t hb_move_pages(const struct hb_block *from, const struct hb_block *to,
+                       uint64_t words)
+{
+#ifdef __linux__
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    size_t nbytes = (size_t)words * sizeof(hb_word) / page * page;
+
+    if (nbytes && from->paged && to->paged && hb_moves_pages() &&
+        !hb_test_alloc_fails() &&
+        mremap((void *)from->level[0], nbytes, nbytes,
+               MREMAP_MAYMOVE | MREMAP_DONTUNMAP | MREMAP_FIXED,
+               (void *)to->level[0]) != MAP_FAILED) {
+        return nbytes / sizeof(hb_word);
+    }
+#else
+    (void)from;
+    (void)to;
+    (void)words;
+#endif
+    return 0;
+}
+
 /*
- * As in hb_empty_words: first the summary, then the leaf.  Once madvise has
+ * As in hb_empty_pieces: first the summary, then the leaf.  Once madvise has
  * returned no processor reaches the old pages, so a mark is either in them, and
  * was taken, or in a new one, and then it comes after the summary went.
  */
-void hb_give_back(const HBitmap *hb, const struct hb_block *b)
+void hb_give_back(const struct hb_block *b)
 {
 #ifdef __linux__
     /* The words of level 1 over 2 MiB of the leaf, which are done at a time. */
     const uint64_t step = HB_BITS * HB_BITS;
 
-    if (hb->foreign_leaf || !b->mapped || b->nlevels < 3 ||
+    if (!b->paged || b->nlevels < 3 ||
         b->nwords[0] * sizeof(hb_word) < HB_GIVE_BACK_MIN || !hb_gives_back_pages()) {
         return;
     }
@@ -176,7 +195,41 @@ void hb_give_back(const HBitmap *hb, const struct hb_block *b)
         }
     }
 #else
-    (void)hb;
     (void)b;
+#endif
+}
+
+/*
+ * A fresh page costs as much as some hundred marks, a huge one a third of what it
+ * replaces.  So 2 MiB of the leaf become one when the 32nd of their 512 pages is
+ * touched.  What is marked densely soon has all; a few scattered marks take what they
+ * did, and nothing takes more than 16 times that.
+ */
+void hb_first_named(const struct hb_block *b, uint64_t parent)
+{
+#ifdef MADV_COLLAPSE
+    enum { DENSE = 32 };
+    /* Other words of level 1 over the same page. */
+    const uint64_t others = UINT64_C(0xff) << (parent % HB_BITS / 8 * 8) & ~hb_bit(parent);
+    const uint64_t huge = parent / HB_HUGE_PARENTS;
+
+    if (!b->paged || b->leaf_mapped ||
+        (huge + 1) * HB_HUGE > b->nwords[0] * sizeof(hb_word) ||
+        (atomic_load(&b->level[2][parent / HB_BITS]) & others)) {
+        return;
+    }
+    if (atomic_fetch_add_explicit(&b->touched[huge], 1, memory_order_relaxed) + 1 == DENSE) {
+        void *at = (char *)b->level[0] + huge * HB_HUGE;
+        int err = errno;
+
+        /* All of this is advice, which marks do not speak of. */
+        (void)madvise(at, HB_HUGE, MADV_HUGEPAGE);
+        (void)madvise(at, HB_HUGE, MADV_COLLAPSE);
+        (void)madvise(at, HB_HUGE, MADV_NOHUGEPAGE);
+        errno = err;
+    }
+#else
+    (void)b;
+    (void)parent;
 #endif
 }

@@ -4,6 +4,7 @@
  * stand in protocol.h, which has the rules.
  */
 #include "count.h"
+#include "pages.h"
 #include "threads.h"
 
 /* ---- marking upwards ---------------------------------------------------- */
@@ -57,8 +58,9 @@ bool hb_mark_level(const struct hb_block *b, unsigned k,
 void hb_summarise_words(const struct hb_block *b, uint64_t parent, uint64_t words)
 {
     hb_word *named = &b->level[1][parent];
+    uint64_t old = atomic_load(named);
 
-    if (words & ~atomic_load(named)) {
+    if (words & ~old) {
         struct hb_slot *slot = hb_summarising_begins();
         uint64_t bit = parent;
 
@@ -70,6 +72,9 @@ void hb_summarise_words(const struct hb_block *b, uint64_t parent, uint64_t word
         hb_test_delay();
         atomic_fetch_or(named, words);
         hb_summarising_ends(slot);
+        if (!old) {
+            hb_first_named(b, parent);
+        }
     }
 }
 
@@ -117,7 +122,13 @@ void hb_unsummarise(const struct hb_block *b, uint64_t parent, uint64_t words,
     uint64_t left, again = 0;
 
     hb_test_delay();
-    left = atomic_fetch_and(&b->level[1][parent], ~words) & ~words;
+    if (hb_alone()) {
+        left = atomic_load_explicit(&b->level[1][parent], memory_order_relaxed) & ~words;
+        atomic_store_explicit(&b->level[1][parent], left, memory_order_relaxed);
+        words = 0;
+    } else {
+        left = atomic_fetch_and(&b->level[1][parent], ~words) & ~words;
+    }
     hb_test_delay();
     /* The second look.  A mark of such a word that came after the first look and
      * still found it named came before the fetch_and in the one order of all
@@ -139,6 +150,22 @@ void hb_unsummarise(const struct hb_block *b, uint64_t parent, uint64_t words,
     }
 }
 
+/* For one thread alone: nobody is waited for, nothing looked at again. */
+static void hb_unsummarise_alone(const struct hb_block *b, uint64_t word, uint64_t bits)
+{
+    for (unsigned k = 2; k < b->nlevels; k++) {
+        hb_word *above = &b->level[k][word];
+        uint64_t left = atomic_load_explicit(above, memory_order_relaxed) & ~bits;
+
+        atomic_store_explicit(above, left, memory_order_relaxed);
+        if (left) {
+            return;
+        }
+        bits = hb_bit(word);
+        word /= HB_BITS;
+    }
+}
+
 void hb_unsummarise_above(const struct hb_block *b, struct hb_gone *gone)
 {
     uint64_t taken[HB_MAX_LEVELS];
@@ -149,6 +176,10 @@ void hb_unsummarise_above(const struct hb_block *b, struct hb_gone *gone)
         return;
     }
     gone->bits = 0;
+    if (hb_alone()) {
+        hb_unsummarise_alone(b, word, bits);
+        return;
+    }
     while (end < b->nlevels) {
         uint64_t left;
 

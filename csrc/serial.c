@@ -189,15 +189,15 @@ static int hb_load_words(HBitmap *hb, const uint8_t *buf, uint64_t fill,
         hb_test_delay();
         for (unsigned i = 0; i < n; i++) {
             uint64_t at = (parent + i) * HB_BITS;
-            uint64_t empty = ~set[i];
+            uint64_t named = atomic_load(&b->level[1][parent + i]);
+            uint64_t empty = named & ~set[i];
 
             empty &= at < first ? hb_mask_from(first) : UINT64_MAX;
             empty &= at + HB_BITS > end ? hb_mask_to(end - 1) : UINT64_MAX;
-            empty &= atomic_load(&b->level[1][parent + i]);
             if (set[i] | empty) {
                 hb_note(b, parent + i);
             }
-            if (set[i]) {
+            if (set[i] & ~named) {
                 hb_summarise_words(b, parent + i, set[i]);
             }
             if (empty) {
