@@ -21,8 +21,11 @@ CFLAGS_C = -std=c11 -g -Wall -Wextra -Wpedantic -Wconversion -Werror -Icsrc -Ite
 ASAN = -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 TSAN = -O1 -fsanitize=thread
 
-.PHONY: help run test test-pure build bench bench-c bench-stores results lint types asan asan-c asan-py tsan lockstep \
-    interrupts wheel clean
+# The other byte order, and a weaker order of memory. Compilers are MACHINE-linux-gnu-gcc.
+MACHINES = s390x aarch64
+
+.PHONY: help run test test-pure build bench bench-c bench-stores results lint types asan asan-c asan-py tsan cross \
+    cross-tools $(addprefix cross-,$(MACHINES)) lockstep interrupts wheel clean
 
 # Steps of `make lockstep`.
 N ?= 20000
@@ -67,6 +70,8 @@ asan: asan-c asan-py ## Run the tests in C and those of the core under ASan and 
 tsan: build/tsan/test_threads build/tsan/test_tracker ## Run the threads in C under TSan
 	for clone in $(CLONES); do PYBITMAP_CLONE=$$clone build/tsan/test_threads $(SEED) || exit 1; done
 	build/tsan/test_tracker $(SEED)
+
+cross: $(addprefix cross-,$(MACHINES)) ## Run the tests in C on s390x and aarch64, as user-mode QEMU has them
 
 lockstep: $(VENV)/.test ## Send N=20000 steps to a real QEMU and to ours, and compare
 	PYBITMAP_REQUIRE_PEERS=1 PYBITMAP_LOCKSTEP_STEPS=$(N) $(BIN)/python -m pytest -s tests/qmp/test_lockstep.py
@@ -140,6 +145,34 @@ build/asan/%: tests/c/%.c $(SOURCES) $(HEADERS)
 build/tsan/%: tests/c/%.c $(SOURCES) $(HEADERS)
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS_C) $(TSAN) $(DEFINES) -o $@ $< $(SOURCES) -pthread
+
+# Once round, or a fifth of it: half a minute for each machine.
+CROSS_SEED = $(or $(SEED),$$(date +%s))
+EMULATOR = $(firstword $(shell command -v qemu-$*-static) $(shell command -v qemu-$*))
+
+$(addprefix cross-,$(MACHINES)): cross-%: $(addprefix build/cross/%/test_,model model_mapped threads tracker)
+	$(EMULATOR) build/cross/$*/test_model $(CROSS_SEED) 1
+	$(EMULATOR) build/cross/$*/test_model_mapped $(CROSS_SEED) 1
+	$(EMULATOR) build/cross/$*/test_threads $(CROSS_SEED) 1
+	$(EMULATOR) build/cross/$*/test_tracker $(CROSS_SEED) 4
+
+build/cross/%/test_model: DEFINES = -DHB_TEST_ALLOC
+build/cross/%/test_model_mapped: DEFINES = -DHB_TEST_ALLOC -DHB_MAP_MIN=1 -DHB_GIVE_BACK_MIN=1
+
+build/cross/%: $(wildcard tests/c/*.c) $(SOURCES) $(HEADERS) | cross-tools
+	@mkdir -p $(@D)
+	$(*D)-linux-gnu-gcc $(CFLAGS_C) -O2 -static -DEMULATED $(DEFINES) -o $@ \
+	    tests/c/$(patsubst %_mapped,%,$(*F)).c $(SOURCES) -pthread
+
+cross-tools:
+	@missing=; for machine in $(MACHINES); do \
+	    command -v $$machine-linux-gnu-gcc > /dev/null || missing="$$missing $$machine-linux-gnu-gcc"; \
+	    command -v qemu-$$machine-static > /dev/null || command -v qemu-$$machine > /dev/null || \
+	        missing="$$missing qemu-$$machine-static"; \
+	done; \
+	[ -z "$$missing" ] || { echo "make cross: nothing was run, these programs are missing:$$missing. Debian has them" \
+	    "in gcc-s390x-linux-gnu, gcc-aarch64-linux-gnu, libc6-dev-s390x-cross, libc6-dev-arm64-cross, qemu-user-static" \
+	    >&2; exit 1; }
 
 # As the package is compiled: without optimisation across files.
 build/bench/%: bench/c/%.c $(wildcard bench/c/*.h) $(SOURCES) $(HEADERS)

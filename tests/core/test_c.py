@@ -8,6 +8,7 @@ whatever C compiler there is. How the sources compile is checked with gcc and wi
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -197,6 +198,22 @@ def test_sources_compile_without_a_warning(tmp_path: Path, name: str) -> None:
     for source in sources:
         options = ["-std=c11", "-O2", *WARNINGS, f"-I{CSRC}", "-c", "-o", str(tmp_path / "o")]
         succeed([compiler, *options, str(source)])
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="-m32 is for x86")
+def test_a_machine_of_32_bits_is_refused_with_the_reason(tmp_path: Path) -> None:
+    """By the compiler. There need be no C library for it: the headers of the one that is there do,
+    but for one."""
+    compiler = peer("gcc", "gcc")
+    (tmp_path / "gnu").mkdir()
+    (tmp_path / "gnu" / "stubs-32.h").touch()
+    headers = f"-I/usr/include/{succeed([compiler, '-print-multiarch']).strip()}"
+    command = [compiler, "-std=c11", f"-I{CSRC}", headers, f"-I{tmp_path}", "-fsyntax-only"]
+    source = str(CSRC / "block.c")
+    succeed([*command, "-m64", source])
+    done = run([*command, "-m32", source])
+    assert done.returncode != 0
+    assert "HBitmap needs 64-bit addresses" in done.stderr
 
 
 @pytest.mark.parametrize(
