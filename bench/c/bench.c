@@ -1027,6 +1027,61 @@ static uint64_t mark_one_of_tracked(unsigned self)
 
 /* ---- resident memory ---------------------------------------------------- */
 
+/* ---- waits for others ---------------------------------------------------- */
+
+/*
+ * How long does it take to wait for marks, if there are more threads that mark
+ * than processors?  Thread 0 waits; the others mark until it is done.
+ */
+static atomic_bool going_on;
+
+static void go_on(void)
+{
+    atomic_store(&going_on, true);
+}
+
+/* For who is marking by the tracker. */
+static uint64_t publish_beside(unsigned self)
+{
+    enum { TIMES = 2000 };
+
+    if (self) {
+        for (uint64_t i = 0; atomic_load(&going_on); i++) {
+            (void)hbtracker_mark(tracker, pick[i % npicks] % tracked_size, 1);
+        }
+        return 0;
+    }
+    for (unsigned i = 0; i < TIMES; i++) {
+        hbtracker_publish(tracker, hbtracker_set_alloc(tracked_size, tracked, 1 + i % 2, false));
+    }
+    atomic_store(&going_on, false);
+    return TIMES;
+}
+
+/* For who is setting summary bits, of whatever bitmap. */
+static uint64_t reset_beside(unsigned self)
+{
+    enum { TIMES = 10000, APART = 64 * 64 };
+    HBitmap *own = tracked[self];
+
+    if (self) {
+        while (atomic_load(&going_on)) {
+            for (uint64_t group = 0; group < tracked_size; group += APART) {
+                (void)hbitmap_set(own, group, 1);
+            }
+            hbitmap_reset_all(own);
+        }
+        return 0;
+    }
+    hbitmap_reset_all(own);
+    for (unsigned i = 0; i < TIMES; i++) {
+        (void)hbitmap_set(own, 0, 1);
+        (void)hbitmap_reset(own, 0, 1);
+    }
+    atomic_store(&going_on, false);
+    return TIMES;
+}
+
 static double resident(void)
 {
     unsigned long total, pages = 0;
@@ -1204,6 +1259,10 @@ static const struct row rows[] = {
       0, mark_tracked, 0, mark_wide, 0 },
     { "tracker of 16, clean, same memory", "mark", GOAL_RATIO, 16, track_many_and_wide,
       clean_tracked, mark_tracked, clean_wide, mark_wide, 0 },
+    { "wait: publish beside 3 that mark", "call", GOAL_NONE, 0, track_many_large,
+      go_on, publish_beside, 0, 0, 4 },
+    { "wait: reset beside 3 that mark", "call", GOAL_NONE, 0, track_many_large,
+      go_on, reset_beside, 0, 0, 4 },
 };
 
 enum {
