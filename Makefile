@@ -71,7 +71,7 @@ tsan: build/tsan/test_threads build/tsan/test_tracker ## Run the threads in C un
 	for clone in $(CLONES); do PYBITMAP_CLONE=$$clone build/tsan/test_threads $(SEED) || exit 1; done
 	build/tsan/test_tracker $(SEED)
 
-cross: $(addprefix cross-,$(MACHINES)) ## Run the tests in C on s390x and aarch64, as user-mode QEMU has them
+cross: $(addprefix cross-,$(MACHINES)) ## Run the tests in C as user-mode QEMU has other machines (MACHINES="s390x aarch64")
 
 lockstep: $(VENV)/.test ## Send N=20000 steps to a real QEMU and to ours, and compare
 	PYBITMAP_REQUIRE_PEERS=1 PYBITMAP_LOCKSTEP_STEPS=$(N) $(BIN)/python -m pytest -s tests/qmp/test_lockstep.py

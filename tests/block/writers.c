@@ -10,14 +10,18 @@
  */
 #define _GNU_SOURCE
 #include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { MAX_NODES = 8, MAX_THREADS = 4, MAX_BLOCK = 16384 };
+
+/* So often a thread that has to wait looks again at once; from then on it sleeps in
+ * between. */
+enum { LOOKS = 1000 };
 
 typedef int mark_function(void *tracker, uint64_t offset, uint64_t length);
 typedef int mark_many_function(void *tracker, const uint64_t *offsets,
@@ -54,13 +58,18 @@ static void *run(void *argument)
         uint64_t begin = number * s->block;
         uint64_t unit = s->first + number / s->nnodes * s->block;
         void *tracker = s->trackers[number % s->nnodes];
+        unsigned looks = 0;
         int err = 0;
 
         while (atomic_load(&p->acked) < begin || atomic_load(&p->limit) < begin + s->block) {
             if (atomic_load(&p->stop)) {
                 return NULL;
             }
-            sched_yield();
+            if (looks < LOOKS) {
+                looks++;
+            } else {
+                (void)nanosleep(&(struct timespec){ .tv_nsec = 1000 }, NULL);
+            }
         }
         atomic_store(&p->begun, begin + s->block);
         if (s->block == 1) {
