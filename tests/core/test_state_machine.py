@@ -247,7 +247,7 @@ class Machine(RuleBasedStateMachine):
         for pair in self.pairs:
             assert_same(pair.real, pair.model)
             for view in pair.views:
-                assert view.tobytes() == pair.model.leaf()
+                assert view.tobytes() == pair.model.words()
         for _, walk in self.walks:
             walk.keep_up()
 

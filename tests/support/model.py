@@ -9,6 +9,8 @@ bitmaps of 2**63 - 1 items. :func:`assert_same` compares a bitmap with its model
 from __future__ import annotations
 
 import hashlib
+import sys
+from array import array
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from operator import index
@@ -402,6 +404,13 @@ class Model:
             bit = item // self.group
             leaf[bit // 8] |= 1 << bit % 8
         return bytes(leaf)
+
+    def words(self) -> bytes:
+        """The leaf words in the byte order of this machine."""
+        words = array("Q", self.leaf())
+        if sys.byteorder == "big":
+            words.byteswap()
+        return words.tobytes()
 
     def sha256(self) -> str:
         return hashlib.sha256(self.leaf()).hexdigest()
