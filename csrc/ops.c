@@ -276,8 +276,8 @@ static uint64_t hb_overwrite_few(const struct hb_block *a, const struct hb_block
  *
  * What the result had is overwritten, so its words are stored: a mark that is
  * wiped out came before, one that comes after finds its way as after any clear.
- * The bits above follow behind a fence: those of words that are not zero are
- * set, the others taken, with the second look.
+ * The bits above follow, without a fence, since the second look is at the word
+ * that was stored: those of words that are not zero are set, the others taken.
  */
 static void hb_overwrite(const struct hb_block *a, const struct hb_block *b,
                          const struct hb_block *result)
@@ -294,15 +294,13 @@ static void hb_overwrite(const struct hb_block *a, const struct hb_block *b,
         if (stop > at) {
             hb_or_words(&result->level[0][at], &a->level[0][at], &b->level[0][at],
                         stop - at);
-            hb_fence();
             /* A bit over a word that is zero by now does no harm. */
             hb_summarise_range(result, at, stop - 1);
             hb_note_range(result, parent, (stop - 1) / HB_BITS);
             next = stop;
             continue;
         }
-        /* Up to 4096 words, then one fence for all of them, which waits until
-         * their stores are done. */
+        /* Up to 4096 words, then their summaries. */
         for (; n < HB_BITS && parent + n < result->nwords[1]; n++) {
             uint64_t named = atomic_load(&a->level[1][parent + n]) |
                              atomic_load(&b->level[1][parent + n]);
@@ -311,7 +309,6 @@ static void hb_overwrite(const struct hb_block *a, const struct hb_block *b,
             set[n] = stale[n] ? hb_overwrite_few(a, b, result, parent + n, named,
                                                  stale[n] & ~named) : 0;
         }
-        hb_fence();
         hb_test_delay();
         for (unsigned i = 0; i < n; i++) {
             uint64_t empty;

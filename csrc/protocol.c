@@ -224,7 +224,6 @@ void hb_drop_summaries_under(const struct hb_block *b, uint64_t word)
         atomic_store_explicit(&b->level[1][word * HB_BITS + hb_lowest(bits)], 0,
                               HB_BULK);
     }
-    hb_fence();
     hb_note_bits(b, word, gone.bits);
     hb_unsummarise_above(b, &gone);
 }

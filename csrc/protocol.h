@@ -31,7 +31,7 @@
 
 #include "block.h"
 
-/* Relaxed stores of single words that hb_fence() follows, see words.h. */
+/* Relaxed stores of single words, see words.h. */
 #ifdef HB_TSAN
 #define HB_BULK memory_order_seq_cst
 #else
@@ -157,7 +157,7 @@ void hb_unsummarise_above(const struct hb_block *b, struct hb_gone *gone);
 /*
  * The first part of what empties leaf words by their pages: no word of level 1
  * under word `word` of level 2 names any, or none at all.  (Below two summaries,
- * word 0.)
+ * word 0.)  The caller's fence stands between this and the pages' going.
  */
 void hb_drop_summaries_under(const struct hb_block *b, uint64_t word);
 void hb_drop_summaries(const struct hb_block *b);

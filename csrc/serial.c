@@ -171,8 +171,8 @@ static int hb_load_words(HBitmap *hb, const uint8_t *buf, uint64_t fill,
     b = hb_block_of(hb);
     err = hb_chunk(hb, b, start, count, &first, &last);
     while (!err && first <= last) {
-        /* Up to 4096 words, then one fence for all of them, which waits until
-         * their stores are done. */
+        /* Up to 4096 words, then their summaries; as in hb_overwrite (ops.c), there
+         * is no fence in between. */
         uint64_t set[HB_BITS], parent = first / HB_BITS, end = first;
         unsigned n = 0;
 
@@ -185,7 +185,6 @@ static int hb_load_words(HBitmap *hb, const uint8_t *buf, uint64_t fill,
                 buf += (end - from) * sizeof(uint64_t);
             }
         }
-        hb_fence();
         hb_test_delay();
         for (unsigned i = 0; i < n; i++) {
             uint64_t at = (parent + i) * HB_BITS;

@@ -12,7 +12,8 @@
  *     something else in their place.  (Wiped out twice, by a memcpy whose ends
  *     overlap say, is still earlier than the end of the call.)
  * Either is ordered by nothing: the caller puts hb_fence() (after stores, or
- * hb_read_fence() after loads) before the next level is looked at.
+ * hb_read_fence() after loads) before the next level is looked at, or says why
+ * that may be left out.
  * ThreadSanitizer would be right to complain, so its build has the same loops
  * with atomics; it knows no fences either, so there they are sequentially
  * consistent.
