@@ -16,7 +16,8 @@ to summarise it says so in its slot, sets what is above first, then the bit of `
 takes bits of `high` and `top` waits until those who are at that have finished, and looks again.
 
 `explore` visits every state that any interleaving of the accesses can reach (all of them being
-sequentially consistent, as they are in C) and checks in each
+sequentially consistent; where they are less in C, tests/litmus says why that is enough) and checks
+in each
 
   (a) once all calls have returned, no summary bit is clear over a word that is not zero;
   (b) a mark that returned before a drain began is in that drain, or was taken by a clear that
@@ -24,6 +25,9 @@ sequentially consistent, as they are in C) and checks in each
 
 Then the protocol is broken on purpose, one rule at a time, and the exploration has to find a
 schedule that shows what goes wrong.  `python tests/core/test_protocol.py` prints those schedules.
+
+`mirrors:` names the functions of csrc that a generator follows; when one of them changes,
+tests/litmus/test_litmus.py says so.
 """
 
 from __future__ import annotations
@@ -123,6 +127,8 @@ def mark(
     """Leaf first; then the word is named, also when the bit was already set.
 
     `test_first`: a load decides whether the read-modify-write is needed at all, as in C.
+
+    mirrors: hbitmap_set, hb_mark_word, hb_mark, hb_mark_words
     """
     was_set = yield from set_bits(word, bits, test_first)
     if early_exit and was_set:
@@ -132,7 +138,10 @@ def mark(
 
 
 def fill(slot: int, word: int) -> Call:
-    """A mark over a whole word stores ones: there is nothing in it to keep."""
+    """A mark over a whole word stores ones: there is nothing in it to keep.
+
+    mirrors: hb_mark, hb_mark_whole
+    """
     if not (yield has(word, ALL)):
         yield store(word, ALL)
     yield from summarise(slot, word)
@@ -140,6 +149,7 @@ def fill(slot: int, word: int) -> Call:
 
 
 def set_bits(word: int, bits: int, test_first: bool = True) -> Call:
+    """mirrors: hb_or, hb_or_bit, hb_mark_part"""
     if test_first and (yield has(word, bits)):
         return 1
     return (yield fetch_or(word, bits))
@@ -151,6 +161,8 @@ def summarise(
     """Set the bit of `mid` above a leaf word; but before, what is above that.
 
     Whoever finds it set may go: so it is set last.
+
+    mirrors: hb_summarise, hb_summarise_words, hb_summarising_begins, hb_summarising_ends
     """
     mid, bit = ABOVE[word]
     if (yield has(mid, bit)):
@@ -174,7 +186,10 @@ def summarise(
 
 
 def name_locked(word: int) -> Call:
-    """The same for whoever holds the lock: nobody takes bits of `high` or `top` meanwhile."""
+    """The same for whoever holds the lock: nobody takes bits of `high` or `top` meanwhile.
+
+    mirrors: hb_summarise_words
+    """
     mid, bit = ABOVE[word]
     if not (yield has(mid, bit)):
         yield from set_bits(*ABOVE[mid])
@@ -199,6 +214,8 @@ def clear(
     3. Look again at each of them: whoever marked it after 1 may have found the bit of `mid` still
        set, before 2.  If it is not zero, summarise it.
     4. If 2 left `mid` zero and 3 named nothing, its bit of `high` goes, at the end, with all such.
+
+    mirrors: hb_clear, hb_clear_piece, hb_clear_word, hb_drain_piece
     """
     yield lock()
     taken = 0
@@ -214,8 +231,9 @@ def clear(
                 if not named & ABOVE[word][1] or not bits[word]:
                     continue
                 old = yield load(word)
-                if old & bits[word]:
-                    if take_by_store or (bits[word] == ALL and not drain):
+                whole = bits[word] == ALL and not drain
+                if whole or old & bits[word]:
+                    if take_by_store or whole:
                         # BROKEN in a drain: `old` may be out of date
                         yield store(word, old & ~bits[word])
                     else:
@@ -232,7 +250,10 @@ def clear(
 
 
 def unsummarise(mid: int, zero: list[int], look_again: bool = True) -> Call:
-    """The bits of `mid` over leaf words that were seen zero; is it zero itself then?"""
+    """The bits of `mid` over leaf words that were seen zero; is it zero itself then?
+
+    mirrors: hb_unsummarise
+    """
     drop = sum(ABOVE[word][1] for word in zero)
     left = (yield fetch_and(mid, ~drop)) & ~drop
     named = False
@@ -253,6 +274,8 @@ def drop_high(
     """Bits of `high` over words of `mid` that were seen zero, and what is above, if need be.
 
     All of them go, then those who are summarising are waited for, then all is looked at again.
+
+    mirrors: hb_unsummarise_above
     """
     if wait_first:
         yield from wait_for_markers()  # BROKEN: others come after that
@@ -271,6 +294,7 @@ def drop_high(
 
 
 def wait_for_markers() -> Call:
+    """mirrors: hb_wait_for_summarising"""
     for slot in (SLOT_A, SLOT_B):
         yield changed(slot, 1)
     return 0
@@ -281,6 +305,8 @@ def wipe(summary_first: bool = True, top_before_leaf: bool = False) -> Call:
 
     A mark whose leaf bit the stores leave alone came after them, so it finds its bit of `mid` gone.
     reset_all of a large bitmap does the levels above before the leaf, too.
+
+    mirrors: hb_empty_pieces, hb_give_back
     """
     yield lock()
     if summary_first:
@@ -295,7 +321,29 @@ def wipe(summary_first: bool = True, top_before_leaf: bool = False) -> Call:
     return 0
 
 
+def wipe_named(exchange: bool = True) -> Call:
+    """As `wipe`; but of the leaf only what `mid` named goes, so no name may be overlooked.
+
+    mirrors: hb_empty_pieces
+    """
+    yield lock()
+    named = []
+    for mid in MIDS:
+        bits = yield load(mid)
+        if exchange:
+            bits = yield fetch_and(mid, ~ALL)
+        else:
+            yield store(mid, 0)  # BROKEN: what was named in between is overlooked
+        named += [word for word in UNDER[mid] if bits & ABOVE[word][1]]
+    for word in named:
+        yield store(word, 0)
+    yield from drop_high(ALL)
+    yield unlock()
+    return 0
+
+
 def wipe_mids(and_above: bool = True) -> Call:
+    """mirrors: hb_drop_summaries, hb_drop_summaries_under"""
     for mid in MIDS:
         yield store(mid, 0)
     if and_above:
@@ -307,6 +355,8 @@ def move(trust_summary: bool = False, summary_first: bool = True) -> Call:
     """A drain of all words by their pages: as `wipe`, but each word is taken as it goes.
 
     What is in the words is taken whether `mid` named it or not: a marker may not have come there.
+
+    mirrors: hb_move_leaf, hb_drain_pages
     """
     yield lock()
     named = 0b111
@@ -326,7 +376,10 @@ def move(trust_summary: bool = False, summary_first: bool = True) -> Call:
 
 
 def overwrite(leaf0: int, leaf1: int, look_again: bool = True) -> Call:
-    """Merge into a third bitmap, and deserialize: whole words are stored, then `mid0` follows."""
+    """Merge into a third bitmap, and deserialize: whole words are stored, then `mid0` follows.
+
+    mirrors: hb_overwrite, hb_overwrite_few, hb_load_words, hb_load_few
+    """
     yield lock()
     yield store(LEAF0, leaf0)
     yield store(LEAF1, leaf1)
@@ -368,7 +421,10 @@ def mark_tall(slot: int, word: int, bits: int) -> Call:
 
 
 def mark_range(slot: int, bits: int, say: bool = True) -> Call:
-    """A mark from `leaf0` to `leaf2`: level by level, then `mid0` and `mid1`."""
+    """A mark from `leaf0` to `leaf2`: level by level, then `mid0` and `mid1`.
+
+    mirrors: hb_mark, hb_mark_level, hb_summarise_range
+    """
     yield from set_bits(LEAF0, bits)
     yield from set_bits(LEAF2, bits)
     if (yield has(MID0, 1)) and (yield has(MID1, 1)):
@@ -385,7 +441,10 @@ def mark_range(slot: int, bits: int, say: bool = True) -> Call:
 
 
 def clear_tall(drain: bool, **broken: bool) -> Call:
-    """Reset and drain: what is empty under `high` is seen to when the clear has come to `high1`."""
+    """Reset and drain: what is empty under `high` is seen to when the clear has come to `high1`.
+
+    mirrors: hb_clear, hb_unsummarise
+    """
     yield lock()
     taken = 0
     gone = None
@@ -416,7 +475,10 @@ def clear_tall(drain: bool, **broken: bool) -> Call:
 
 
 def drop_above(mid: int, wait: bool = True, all_levels: bool = True) -> Call:
-    """The bit over a word of level 1, and so on upwards as far as that is empty."""
+    """The bit over a word of level 1, and so on upwards as far as that is empty.
+
+    mirrors: hb_unsummarise_above
+    """
     emptied = []
     word = mid
     while word in ABOVE_TALL:
@@ -756,6 +818,15 @@ def test_emptying_whole_words(top_before_leaf: bool) -> None:
     explore([filler("fill A", LEAF0), marker("mark B", LEAF0, 1), wiper(), drainer()], EMPTY)
 
 
+def named_wiper(**options: Any) -> Thread:
+    return Thread("wipe", lambda: wipe_named(**options))
+
+
+def test_emptying_what_is_named() -> None:
+    assert all_pairs(named_wiper(), drainer(), starts=("far apart",), pairs=TWO) > 1000
+    explore([filler("fill A", LEAF0), marker("mark B", LEAF0, 1), named_wiper(), drainer()], EMPTY)
+
+
 @pytest.mark.parametrize("other", [drainer(), mover(), resetter()], ids=lambda t: t.name)
 def test_draining_by_pages(other: Thread) -> None:
     assert all_pairs(mover(), other, starts=("stale far", "far apart"), pairs=TWO) > 1000
@@ -895,6 +966,10 @@ def broken_wipe_of_the_leaf_first() -> int:
     return all_pairs(wiper(summary_first=False))
 
 
+def broken_wipe_that_overlooks_names() -> int:
+    return all_pairs(named_wiper(exchange=False))
+
+
 def broken_overwrite_without_a_second_look() -> int:
     return all_pairs(merger(0, 0, look_again=False))
 
@@ -923,6 +998,7 @@ BROKEN = {
     broken_tall_look_at_level_1_only: "(b) the drain passed over leaf2 bit 0",
     broken_tall_range_that_is_not_waited_for: "(a) mid0",
     broken_wipe_of_the_leaf_first: "(a) leaf",
+    broken_wipe_that_overlooks_names: "(a) leaf",
     broken_overwrite_without_a_second_look: "(a) leaf",
     broken_move_of_what_is_named: "lost: drained",
     broken_move_of_the_leaf_first: "(a) leaf",

@@ -30,6 +30,8 @@ at what the old sets hold when a publication has returned.
 Then the protocol is broken on purpose, one rule at a time, and the exploration has to find a
 schedule that shows what goes wrong.  `python tests/core/test_turn.py` prints those schedules.  Some
 changes look as if they broke it, but do not: those are at the end.
+
+`mirrors:` names functions of csrc, as in test_protocol.py.
 """
 
 from __future__ import annotations
@@ -118,6 +120,7 @@ MARKED, REFUSED = range(2)  # what a mark returns; REFUSED: it would have to wai
 
 
 def mark(slot: int, node: int, bit: int, look_late: bool = False, **options: Any) -> Call:
+    """mirrors: hb_mark_write, hb_leave"""
     while True:
         a_set = yield from enter(slot, node, **options)
         if not a_set:
@@ -140,7 +143,10 @@ def enter(
     go_on: bool = True,
     then_names: tuple[str, ...] = ("set",),
 ) -> Call:
-    """The set to mark in.  Nothing is used before the slot names it and it is still published."""
+    """The set to mark in.  Nothing is used before the slot names it and it is still published.
+
+    mirrors: hb_enter, hb_enter_slowly
+    """
     while True:
         head = yield load(PUBLISHED + node)
         taken = 0
@@ -174,12 +180,14 @@ def turn_of(fork: int, own_turn: bool = False) -> int:
 
 
 def wait_for(head: int) -> Call:
+    """mirrors: hb_wait_for"""
     for slot in (SLOT, SLOT + 1):
         yield changed(slot, head)
     return 0
 
 
 def publish(node: int, new: int, old: int, frees: bool = True) -> Call:
+    """mirrors: hbtracker_publish"""
     yield store(PUBLISHED + node, new)
     if old:
         yield from wait_for(old)
@@ -198,7 +206,10 @@ def publish_all(
     own_turn: bool = False,
     **waiting: bool,
 ) -> Call:
-    """turn_after, wait_after, look_after: when that is done; BROKEN if it is another time."""
+    """turn_after, wait_after, look_after: when that is done; BROKEN if it is another time.
+
+    mirrors: hbtracker_publish_all
+    """
     for done in ("nothing", "fork a", "forks", "set a", "sets", "wait"):
         if done in ("fork a", "forks"):
             node = A if done == "fork a" else B
