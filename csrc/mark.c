@@ -22,9 +22,9 @@ bool hb_mark(const struct hb_block *b, uint64_t first, uint64_t last)
     /*
      * A mark's words come before the look at level 1, as in hb_mark_word,
      * which is sequentially consistent throughout.  Stored words need a full
-     * fence for that.  Where all was found set there are loads only; loads stay
-     * in order behind an acquire fence, which costs nothing on x86 where the
-     * full one takes as long as the rest of the mark.
+     * fence for that.  Where all was found set there are loads only; these stay
+     * in order behind hb_read_fence(), which costs nothing on x86 where the full
+     * one takes as long as the rest of the mark.
      */
     if (gained) {
         hb_fence();

@@ -44,7 +44,17 @@ typedef hb_word hb_plain;
 typedef hb_word hb_loose;
 #else
 #define hb_fence() atomic_thread_fence(memory_order_seq_cst)
+/*
+ * Loads before it and behind it are in order for all threads.  An acquire fence is
+ * enough for that where a store reaches all other threads at once (tests/litmus,
+ * mark-loads-armv8); of other machines, POWER is one, C11 does not promise it
+ * (mark-loads).
+ */
+#if defined(__x86_64__) || defined(__aarch64__) || defined(__riscv) || defined(__s390x__)
 #define hb_read_fence() atomic_thread_fence(memory_order_acquire)
+#else
+#define hb_read_fence() hb_fence()
+#endif
 #define hb_write_fence() atomic_thread_fence(memory_order_release)
 typedef uint64_t hb_plain;
 typedef uint64_t hb_loose __attribute__((aligned(1), may_alias));

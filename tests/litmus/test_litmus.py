@@ -100,7 +100,7 @@ def test_fences_have_the_same_order_in_both() -> None:
     orders = orders_in_c()
     assert orders == {
         "hb_fence": ["seq_cst"],
-        "hb_read_fence": ["acquire"],
+        "hb_read_fence": ["acquire", "seq_cst"],
         "hb_write_fence": ["release"],
     }
     for tag, fence in fences_in_c().items():
