@@ -75,8 +75,8 @@ static uint64_t hb_count_piece(const struct hb_block *b, uint64_t parent)
 static uint64_t hb_count_noted(struct hb_block *b, uint64_t word, bool alone)
 {
     hb_word *notes = &b->notes[word];
-    /* Relaxed: nobody is setting them, or nobody else is there. */
-    uint64_t bits = atomic_load_explicit(notes, memory_order_relaxed), grown = 0;
+    /* Who has set one, and found the top set before it was taken, is seen here. */
+    uint64_t bits = atomic_load(notes), grown = 0;
 
     if (alone) {
         atomic_store_explicit(notes, 0, memory_order_relaxed);
