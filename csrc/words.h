@@ -98,12 +98,12 @@ static inline bool hb_all_ones(const hb_word *words, uint64_t n)
     return all == UINT64_MAX;
 }
 
-/* n words from anywhere. */
+/* n words from anywhere (under TSan, from where a word can lie). */
 static inline void hb_copy_words(hb_word *to, const void *from, uint64_t n)
 {
 #ifdef HB_TSAN
     for (uint64_t i = 0; i < n; i++) {
-        atomic_store(&to[i], ((const uint64_t *)from)[i]);
+        atomic_store(&to[i], atomic_load(&((const hb_word *)from)[i]));
     }
 #else
     memcpy((void *)to, from, (size_t)n * sizeof(to[0]));
