@@ -11,8 +11,14 @@ void hb_note_first(const struct hb_block *b, uint64_t word, uint64_t notes)
 {
     /* They are no part of what const says. */
     struct hb_block *own = (struct hb_block *)(uintptr_t)b;
-    struct hb_slot *slot = hb_summarising_begins();
+    struct hb_slot *slot;
 
+    if (hb_alone()) {
+        hb_or_alone(&b->notes[word], notes);
+        hb_or_alone(&own->top, hb_bit(word >> b->top_shift));
+        return;
+    }
+    slot = hb_summarising_begins();
     hb_test_delay();
     atomic_fetch_or(&b->notes[word], notes);
     hb_test_delay();

@@ -186,7 +186,7 @@ static void hb_combine(enum hb_op op, const struct hb_block *a,
  * hb_mark_words from `word` on, the first under its summary word, as far as there
  * are many; for one thread alone.  Where it ended: at `word`, if there are few.
  */
-static uint64_t hb_or_alone(const struct hb_block *from, const struct hb_block *to,
+static uint64_t hb_merge_alone(const struct hb_block *from, const struct hb_block *to,
                             uint64_t word)
 {
     uint64_t most = hb_min(from->nwords[0], word + HB_BITS * HB_BITS);
@@ -217,7 +217,7 @@ static void hb_or_into(const struct hb_block *from, const struct hb_block *to)
          next = hb_next_bit(from, 1, next)) {
         uint64_t parent = next / HB_BITS, at = parent * HB_BITS;
 
-        next = alone ? hb_or_alone(from, to, at) : at;
+        next = alone ? hb_merge_alone(from, to, at) : at;
         if (next == at) {
             (void)hb_mark_words(to, parent, &from->level[0][at],
                                 atomic_load(&from->level[1][parent]));
@@ -316,7 +316,6 @@ static void hb_overwrite(const struct hb_block *a, const struct hb_block *b,
             if (!stale[i]) {
                 continue;
             }
-            hb_note(result, parent + i);
             if (set[i]) {
                 hb_summarise_words(result, parent + i, set[i]);
             }
@@ -325,6 +324,7 @@ static void hb_overwrite(const struct hb_block *a, const struct hb_block *b,
                 hb_unsummarise(result, parent + i, empty, &gone);
             }
         }
+        hb_note_range(result, parent, parent + n - 1);
         next = at + n * HB_BITS;
     }
     hb_unsummarise_above(result, &gone);

@@ -55,12 +55,27 @@ bool hb_mark_level(const struct hb_block *b, unsigned k,
     return changed;
 }
 
+/* For one thread alone: in any order, and nobody has to be told. */
+static void hb_summarise_alone(const struct hb_block *b, uint64_t parent, uint64_t words)
+{
+    hb_or_alone(&b->level[1][parent], words);
+    for (unsigned k = 2; k < b->nlevels; k++) {
+        hb_or_alone(&b->level[k][parent / HB_BITS], hb_bit(parent));
+        parent /= HB_BITS;
+    }
+}
+
 void hb_summarise_words(const struct hb_block *b, uint64_t parent, uint64_t words)
 {
     hb_word *named = &b->level[1][parent];
     uint64_t old = atomic_load(named);
 
-    if (words & ~old) {
+    if (!(words & ~old)) {
+        return;
+    }
+    if (hb_alone()) {
+        hb_summarise_alone(b, parent, words);
+    } else {
         struct hb_slot *slot = hb_summarising_begins();
         uint64_t bit = parent;
 
@@ -72,9 +87,9 @@ void hb_summarise_words(const struct hb_block *b, uint64_t parent, uint64_t word
         hb_test_delay();
         atomic_fetch_or(named, words);
         hb_summarising_ends(slot);
-        if (!old) {
-            hb_first_named(b, parent);
-        }
+    }
+    if (!old) {
+        hb_first_named(b, parent);
     }
 }
 

@@ -70,6 +70,13 @@ static inline bool hb_or_bit(hb_word *words, uint64_t bit)
     return true;
 }
 
+/* For one thread alone: relaxed, since nobody else is there. */
+static inline void hb_or_alone(hb_word *word, uint64_t mask)
+{
+    mask |= atomic_load_explicit(word, memory_order_relaxed);
+    atomic_store_explicit(word, mask, memory_order_relaxed);
+}
+
 /* Is bit `bit` of these words set? */
 static inline bool hb_is_set(const hb_word *words, uint64_t bit)
 {

@@ -173,7 +173,7 @@ static int hb_load_words(HBitmap *hb, const uint8_t *buf, uint64_t fill,
     while (!err && first <= last) {
         /* Up to 4096 words, then their summaries; as in hb_overwrite (ops.c), there
          * is no fence in between. */
-        uint64_t set[HB_BITS], parent = first / HB_BITS, end = first;
+        uint64_t set[HB_BITS], changed = 0, parent = first / HB_BITS, end = first;
         unsigned n = 0;
 
         for (; n < HB_BITS && end <= last; n++) {
@@ -193,15 +193,16 @@ static int hb_load_words(HBitmap *hb, const uint8_t *buf, uint64_t fill,
 
             empty &= at < first ? hb_mask_from(first) : UINT64_MAX;
             empty &= at + HB_BITS > end ? hb_mask_to(end - 1) : UINT64_MAX;
-            if (set[i] | empty) {
-                hb_note(b, parent + i);
-            }
+            changed |= set[i] | empty;
             if (set[i] & ~named) {
                 hb_summarise_words(b, parent + i, set[i]);
             }
             if (empty) {
                 hb_unsummarise(b, parent + i, empty, &gone);
             }
+        }
+        if (changed) {
+            hb_note_range(b, parent, parent + n - 1);
         }
         first = end;
     }
