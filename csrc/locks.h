@@ -7,6 +7,8 @@
 
 #include "block.h"
 
+#pragma GCC visibility push(hidden)
+
 /*
  * What a lock is taken for.  The child of a fork has no thread that would release
  * a lock of another one's, so threads say in their slots which they have:
@@ -98,5 +100,7 @@ static inline void hb_unlock(const HBitmap *hb)
  * of these; NULL: there is none. */
 void hb_lock_all(const HBitmap *a, const HBitmap *b, const HBitmap *changed);
 void hb_unlock_all(const HBitmap *a, const HBitmap *b, const HBitmap *changed);
+
+#pragma GCC visibility pop
 
 #endif

@@ -7,6 +7,8 @@
 
 #include "block.h"
 
+#pragma GCC visibility push(hidden)
+
 /* From here on a leaf begins where a huge page can. */
 #define HB_HUGE ((size_t)2 << 20)
 
@@ -57,5 +59,7 @@ void hb_filled(const struct hb_block *b);
 
 /* Empties a large bitmap by giving its pages back, as far as that can be done. */
 void hb_give_back(const struct hb_block *b);
+
+#pragma GCC visibility pop
 
 #endif

@@ -31,6 +31,8 @@
 
 #include "block.h"
 
+#pragma GCC visibility push(hidden)
+
 /* Relaxed stores of single words, see words.h. */
 #ifdef HB_TSAN
 #define HB_BULK memory_order_seq_cst
@@ -173,5 +175,7 @@ void hb_drop_summaries(const struct hb_block *b);
 
 /* Clears the groups [first, last]. */
 void hb_clear(const struct hb_block *b, uint64_t first, uint64_t last);
+
+#pragma GCC visibility pop
 
 #endif

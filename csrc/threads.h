@@ -20,6 +20,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#pragma GCC visibility push(hidden)
+
 enum { HB_CACHE_LINE = 64 };
 
 struct HBitmap;
@@ -40,9 +42,9 @@ struct hb_slot {
  * glibc has room for a pointer.
  */
 #ifdef __GLIBC__
-extern __attribute__((tls_model("initial-exec"), visibility("hidden")))
+extern __attribute__((tls_model("initial-exec")))
 #else
-extern __attribute__((visibility("hidden")))
+extern
 #endif
 _Thread_local struct hb_slot *hb_own_slot;
 
@@ -64,7 +66,7 @@ void hb_slots_ready(void);
 
 /* How many forks this process has behind it, from processes that may have had other
  * threads. */
-extern __attribute__((visibility("hidden"))) unsigned hb_forks;
+extern unsigned hb_forks;
 
 /* What `slot` says of the locks of a thread that this process has no more: they
  * are free again.  (locks.c) */
@@ -96,7 +98,7 @@ void hb_park(atomic_uint *word, unsigned seen, unsigned milliseconds);
 void hb_wake(atomic_uint *word);
 
 /* Threads without a slot that are setting summary bits. */
-extern __attribute__((visibility("hidden"))) atomic_uint hb_without_slot;
+extern atomic_uint hb_without_slot;
 
 /*
  * Between these two a thread sets summary bits; neither waits or fails.  What is
@@ -132,5 +134,7 @@ static inline void hb_summarising_ends(struct hb_slot *slot)
 
 /* Returns when all that had begun before the call has ended. */
 void hb_wait_for_summarising(void);
+
+#pragma GCC visibility pop
 
 #endif

@@ -74,6 +74,8 @@ typedef uint64_t hb_loose __attribute__((aligned(1), may_alias));
 #define hb_alone() false
 #endif
 
+#pragma GCC visibility push(hidden)
+
 /* All bytes of n words become `byte`. */
 static inline void hb_fill_words(hb_word *words, int byte, uint64_t n)
 {
@@ -186,7 +188,7 @@ uint64_t hb_copy_nonzero(hb_word *to, const void *from, uint64_t n);
  * BMI? */
 #if defined(__x86_64__) && defined(__GNUC__)
 #define HB_CLONES 1
-extern __attribute__((visibility("hidden"))) bool hb_bmi;
+extern bool hb_bmi;
 #endif
 
 /*
@@ -196,5 +198,7 @@ extern __attribute__((visibility("hidden"))) bool hb_bmi;
  */
 bool hb_use_clone(const char *name);
 const char *hb_clone_name(unsigned i);
+
+#pragma GCC visibility pop
 
 #endif
