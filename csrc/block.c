@@ -170,6 +170,7 @@ static HBitmap *hb_new_over(struct hb_block *b, int granularity, bool foreign_le
         errno = ENOMEM;
         return NULL;
     }
+    hb->home = &hb_home;
     atomic_init(&hb->block, b);
     hb->granularity = granularity;
     hb->foreign_leaf = foreign_leaf;
@@ -271,6 +272,7 @@ void hbitmap_free(HBitmap *hb)
     if (!hb) {
         return;
     }
+    HB_AT_HOME_VOID(hb, hbitmap_free, hb);
     hb_lock(hb, HB_READ);
     hb->unwanted = true;
     pinned = hb->pins != 0;
@@ -314,6 +316,7 @@ static void hb_copy_leaf(const struct hb_block *old, const struct hb_block *b)
 
 int hbitmap_truncate(HBitmap *hb, uint64_t size)
 {
+    HB_AT_HOME(hb, -EXDEV, hbitmap_truncate, hb, size);
     struct hb_block *old, *b;
     int err = 0;
 
@@ -343,6 +346,7 @@ out:
 
 void hbitmap_pin(HBitmap *hb)
 {
+    HB_AT_HOME_VOID(hb, hbitmap_pin, hb);
     hb_lock(hb, HB_READ);
     hb->pins++;
     hb_unlock(hb);
@@ -350,6 +354,7 @@ void hbitmap_pin(HBitmap *hb)
 
 void hbitmap_unpin(HBitmap *hb)
 {
+    HB_AT_HOME_VOID(hb, hbitmap_unpin, hb);
     bool last;
 
     hb_lock(hb, HB_READ);
@@ -361,20 +366,38 @@ void hbitmap_unpin(HBitmap *hb)
     }
 }
 
+void hbitmap_pin_into(HBitmap *hb, HBitmap **pin)
+{
+    hbitmap_pin(hb);
+    *pin = hb;
+}
+
+void hbitmap_drop_pin(HBitmap **pin)
+{
+    HBitmap *pinned = __atomic_exchange_n(pin, NULL, __ATOMIC_SEQ_CST);
+
+    if (pinned) {
+        hbitmap_unpin(pinned);
+    }
+}
+
 /* ---- questions ---------------------------------------------------------- */
 
 uint64_t hbitmap_size(const HBitmap *hb)
 {
+    HB_AT_HOME(hb, 0, hbitmap_size, hb);
     return hb_block_of(hb)->size;
 }
 
 int hbitmap_granularity(const HBitmap *hb)
 {
+    HB_AT_HOME(hb, -EXDEV, hbitmap_granularity, hb);
     return hb->granularity;
 }
 
 const uint64_t *hbitmap_words(const HBitmap *hb, size_t *nwords)
 {
+    HB_AT_HOME(hb, (*nwords = 0, NULL), hbitmap_words, hb, nwords);
     const struct hb_block *b = hb_block_of(hb);
 
     *nwords = (size_t)b->nwords[0];

@@ -21,9 +21,12 @@
 #include <stdalign.h>
 #include <stdatomic.h>
 
+#include "copies.h"
 #include "hbitmap.h"
 #include "threads.h"
 #include "words.h"
+
+#pragma GCC visibility push(hidden)
 
 enum {
     HB_BITS = 64,           /* bits in a word, and words under a summary word */
@@ -63,6 +66,7 @@ struct hb_block {
 
 struct HBitmap {
     /* Read by every mark and hardly ever written. */
+    const struct pybitmap_api *home;    /* first: see copies.h */
     _Atomic(struct hb_block *) block;
     int granularity;
     bool foreign_leaf;                  /* the leaf is the caller's memory */
@@ -226,5 +230,7 @@ int hb_test_alloc_fails(void);
 #else
 #define hb_test_alloc_fails() 0
 #endif
+
+#pragma GCC visibility pop
 
 #endif

@@ -109,11 +109,20 @@ static int hb_check_count(const struct hb_block *b)
     return 0;
 }
 
+static int hb_check_refused(const char **reason)
+{
+    if (reason) {
+        *reason = "it was made by another version of this code, or is no bitmap";
+    }
+    return -EXDEV;
+}
+
 int hbitmap_check(const HBitmap *hb, const char **reason)
 {
     const struct hb_block *b;
     int err;
 
+    HB_AT_HOME(hb, hb_check_refused(reason), hbitmap_check, hb, reason);
     hb_reason[0] = '\0';
     hb_lock(hb, HB_READ);
     b = hb_block_of(hb);

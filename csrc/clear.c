@@ -194,6 +194,7 @@ int hb_whole_groups(const HBitmap *hb, const struct hb_block *b,
 
 int hbitmap_reset(HBitmap *hb, uint64_t start, uint64_t count)
 {
+    HB_AT_HOME(hb, -EXDEV, hbitmap_reset, hb, start, count);
     const struct hb_block *b;
     uint64_t first, last;
     int err;
@@ -213,6 +214,7 @@ int hbitmap_reset(HBitmap *hb, uint64_t start, uint64_t count)
 
 void hbitmap_reset_all(HBitmap *hb)
 {
+    HB_AT_HOME_VOID(hb, hbitmap_reset_all, hb);
     const struct hb_block *b;
 
     hb_lock(hb, HB_CHANGE);
@@ -226,6 +228,7 @@ void hbitmap_reset_all(HBitmap *hb)
 
 int hbitmap_take(HBitmap *hb, uint64_t item)
 {
+    HB_AT_HOME(hb, -EXDEV, hbitmap_take, hb, item);
     const struct hb_block *b;
     int taken = -ERANGE;
 
@@ -400,11 +403,13 @@ static int hb_drain(HBitmap *hb, uint64_t start, uint64_t count, HBitmap *into,
 
 int hbitmap_drain(HBitmap *hb, uint64_t start, uint64_t count, HBitmap *into)
 {
+    HB_TOGETHER((hb, into), -EXDEV, hbitmap_drain, hb, start, count, into);
     return hb_drain(hb, start, count, into, false);
 }
 
 int hbitmap_drain_fresh(HBitmap *hb, uint64_t start, uint64_t count,
                         HBitmap *fresh)
 {
+    HB_TOGETHER((hb, fresh), -EXDEV, hbitmap_drain_fresh, hb, start, count, fresh);
     return hb_drain(hb, start, count, fresh, true);
 }

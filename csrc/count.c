@@ -138,6 +138,7 @@ static void hb_count_changes(struct hb_block *b)
 
 uint64_t hbitmap_count(const HBitmap *hb)
 {
+    HB_AT_HOME(hb, 0, hbitmap_count, hb);
     const bool alone = hb_alone();
     struct hb_block *b = hb_block_of(hb);
     uint64_t groups;
@@ -201,6 +202,7 @@ static uint64_t hb_count(const struct hb_block *b, uint64_t first, uint64_t last
 
 uint64_t hbitmap_count_range(const HBitmap *hb, uint64_t start, uint64_t count)
 {
+    HB_AT_HOME(hb, 0, hbitmap_count_range, hb, start, count);
     const struct hb_block *b;
     uint64_t items = 0;
 
@@ -230,6 +232,7 @@ uint64_t hbitmap_count_range(const HBitmap *hb, uint64_t start, uint64_t count)
 
 uint64_t hbitmap_nonzero_words(const HBitmap *hb)
 {
+    HB_AT_HOME(hb, 0, hbitmap_nonzero_words, hb);
     const struct hb_block *b;
     uint64_t words = 0;
 

@@ -31,6 +31,8 @@
 
 #include "protocol.h"
 
+#pragma GCC visibility push(hidden)
+
 /* Sets notes in word `word`, and the one over it. */
 __attribute__((noinline))
 void hb_note_first(const struct hb_block *b, uint64_t word, uint64_t notes);
@@ -60,5 +62,7 @@ void hb_note_named(const struct hb_block *b);
 /* In the child of a fork, where a thread that counted may be lost: all that has
  * something named, or had, is counted again. */
 void hb_count_again(struct hb_block *b);
+
+#pragma GCC visibility pop
 
 #endif

@@ -12,14 +12,15 @@ import sys
 from cffi import FFI
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-HEADERS = ["hbitmap.h", "tracker.h", "files.h"]
+HEADERS = ["hbitmap.h", "tracker.h", "pybitmap_table.h", "files.h"]
 INTERNAL = [
-    *("block.h", "count.h", "locks.h", "pages.h", "probe.h", "protocol.h", "threads.h"),
-    "words.h",
+    *("block.h", "copies.h", "count.h", "locks.h", "pages.h", "probe.h", "protocol.h"),
+    *("threads.h", "words.h"),
 ]
 SOURCES = [
     *("block.c", "pages.c", "probe.c", "protocol.c", "locks.c", "mark.c", "clear.c", "search.c"),
-    *("count.c", "ops.c", "serial.c", "threads.c", "words.c", "check.c", "tracker.c", "files.c"),
+    *("count.c", "ops.c", "serial.c", "threads.c", "words.c", "check.c", "tracker.c"),
+    *("copies.c", "files.c"),
 ]
 
 

@@ -23,7 +23,8 @@
  * ERRORS.  A function that can be called wrongly returns 0 or a negative errno
  * and has then changed nothing: -ERANGE, the range is not inside the bitmap;
  * -EINVAL, it cuts a group (reset, drain), the bitmaps do not fit each other,
- * or an argument makes no sense; -EBUSY, the bitmap is pinned; -ENOMEM.
+ * or an argument makes no sense; -EBUSY, the bitmap is pinned; -ENOMEM; -EXDEV, see
+ * SEVERAL COPIES.
  * Nothing here aborts or prints.
  *
  * THREADS.  Every function may run in several threads on one bitmap, but for
@@ -64,8 +65,18 @@
  * one of them was changing, by any call but a mark, is torn there (hbitmap_torn), and
  * no other bitmap is.
  *
- * DLCLOSE.  The library may be unloaded when no call is running; threads that have
- * used it may go on.
+ * SEVERAL COPIES of this code may be in a process: that of Python's pybitmap, and those
+ * that modules have compiled from the sources.  Each function works on whatever any of
+ * them has made, by calling its namesake in the copy that made it, so nothing is lost
+ * between them.  Refused are things of several copies in one call (merge, compare,
+ * drain, ...: -EXDEV, or NULL with errno EXDEV), and those of a copy of another
+ * PYBITMAP_API_VERSION (pybitmap_table.h): -EXDEV; functions that return no error answer
+ * 0, false, NULL or -1, or do nothing, with errno EXDEV.  hbitmap_thread_init is about the
+ * copy that is called.  (Code that only wants to use Python's copy compiles none: see
+ * pybitmap_api.h.)
+ *
+ * DLCLOSE.  The library may be unloaded when no call is running, and nothing that it has
+ * made is in use; threads that have used it may go on.
  */
 #ifndef PYBITMAP_HBITMAP_H
 #define PYBITMAP_HBITMAP_H
@@ -101,7 +112,7 @@ int hbitmap_thread_init(void);
 /*
  * In the child of a fork: was another thread changing the bitmap at that moment?
  * Then its bits are those of no moment, for good; all that is useful is to free it.
- * NULL: is there such a bitmap?
+ * NULL: is there such a bitmap, of the copy that is called?
  */
 bool hbitmap_torn(const HBitmap *hb);
 
@@ -141,6 +152,12 @@ int hbitmap_truncate(HBitmap *hb, uint64_t size);
  * the bitmap and its words stay. */
 void hbitmap_pin(HBitmap *hb);
 void hbitmap_unpin(HBitmap *hb);
+
+/* The same for those who may be interrupted right behind it: *pin is hb from then on.
+ * And, for finalizers: what *pin says is unpinned, once, and *pin is NULL; if it is that
+ * already, nothing. */
+void hbitmap_pin_into(HBitmap *hb, HBitmap **pin);
+void hbitmap_drop_pin(HBitmap **pin);
 
 /* ---- marks -------------------------------------------------------------- */
 

@@ -77,7 +77,11 @@ void hb_locks_forget(struct hb_slot *slot)
 
 bool hbitmap_torn(const HBitmap *hb)
 {
-    return hb ? hb->torn : hb_any_torn;
+    if (!hb) {
+        return hb_any_torn;
+    }
+    HB_AT_HOME(hb, true, hbitmap_torn, hb);
+    return hb->torn;
 }
 
 int hbitmap_thread_init(void)

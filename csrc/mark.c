@@ -73,8 +73,19 @@ static int hb_set_rest(const struct hb_block *b, uint64_t word)
     return 0;
 }
 
+/* As above: hbitmap_set has nothing to keep for what it may call instead. */
+__attribute__((noinline))
+static int hb_set_elsewhere(HBitmap *hb, uint64_t start, uint64_t count)
+{
+    HB_AT_HOME(hb, -EXDEV, hbitmap_set, hb, start, count);
+    return 0;
+}
+
 int hbitmap_set(HBitmap *hb, uint64_t start, uint64_t count)
 {
+    if (!hb_at_home(hb)) {
+        return hb_set_elsewhere(hb, start, count);
+    }
     const struct hb_block *b = hb_block_of(hb);
     uint64_t last_item = start + count - 1, first, last, word, mask;
 
@@ -209,6 +220,7 @@ static inline void hb_mark_items(const HBitmap *hb, const struct hb_block *b,
 int hbitmap_set_many(HBitmap *hb, const uint64_t *starts,
                      const uint64_t *counts, size_t n)
 {
+    HB_AT_HOME(hb, -EXDEV, hbitmap_set_many, hb, starts, counts, n);
     const struct hb_block *b = hb_block_of(hb);
     bool dirty = false;
     int err = 0;

@@ -39,6 +39,7 @@ static uint64_t hb_next_word(const struct hb_block *a, const struct hb_block *b,
 
 int hbitmap_equal(const HBitmap *a, const HBitmap *b)
 {
+    HB_TOGETHER((a, b), -EXDEV, hbitmap_equal, a, b);
     bool equal;
 
     hb_lock_all(a, b, NULL);
@@ -79,6 +80,7 @@ static int hb_none_in(const HBitmap *a, const HBitmap *b, uint64_t flip)
 
 int hbitmap_is_subset(const HBitmap *a, const HBitmap *b)
 {
+    HB_TOGETHER((a, b), -EXDEV, hbitmap_is_subset, a, b);
     /* A mark that reaches both between the two loads must not show a bitmap
      * as no subset of itself. */
     return a == b ? 1 : hb_none_in(a, b, UINT64_MAX);
@@ -86,6 +88,7 @@ int hbitmap_is_subset(const HBitmap *a, const HBitmap *b)
 
 int hbitmap_is_disjoint(const HBitmap *a, const HBitmap *b)
 {
+    HB_TOGETHER((a, b), -EXDEV, hbitmap_is_disjoint, a, b);
     return hb_none_in(a, b, 0);
 }
 
@@ -407,6 +410,7 @@ static void hb_merge(const HBitmap *a, const HBitmap *b, const HBitmap *result)
 
 int hbitmap_merge(const HBitmap *a, const HBitmap *b, HBitmap *result)
 {
+    HB_TOGETHER((a, b, result), -EXDEV, hbitmap_merge, a, b, result);
     uint64_t size;
     int err = 0;
 
@@ -440,6 +444,7 @@ void hbitmap_put_back(HBitmap **pair)
 
 HBitmap *hbitmap_union(const HBitmap *a, const HBitmap *b)
 {
+    HB_TOGETHER((a, b), NULL, hbitmap_union, a, b);
     HBitmap *result = NULL;
     int err = EINVAL;
 
@@ -478,15 +483,18 @@ static int hb_operate(enum hb_op op, const HBitmap *a, const HBitmap *b,
 
 int hbitmap_and(const HBitmap *a, const HBitmap *b, HBitmap *result)
 {
+    HB_TOGETHER((a, b, result), -EXDEV, hbitmap_and, a, b, result);
     return hb_operate(HB_AND, a, b, result);
 }
 
 int hbitmap_andnot(const HBitmap *a, const HBitmap *b, HBitmap *result)
 {
+    HB_TOGETHER((a, b, result), -EXDEV, hbitmap_andnot, a, b, result);
     return hb_operate(HB_ANDNOT, a, b, result);
 }
 
 int hbitmap_xor(const HBitmap *a, const HBitmap *b, HBitmap *result)
 {
+    HB_TOGETHER((a, b, result), -EXDEV, hbitmap_xor, a, b, result);
     return hb_operate(HB_XOR, a, b, result);
 }

@@ -15,11 +15,15 @@
 
 #include <stdbool.h>
 
+#pragma GCC visibility push(hidden)
+
 /* Are pages that mremap moves with MREMAP_DONTUNMAP at the new address then, and
  * zeroes at the old one?  (In Linux from 5.7 on.) */
 bool hb_moves_pages(void);
 
 /* Are there zeroes where madvise says that it gave pages back (MADV_DONTNEED)? */
 bool hb_gives_back_pages(void);
+
+#pragma GCC visibility pop
 
 #endif

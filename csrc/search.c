@@ -481,17 +481,21 @@ HB_SEARCHES(bmi, __attribute__((target("bmi"))))
 
 int64_t hbitmap_iter_next(HBitmapIter *hbi)
 {
+    HB_AT_HOME(hbi->hb, -1, hbitmap_iter_next, hbi);
     return HB_BEST(hb_iter_next)(hbi);
 }
 
 size_t hbitmap_iter_fill(HBitmapIter *hbi, uint64_t *items, size_t n)
 {
+    HB_AT_HOME(hbi->hb, 0, hbitmap_iter_fill, hbi, items, n);
     return HB_BEST(hb_iter_fill)(hbi, items, n);
 }
 
 size_t hbitmap_areas(const HBitmap *hb, uint64_t start, uint64_t end,
                      uint64_t *areas, size_t max_areas, uint64_t *next)
 {
+    HB_AT_HOME(hb, (*next = end, (size_t)0),
+               hbitmap_areas, hb, start, end, areas, max_areas, next);
     return HB_BEST(hb_areas)(hb, start, end, areas, max_areas, next);
 }
 
@@ -499,6 +503,8 @@ bool hbitmap_next_dirty_area(const HBitmap *hb, int64_t start, int64_t end,
                              int64_t max_dirty_count,
                              int64_t *dirty_start, int64_t *dirty_count)
 {
+    HB_AT_HOME(hb, false,
+               hbitmap_next_dirty_area, hb, start, end, max_dirty_count, dirty_start, dirty_count);
     return HB_BEST(hb_next_dirty_area)(hb, start, end, max_dirty_count, dirty_start,
                                        dirty_count);
 }
@@ -516,6 +522,7 @@ uint64_t hb_next_bit(const struct hb_block *b, unsigned k, uint64_t bit)
 void hbitmap_iter_init(HBitmapIter *hbi, const HBitmap *hb, uint64_t first)
 {
     hbi->hb = hb;
+    HB_AT_HOME_VOID(hb, hbitmap_iter_init, hbi, hb, first);
     /* Beyond the size there is nothing, also where the last group is cut and
      * so holds items beyond it. */
     hbi->group = first < hb_block_of(hb)->size ? first >> hb->granularity
@@ -523,8 +530,19 @@ void hbitmap_iter_init(HBitmapIter *hbi, const HBitmap *hb, uint64_t first)
 }
 
 
+/* A function of its own, so that hbitmap_get has nothing to keep for it. */
+__attribute__((noinline))
+static bool hb_get_elsewhere(const HBitmap *hb, uint64_t item)
+{
+    HB_AT_HOME(hb, false, hbitmap_get, hb, item);
+    return false;
+}
+
 bool hbitmap_get(const HBitmap *hb, uint64_t item)
 {
+    if (!hb_at_home(hb)) {
+        return hb_get_elsewhere(hb, item);
+    }
     const struct hb_block *b = hb_block_of(hb);
     uint64_t group = item >> hb->granularity;
 
@@ -534,6 +552,7 @@ bool hbitmap_get(const HBitmap *hb, uint64_t item)
 
 bool hbitmap_empty(const HBitmap *hb)
 {
+    HB_AT_HOME(hb, false, hbitmap_empty, hb);
     bool empty = hb_next_bit(hb_block_of(hb), 0, 0) == HB_NONE;
 
     if (empty) {
@@ -576,11 +595,13 @@ static int64_t hb_next_item(const HBitmap *hb, const struct hb_block *b,
 
 int64_t hbitmap_next_dirty(const HBitmap *hb, int64_t start, int64_t count)
 {
+    HB_AT_HOME(hb, -1, hbitmap_next_dirty, hb, start, count);
     return hb_next_item(hb, hb_block_of(hb), start, count, hb_next_dirty);
 }
 
 int64_t hbitmap_next_zero(const HBitmap *hb, int64_t start, int64_t count)
 {
+    HB_AT_HOME(hb, -1, hbitmap_next_zero, hb, start, count);
     return hb_next_item(hb, hb_block_of(hb), start, count, hb_next_clean);
 }
 
@@ -601,6 +622,7 @@ static uint64_t hb_run_end(const HBitmap *hb, const struct hb_block *b,
 bool hbitmap_status(const HBitmap *hb, int64_t start, int64_t count,
                     int64_t *pnum)
 {
+    HB_AT_HOME(hb, (*pnum = 0, false), hbitmap_status, hb, start, count, pnum);
     const struct hb_block *b = hb_block_of(hb);
     uint64_t end;
     bool dirty;
@@ -626,6 +648,7 @@ bool hbitmap_status(const HBitmap *hb, int64_t start, int64_t count,
  */
 uint64_t hbitmap_count_areas(const HBitmap *hb, uint64_t start, uint64_t end)
 {
+    HB_AT_HOME(hb, 0, hbitmap_count_areas, hb, start, end);
     const struct hb_block *b = hb_block_of(hb);
     const hb_plain *leaf = (const hb_plain *)b->level[0];
     uint64_t first, last, runs = 0, before = 0, expected = HB_NONE;

@@ -37,11 +37,13 @@ static void hb_store_words(uint8_t *buf, const hb_word *words, uint64_t n)
 
 bool hbitmap_is_serializable(const HBitmap *hb)
 {
+    HB_AT_HOME(hb, false, hbitmap_is_serializable, hb);
     return hb->granularity < 64 - HB_SHIFT;
 }
 
 uint64_t hbitmap_serialization_align(const HBitmap *hb)
 {
+    HB_AT_HOME(hb, 0, hbitmap_serialization_align, hb);
     return hbitmap_is_serializable(hb) ? UINT64_C(64) << hb->granularity : 0;
 }
 
@@ -71,6 +73,7 @@ static int hb_chunk(const HBitmap *hb, const struct hb_block *b,
 uint64_t hbitmap_serialization_size(const HBitmap *hb,
                                     uint64_t start, uint64_t count)
 {
+    HB_AT_HOME(hb, 0, hbitmap_serialization_size, hb, start, count);
     uint64_t first, last;
 
     if (!count || hb_chunk(hb, hb_block_of(hb), start, count, &first, &last)) {
@@ -82,6 +85,7 @@ uint64_t hbitmap_serialization_size(const HBitmap *hb,
 int hbitmap_serialize_part(const HBitmap *hb, uint8_t *buf,
                            uint64_t start, uint64_t count)
 {
+    HB_AT_HOME(hb, -EXDEV, hbitmap_serialize_part, hb, buf, start, count);
     const struct hb_block *b;
     uint64_t first, last;
     int err = 0;
@@ -214,6 +218,7 @@ static int hb_load_words(HBitmap *hb, const uint8_t *buf, uint64_t fill,
 int hbitmap_deserialize_part(HBitmap *hb, const uint8_t *buf,
                              uint64_t start, uint64_t count, bool finish)
 {
+    HB_AT_HOME(hb, -EXDEV, hbitmap_deserialize_part, hb, buf, start, count, finish);
     (void)finish;
     return hb_load_words(hb, buf, 0, start, count);
 }
@@ -221,6 +226,7 @@ int hbitmap_deserialize_part(HBitmap *hb, const uint8_t *buf,
 int hbitmap_deserialize_zeroes(HBitmap *hb, uint64_t start, uint64_t count,
                                bool finish)
 {
+    HB_AT_HOME(hb, -EXDEV, hbitmap_deserialize_zeroes, hb, start, count, finish);
     (void)finish;
     return hb_load_words(hb, NULL, 0, start, count);
 }
@@ -228,12 +234,14 @@ int hbitmap_deserialize_zeroes(HBitmap *hb, uint64_t start, uint64_t count,
 int hbitmap_deserialize_ones(HBitmap *hb, uint64_t start, uint64_t count,
                              bool finish)
 {
+    HB_AT_HOME(hb, -EXDEV, hbitmap_deserialize_ones, hb, start, count, finish);
     (void)finish;
     return hb_load_words(hb, NULL, UINT64_MAX, start, count);
 }
 
 void hbitmap_deserialize_finish(HBitmap *hb)
 {
+    HB_AT_HOME_VOID(hb, hbitmap_deserialize_finish, hb);
     /* Nothing is left to do: see hb_load_words. */
     (void)hb;
 }

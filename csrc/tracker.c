@@ -61,11 +61,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "copies.h"
 #include "threads.h"
 #include "tracker.h"
 
 /* What is published, and what slots name. */
 struct hb_head {
+    const struct pybitmap_api *home;    /* first, of sets: see copies.h */
     const atomic_bool *turn;            /* NULL: it is the head of a set */
     const HBTrackerSet *before;         /* of a fork: until the turn; NULL: writes wait */
     const HBTrackerSet *after;          /* of a fork: from the turn on */
@@ -82,6 +84,7 @@ struct HBTrackerSet {
 };
 
 struct HBWrite {
+    const struct pybitmap_api *home;
     HBTracker *tracker;
     uint64_t offset;
     uint64_t length;
@@ -90,6 +93,7 @@ struct HBWrite {
 };
 
 struct HBTracker {
+    const struct pybitmap_api *home;    /* first, here and below: see copies.h */
     _Atomic(const struct hb_head *) published;  /* NULL: writes wait */
     atomic_uint changes;                /* grows when they need not any more: they sleep on it */
     HBWrite *open;                      /* under hb_open_mutex */
@@ -221,6 +225,7 @@ HBTracker *hbtracker_alloc(void)
         free(set);
         return NULL;
     }
+    tracker->home = &hb_home;
     atomic_init(&tracker->published, &set->head);
     return tracker;
 }
@@ -228,6 +233,7 @@ HBTracker *hbtracker_alloc(void)
 void hbtracker_free(HBTracker *tracker)
 {
     if (tracker) {
+        HB_AT_HOME_VOID(tracker, hbtracker_free, tracker);
         hb_free(atomic_load(&tracker->published));
         free(tracker);
     }
@@ -239,11 +245,18 @@ HBTrackerSet *hbtracker_set_alloc(uint64_t size, HBitmap *const *bitmaps,
     HBTrackerSet *set;
 
     if (n > (SIZE_MAX - sizeof(*set)) / sizeof(bitmaps[0])) {
+        errno = ENOMEM;
         return NULL;
+    }
+    for (size_t i = 0; i < n; i++) {
+        if (!hb_is_known(bitmaps[i])) {
+            return NULL;
+        }
     }
     set = malloc(sizeof(*set) + n * sizeof(bitmaps[0]));
     if (set) {
         memset(set, 0, sizeof(*set));
+        set->head.home = &hb_home;
         atomic_init(&set->turn, false);
         set->size = size;
         set->readonly = readonly;
@@ -257,13 +270,16 @@ HBTrackerSet *hbtracker_set_alloc(uint64_t size, HBitmap *const *bitmaps,
 
 void hbtracker_set_free(HBTrackerSet *set)
 {
-    free(set);
+    if (set) {
+        HB_AT_HOME_VOID(set, hbtracker_set_free, set);
+        free(set);
+    }
 }
 
 void hbtracker_sets_free(HBTrackerSet **sets)
 {
     for (; *sets; sets++) {
-        free(*sets);
+        hbtracker_set_free(*sets);
         *sets = NULL;
     }
 }
@@ -313,8 +329,9 @@ static void hb_mark_open(HBTracker *tracker, const HBTrackerSet *set)
     hb_unlock_open();
 }
 
-void hbtracker_publish(HBTracker *tracker, HBTrackerSet *set)
+int hbtracker_publish(HBTracker *tracker, HBTrackerSet *set)
 {
+    HB_TOGETHER((tracker, set), -EXDEV, hbtracker_publish, tracker, set);
     const struct hb_head *old = atomic_exchange(&tracker->published, set ? &set->head : NULL);
 
     if (!old) {
@@ -327,17 +344,24 @@ void hbtracker_publish(HBTracker *tracker, HBTrackerSet *set)
     if (set) {
         hb_mark_open(tracker, set);
     }
+    return 0;
 }
 
-void hbtracker_publish_all(HBTracker *const *trackers, HBTrackerSet **sets, size_t n)
+int hbtracker_publish_all(HBTracker *const *trackers, HBTrackerSet **sets, size_t n)
 {
-    if (n && !sets[0]) {
-        return;
+    if (!n || !sets[0]) {
+        return 0;
     }
+    for (size_t i = 0; i < n; i++) {
+        if (!hb_one_home((const void *const[]){ trackers[0], trackers[i], sets[i], NULL })) {
+            return -EXDEV;
+        }
+    }
+    HB_AT_HOME(trackers[0], -EXDEV, hbtracker_publish_all, trackers, sets, n);
     if (n == 1) {
-        hbtracker_publish(trackers[0], sets[0]);
+        (void)hbtracker_publish(trackers[0], sets[0]);
         sets[0] = NULL;
-        return;
+        return 0;
     }
     for (size_t i = 0; i < n; i++) {
         struct hb_head *fork = &sets[i]->fork;
@@ -356,9 +380,7 @@ void hbtracker_publish_all(HBTracker *const *trackers, HBTrackerSet **sets, size
         atomic_store(&trackers[i]->published, fork);
         hb_test_delay();
     }
-    if (n) {
-        atomic_store(&sets[0]->turn, true);     /* T */
-    }
+    atomic_store(&sets[0]->turn, true);         /* T */
     for (size_t i = 0; i < n; i++) {
         hb_test_delay();
         atomic_store(&trackers[i]->published, &sets[i]->head);
@@ -381,6 +403,7 @@ void hbtracker_publish_all(HBTracker *const *trackers, HBTrackerSet **sets, size
     for (size_t i = 0; i < n; i++) {
         sets[i] = NULL;
     }
+    return 0;
 }
 
 /* ---- writes ------------------------------------------------------------- */
@@ -420,16 +443,19 @@ static inline int hb_mark_write(HBTracker *tracker, uint64_t offset, uint64_t le
 
 int hbtracker_mark(HBTracker *tracker, uint64_t offset, uint64_t length)
 {
+    HB_AT_HOME(tracker, -EXDEV, hbtracker_mark, tracker, offset, length);
     return hb_mark_write(tracker, offset, length, true);
 }
 
 int hbtracker_try_mark(HBTracker *tracker, uint64_t offset, uint64_t length)
 {
+    HB_AT_HOME(tracker, -EXDEV, hbtracker_try_mark, tracker, offset, length);
     return hb_mark_write(tracker, offset, length, false);
 }
 
 bool hbtracker_wait(HBTracker *tracker, unsigned milliseconds)
 {
+    HB_AT_HOME(tracker, true, hbtracker_wait, tracker, milliseconds);
     unsigned changes = atomic_load(&tracker->changes);
 
     if (hb_must_wait(tracker)) {
@@ -484,6 +510,7 @@ static int hb_mark_writes(HBTracker *tracker, const uint64_t *offsets,
 int hbtracker_mark_many(HBTracker *tracker, const uint64_t *offsets,
                         const uint64_t *lengths, size_t n)
 {
+    HB_AT_HOME(tracker, -EXDEV, hbtracker_mark_many, tracker, offsets, lengths, n);
     size_t done;
 
     return hb_mark_writes(tracker, offsets, lengths, n, &done, true);
@@ -492,6 +519,8 @@ int hbtracker_mark_many(HBTracker *tracker, const uint64_t *offsets,
 int hbtracker_try_mark_many(HBTracker *tracker, const uint64_t *offsets,
                             const uint64_t *lengths, size_t n, size_t *done)
 {
+    HB_AT_HOME(tracker, (*done = 0, -EXDEV),
+               hbtracker_try_mark_many, tracker, offsets, lengths, n, done);
     return hb_mark_writes(tracker, offsets, lengths, n, done, false);
 }
 
@@ -530,6 +559,7 @@ static int hb_begin_write(HBTracker *tracker, uint64_t offset, uint64_t length,
     if (!begun) {
         return -ENOMEM;
     }
+    begun->home = &hb_home;
     begun->tracker = tracker;
     begun->offset = offset;
     begun->length = length;
@@ -546,12 +576,16 @@ static int hb_begin_write(HBTracker *tracker, uint64_t offset, uint64_t length,
 int hbtracker_begin_write(HBTracker *tracker, uint64_t offset, uint64_t length,
                           HBWrite **write)
 {
+    HB_AT_HOME(tracker, (*write = NULL, -EXDEV),
+               hbtracker_begin_write, tracker, offset, length, write);
     return hb_begin_write(tracker, offset, length, write, true);
 }
 
 int hbtracker_try_begin_write(HBTracker *tracker, uint64_t offset, uint64_t length,
                               HBWrite **write)
 {
+    HB_AT_HOME(tracker, (*write = NULL, -EXDEV),
+               hbtracker_try_begin_write, tracker, offset, length, write);
     return hb_begin_write(tracker, offset, length, write, false);
 }
 
@@ -584,11 +618,13 @@ static int hb_end_write(HBTracker *tracker, HBWrite **write, bool wait)
 
 int hbtracker_end_write(HBTracker *tracker, HBWrite **write)
 {
+    HB_AT_HOME(tracker, -EXDEV, hbtracker_end_write, tracker, write);
     return hb_end_write(tracker, write, true);
 }
 
 int hbtracker_try_end_write(HBTracker *tracker, HBWrite **write)
 {
+    HB_AT_HOME(tracker, -EXDEV, hbtracker_try_end_write, tracker, write);
     return hb_end_write(tracker, write, false);
 }
 
@@ -596,7 +632,11 @@ void hbtracker_drop_write(HBWrite **write)
 {
     HBWrite *dropped = *write;
 
-    if (dropped && hb_end_write(dropped->tracker, write, false) && *write) {
+    if (!dropped) {
+        return;
+    }
+    HB_AT_HOME_VOID(dropped, hbtracker_drop_write, write);
+    if (hb_end_write(dropped->tracker, write, false) && *write) {
         hb_unlist(dropped);
         *write = NULL;
     }

@@ -15,6 +15,22 @@
  * In the child of a fork(2) a tracker of the parent that nobody was publishing
  * goes on by itself; writes that were open there are open for good.  (Its bitmaps:
  * see hbitmap.h.)
+ *
+ * SEVERAL COPIES of this code: as hbitmap.h has it.  A tracker and a set that is
+ * published on it are made by one copy; the bitmaps may be of others.
+ *
+ * A NODE OF PYTHON'S: node.pin() gives its tracker to native hooks, for marks and open
+ * writes; what is published is Python's to say.  The address is valid until the pin
+ * is closed, whatever becomes of the node, and each call says with its return code what
+ * has:
+ *     node.truncate()      marks wait meanwhile, and then the new size counts: -ERANGE
+ *                          beyond it
+ *     node.close()         marks wait meanwhile, then -ERANGE, since the device is empty;
+ *                          if it could not be stored, the node is open as before
+ *     the child of a fork  -ERANGE, if the graph has a store: that is the parent's
+ *     a node or a bitmap that must not change: -EROFS
+ * Who closes or truncates needs the GIL to come to its end.  So a hook that has it calls
+ * the functions with try_ in their names, and lets the GIL go before it waits.
  */
 #ifndef PYBITMAP_TRACKER_H
 #define PYBITMAP_TRACKER_H
@@ -41,7 +57,8 @@ void hbtracker_free(HBTracker *tracker);
 /*
  * What is to record: n bitmaps, for writes of a device of `size` bytes; with
  * `readonly`, writes are refused.  The bitmaps stay the caller's, who keeps
- * them until a later publish has returned.  NULL: no memory.
+ * them until a later publish has returned.  NULL with errno ENOMEM, or EXDEV: one of
+ * them is of another version of this code.
  */
 HBTrackerSet *hbtracker_set_alloc(uint64_t size, HBitmap *const *bitmaps,
                                   size_t n, bool readonly);
@@ -55,10 +72,11 @@ void hbtracker_sets_free(HBTrackerSet **sets);
 /*
  * From now on `set` records; the tracker owns it.  When this returns, no mark
  * is under way any more that does not see it: a bitmap that it leaves out does
- * not change, and can be freed.  Cannot fail.
+ * not change, and can be freed.  0; cannot fail but by a set of another copy of this
+ * code than the tracker's: -EXDEV, and nothing has happened.
  * NULL: writes wait until the next publish; nothing is marked meanwhile.
  */
-void hbtracker_publish(HBTracker *tracker, HBTrackerSet *set);
+int hbtracker_publish(HBTracker *tracker, HBTrackerSet *set);
 
 /*
  * The same for n trackers, each named once, at one instant T, which lies within
@@ -68,7 +86,7 @@ void hbtracker_publish(HBTracker *tracker, HBTrackerSet *set);
  * The writes of one hbtracker_mark_many are cut in their order.
  *
  * Marks do not wait for it.  The call waits for those that are under way, so
- * when it returns, all that are before T are done.  Cannot fail.
+ * when it returns, all that are before T are done.  0, or -EXDEV as above.
  *
  * The trackers own the sets, of which none is NULL; each sets[i] is NULL
  * afterwards.
@@ -77,15 +95,12 @@ void hbtracker_publish(HBTracker *tracker, HBTrackerSet *set);
  * end; until then nothing else is published on these trackers.  With sets[0] NULL,
  * nothing happens.
  */
-void hbtracker_publish_all(HBTracker *const *trackers, HBTrackerSet **sets, size_t n);
+int hbtracker_publish_all(HBTracker *const *trackers, HBTrackerSet **sets, size_t n);
 
 /*
  * A write.  -ERANGE: not inside the device; -EROFS: some bitmap must not
  * change; -ENOMEM: no memory for the slot of a thread that marks for the first
  * time.  Nothing was marked then.
- *
- * Of a node of Python's: after node.truncate() the new size counts, after
- * node.close() every write is -ERANGE, since the device is empty then.
  */
 int hbtracker_mark(HBTracker *tracker, uint64_t offset, uint64_t length);
 
