@@ -18,7 +18,7 @@ from functools import partial
 from importlib import import_module
 from io import BytesIO
 from operator import index, is_
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any, Callable, NoReturn
 
 from ._cffi import ffi, lib
 from .errors import BitmapError, InvalidError, MismatchError, RangeError
@@ -34,8 +34,8 @@ MAX_GROUPS: int = 2**lib.HBITMAP_LOG_MAX_SIZE
 
 hbitmap_torn: Callable[[CData], bool] = lib.hbitmap_torn
 hbitmap_truncate: Callable[[CData, int], int] = lib.hbitmap_truncate
-hbitmap_pin: Callable[[CData], None] = lib.hbitmap_pin
-hbitmap_unpin: Callable[[CData], None] = lib.hbitmap_unpin
+hbitmap_pin_into: Callable[[CData, CData], None] = lib.hbitmap_pin_into
+hbitmap_drop_pin: Callable[[CData], None] = lib.hbitmap_drop_pin
 hbitmap_set: Callable[[CData, int, int], int] = lib.hbitmap_set
 hbitmap_set_many: Callable[[CData, CData, CData, int], int] = lib.hbitmap_set_many
 hbitmap_reset: Callable[[CData, int, int], int] = lib.hbitmap_reset
@@ -75,8 +75,8 @@ hbitmap_serialize_part: Callable[[CData, CData, int, int], int] = lib.hbitmap_se
 hbitmap_deserialize_part: Callable[[CData, CData, int, int, bool], int] = (
     lib.hbitmap_deserialize_part
 )
-hbtracker_publish: Callable[[CData, CData], None] = lib.hbtracker_publish
-hbtracker_publish_all: Callable[[CData, CData, int], None] = lib.hbtracker_publish_all
+hbtracker_publish: Callable[[CData, CData], int] = lib.hbtracker_publish
+hbtracker_publish_all: Callable[[CData, CData, int], int] = lib.hbtracker_publish_all
 hbtracker_set_free: Callable[[CData], None] = lib.hbtracker_set_free
 # Of marks only those that do not wait: a signal handler of Python's can run in between.
 hbtracker_try_mark: Callable[[CData, int, int], int] = lib.hbtracker_try_mark
@@ -86,6 +86,7 @@ hbtracker_try_mark_many: Callable[[CData, CData, CData, int, CData], int] = (
 hbtracker_try_begin_write: Callable[[CData, int, int, CData], int] = lib.hbtracker_try_begin_write
 hbtracker_try_end_write: Callable[[CData, CData], int] = lib.hbtracker_try_end_write
 hbtracker_wait: Callable[[CData, int], bool] = lib.hbtracker_wait
+
 
 hbfile_sync_directory: Callable[[bytes], int] = lib.hbfile_sync_directory
 hbfile_detach: Callable[[CData, int, bytes], int] = lib.hbfile_detach
@@ -186,7 +187,7 @@ def own(pointer: CData, free: str, keep: object = None) -> Owner:
     """
     if fast is None:
         return _Owner(address(pointer), getattr(lib, free), keep)
-    return fast.Owner(address(pointer), _let_go[free], keep)
+    return fast.Owner(address(pointer), addresses[free], keep)
 
 
 def _load_fast() -> Any:
@@ -200,17 +201,14 @@ def _load_fast() -> Any:
 
 fast = _load_fast()
 
-_let_go = {
-    name: int(ffi.cast("uintptr_t", ffi.addressof(lib, name)))
-    for name in (
-        "hbitmap_free",
-        "hbitmap_unpin",
-        "hbitmap_put_back",
-        "hbtracker_free",
-        "hbtracker_sets_free",
-        "hbtracker_drop_write",
-    )
-}
+
+class NotCopied:
+    """What stands for something there is one of."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{type(self).__name__!r} objects are neither copied nor pickled")
 
 
 class Memory:
@@ -348,9 +346,26 @@ def address(pointer: CData) -> int:
     return int(ffi.cast("uintptr_t", pointer))
 
 
-def function_address(name: str) -> int:
-    """Where the C function of that name lies."""
-    return address(ffi.addressof(lib, name))
+#: Where the table of the functions lies, ``csrc/pybitmap_table.h``.
+table: int = address(lib.hbitmap_api())
+
+#: And each of them (not cffi's functions around them).
+addresses: dict[str, int] = {
+    name: ffi.cast("uintptr_t *", table)[2 + i]
+    for i, name in enumerate(ffi.string(lib.hbitmap_api_names()).decode().split())
+}
+
+
+def pin(hb: CData, memory: Memory | None) -> tuple[CData, Owner]:
+    """Pins the bitmap: an ``HBitmap **`` for :func:`hbitmap_drop_pin`, which the owner calls at
+    the latest.
+
+    :param memory: what the bitmap lies over, which stays as long
+    """
+    pinned = new("HBitmap **")
+    owner = own(pinned, "hbitmap_drop_pin", (pinned, memory))
+    hbitmap_pin_into(hb, pinned)  # last: an interruption behind it finds it owned
+    return pinned, owner
 
 
 def words(hb: CData) -> memoryview:
@@ -362,15 +377,11 @@ def words(hb: CData) -> memoryview:
 
 def pinned_words(hb: CData, memory: Memory | None) -> memoryview:
     """The leaf words, live, as a read-only view of bytes that pins the bitmap while it exists."""
-    hbitmap_pin(hb)
-    if fast is None:
-        pin = _LetGo(address(hb), lib.hbitmap_unpin, memory)
-    else:
-        pin = own(hb, "hbitmap_unpin", memory)
+    _, owner = pin(hb, memory)
     nwords = new("size_t *")
     # The view holds the pointer, the pointer its destructor, and that the pin; a destructor that
     # does nothing else (it compares, in vain).
-    pointer = ffi.gc(hbitmap_words(hb, nwords), partial(is_, pin))
+    pointer = ffi.gc(hbitmap_words(hb, nwords), partial(is_, owner))
     return memoryview(buffer(pointer, 8 * nwords[0])).toreadonly()
 
 

@@ -149,19 +149,9 @@ class CffiNodeBase(_CffiEntry):
         raise NotImplementedError
 
 
-_FUNCTIONS = [
-    "hbitmap_set",
-    "hbitmap_get",
-    "hbitmap_granularity",
-    "hbitmap_iter_init",
-    "hbitmap_iter_fill",
-    "hbtracker_try_mark",
-]
-
-
 _fast = _core.fast
 if _fast is not None:
-    _fast.bind({name: _core.function_address(name) for name in _FUNCTIONS})
+    _fast.bind(_core.addresses)
 
 
 def filled_bytes(nbytes: int, fill: Callable[[CData], int]) -> tuple[int, bytes]:

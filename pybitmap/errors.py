@@ -90,7 +90,7 @@ class CorruptError(StoreError, ValueError):
 
 
 class ClosedError(BitmapError, ValueError):
-    """The node is closed."""
+    """The node, or the pin, is closed."""
 
 
 class AbortedError(BitmapError):

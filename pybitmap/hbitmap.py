@@ -22,7 +22,7 @@ import warnings
 from array import array
 from collections.abc import Iterable, Iterator, MutableSet
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
+from functools import partial
 from operator import index
 from pickle import PickleBuffer
 from types import TracebackType
@@ -38,6 +38,7 @@ from ._core import (
 from ._entry import FIRST_BATCH, LAST_BATCH, Base, filled_bytes, leave_aside
 from ._fork import in_child
 from .errors import InvalidError, RangeError, StateError
+from .native import Pin
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -764,17 +765,25 @@ class HBitmap(Base, MutableSet[int]):
                 digest.update(_little_endian(words[start : start + _DIGEST_STEP]))
         return digest.hexdigest()
 
-    @contextmanager
-    def pin(self) -> Iterator[int]:
-        """``with hb.pin() as address``: the ``HBitmap *`` for native code.
+    def pin(self) -> Pin:
+        """The ``HBitmap *`` for native code: ``pin.address``, or ``with hb.pin() as address``.
 
-        Valid within the block; meanwhile :meth:`truncate` raises BufferError.
+        Valid until the pin is closed; it keeps the bitmap, also if nothing else has it any more,
+        and meanwhile :meth:`truncate` raises BufferError. All functions of ``csrc/hbitmap.h`` but
+        ``hbitmap_free`` and ``hbitmap_truncate`` may be called on it, from any thread; iterators of
+        Python's do not hear of bits that native code clears. Fork, dropped, twin: see
+        :class:`pybitmap.native.Pin`.
+
+        >>> hb = HBitmap(100)
+        >>> with hb.pin() as address:
+        ...     address > 0
+        True
         """
-        _core.hbitmap_pin(self._hb)
-        try:
-            yield _core.address(self._hb)
-        finally:
-            _core.hbitmap_unpin(self._hb)
+        hb = self._hb
+        pinned, owner = _core.pin(hb, self._memory)
+        return Pin(
+            "a bitmap", _core.address(hb), (owner, self), partial(_core.hbitmap_drop_pin, pinned)
+        )
 
     # ---- serialisation ----------------------------------------------------------------------
 

@@ -25,11 +25,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 from weakref import ref
 
+from .._core import NotCopied
 from .._entry import Guard
 from ..errors import InvalidError, StateError, StoreError
 from ..hbitmap import HBitmap
 from .coordinator import Coordinator
-from .device import Cell, NotCopied
+from .device import Cell
 from .state import CHANGE, State, forbid
 
 if TYPE_CHECKING:

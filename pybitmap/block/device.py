@@ -12,7 +12,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import is_
-from typing import NoReturn
 from weakref import ReferenceType, WeakSet
 
 from .. import _core
@@ -22,13 +21,6 @@ from ..hbitmap import HBitmap, pointers
 from ..sizes import granularity_bits
 from ..store.base import Volume, Wanted
 from .state import State, record, recorders
-
-
-class NotCopied:
-    """What stands for something there is one of."""
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(f"{type(self).__name__!r} objects are neither copied nor pickled")
 
 
 class Stage:

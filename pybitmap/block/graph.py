@@ -10,11 +10,12 @@ from types import MappingProxyType, TracebackType
 from typing import Union
 
 from .. import _core
+from .._core import NotCopied
 from ..errors import AbortedError, ExistsError, InvalidError, NotFoundError, StateError, StoreError
 from ..store.base import Store
 from .bitmap import DirtyBitmap, Frozen, bitmap_of
 from .coordinator import ABORTED, Coordinator, Drafting
-from .device import Cell, Device, NotCopied, Publication
+from .device import Cell, Device, Publication
 from .draft import Draft
 from .node import BlockNode, load
 

@@ -18,15 +18,16 @@ from operator import index
 from typing import TYPE_CHECKING
 
 from .. import _core
-from .._core import CData
+from .._core import CData, NotCopied
 from .._entry import NodeBase
 from ..errors import ClosedError, RangeError, ReadonlyError, UnsupportedError
 from ..hbitmap import HBitmap
+from ..native import Pin
 from ..sizes import granularity_bits
 from ..store.base import StoredBitmap, Volume
 from .bitmap import DirtyBitmap, bitmap_of
 from .coordinator import Coordinator
-from .device import Cell, Device, NotCopied
+from .device import Cell, Device
 from .state import Forbidding, State, forbid, new_serial
 from .writing import Before, Writing
 
@@ -155,6 +156,27 @@ class BlockNode(NotCopied, NodeBase):
                     return ReadonlyError(f"Bitmap '{cell.name}' is readonly and cannot be modified")
             return ReadonlyError(f"node '{device.name}' is read-only")
         return MemoryError("no memory for this thread to mark writes")
+
+    def pin(self) -> Pin:
+        """The ``HBTracker *`` for native hooks that mark writes: ``pin.address``.
+
+        Valid until the pin is closed, whatever becomes of the node: after :meth:`truncate` and
+        :meth:`close` the functions of ``csrc/tracker.h`` say so by what they return (see its head,
+        "A NODE OF PYTHON'S"). Nothing is refused meanwhile. A node that nobody else has any more
+        stays open, and its store locked, as long as a pin of it is.
+
+        Writer: native marks are writes as :meth:`mark_dirty` has them, before or after the instant
+        of each change; they wait while the node is truncated or closed, so a hook that holds the
+        GIL calls ``hbtracker_try_mark``. Fork: in the child of a graph with a store, -ERANGE.
+        Dropped, twin: see :class:`pybitmap.native.Pin`.
+
+        :raises ClosedError: if the node is closed
+        :raises StateError: in the child of a fork, if the graph has a store
+        """
+        if self._coordinator.forked:
+            raise self._coordinator.refused()
+        self._device.check_open()
+        return Pin(f"node '{self.name}'", _core.address(self._tracker), self._device)
 
     # ---- bitmaps ----------------------------------------------------------------------------
 

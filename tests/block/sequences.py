@@ -169,7 +169,7 @@ class Native(Sequence):
         self.written = nodes  # what C has of them stays
         trackers = (ctypes.c_void_p * len(nodes))(*(_core.address(node._tracker) for node in nodes))
         functions = [
-            ctypes.c_void_p(_core.function_address(name))
+            ctypes.c_void_p(_core.addresses[name])
             for name in ("hbtracker_mark", "hbtracker_mark_many")
         ]
         progress = ctypes.addressof(ctypes.c_uint64.from_buffer(self.progress))
