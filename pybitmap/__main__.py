@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The `pybitmap` command, also `python -m pybitmap`.
 
-Its packages are an extra of the library, so this says how to get them where they are missing.
+Its packages are an extra of the library, so this says how to get them where they are missing. What
+compilers ask for (`--cflags` and the like) is answered without them.
 """
 
 from __future__ import annotations
@@ -9,11 +10,22 @@ from __future__ import annotations
 import signal
 import sys
 
+from ._sources import flags
+
 INTERRUPTED = 130  # exit code: 128 + SIGINT
 
 
 def main() -> int:
     """Runs the command with the arguments of the process and returns its exit code."""
+    found = flags(sys.argv[1:])
+    if found is not None:
+        try:
+            with open(1, "w", closefd=False) as out:
+                out.write(found + "\n")
+        except OSError as error:
+            print(f"pybitmap: what was asked for cannot be written: {error}", file=sys.stderr)
+            return 1
+        return 0
     try:
         try:
             from .cli import main as run

@@ -39,6 +39,9 @@ def cli() -> None:
     """QEMU-class dirty bitmaps.
 
     TARGET is a qcow2 image, or the directory of a local store.
+
+    For compilers, instead of a command: --cflags, --ldflags, --sources (the C files of the core),
+    --pkgconfigdir.
     """
 
 
