@@ -7,6 +7,7 @@ And what they are built with: flags, headers, pkg-config.
 from __future__ import annotations
 
 import ctypes
+import doctest
 import errno
 import os
 import re
@@ -27,7 +28,9 @@ EXAMPLES = ROOT / "examples" / "native"
 STRICT = ["-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror"]
 
 
-def run(*command: str | Path, cwd: Path | None = None, **environment: str) -> str:
+def run(
+    *command: str | Path, cwd: Path | None = None, environment: dict[str, str] | None = None
+) -> str:
     done = subprocess.run(
         [str(each) for each in command],
         stdout=subprocess.PIPE,
@@ -36,7 +39,7 @@ def run(*command: str | Path, cwd: Path | None = None, **environment: str) -> st
         check=False,
         cwd=cwd,
         timeout=300,
-        env={**os.environ, **environment},
+        env={**os.environ, **(environment or {})},
     )
     assert done.returncode == 0, done.stdout
     return done.stdout
@@ -59,7 +62,15 @@ def built(tmp_path: Path, example: str, **environment: str) -> Path:
     peer("cc", "gcc")
     folder = tmp_path / example
     shutil.copytree(EXAMPLES / example, folder)
-    run(sys.executable, "setup.py", "-q", "build_ext", "--inplace", cwd=folder, **environment)
+    run(
+        sys.executable,
+        "setup.py",
+        "-q",
+        "build_ext",
+        "--inplace",
+        cwd=folder,
+        environment=environment,
+    )
     return folder
 
 
@@ -108,10 +119,18 @@ def test_a_program_in_c(tmp_path: Path) -> None:
     shown = [line[3:].strip().rstrip("\\") for line in lines if line.startswith(" *     ")]
     command = " ".join(shown).replace("python -m", f"{shlex.quote(sys.executable)} -m")
     assert command.startswith("cc ")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"$ {' '.join(' '.join(shown).split())}\n" in readme
     run("sh", "-c", command, cwd=tmp_path)
     assert run(tmp_path / "program") == (
         "a write beyond the end is refused\n131072 bytes to copy at 983040\n"
     )
+
+
+def test_what_the_page_shows_is_so() -> None:
+    failed, tried = doctest.testfile(str(ROOT / "docs" / "native.md"), module_relative=False)
+    assert tried > 4
+    assert failed == 0
 
 
 # ---- flags ----------------------------------------------------------------------------------
@@ -154,13 +173,13 @@ def test_help_names_them() -> None:
 def test_pkg_config_knows_it() -> None:
     tool = peer("pkg-config", "pkgconf")
     path = {"PKG_CONFIG_PATH": flags("--pkgconfigdir")[0]}
-    assert run(tool, "--cflags", "--libs", "pybitmap", **path).split() == [
+    assert run(tool, "--cflags", "--libs", "pybitmap", environment=path).split() == [
         f"-I{pybitmap.get_include()}",
         "-pthread",
     ]
     version = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert version is not None
-    assert run(tool, "--modversion", "pybitmap", **path).strip() == version[1]
+    assert run(tool, "--modversion", "pybitmap", environment=path).strip() == version[1]
 
 
 def test_flags_that_cannot_be_written_are_an_error() -> None:
