@@ -465,6 +465,42 @@ static uint64_t iterate_next(unsigned self)
     return n;
 }
 
+/*
+ * What a call for each group cannot do without: a place that is kept in memory
+ * from one call to the next, where the next has to wait for it.
+ */
+struct bare_place {
+    uint64_t word, bits;
+};
+
+__attribute__((noinline))
+static int64_t bare_next(struct bare_place *place)
+{
+    uint64_t bits = place->bits, word = place->word;
+
+    while (!bits) {
+        if (++word >= nwords) {
+            return -1;
+        }
+        place->word = word;
+        bits = atomic_load((atomic_word *)&wa[word]);
+    }
+    place->bits = bits & (bits - 1);
+    return (int64_t)(word * 64 + (unsigned)__builtin_ctzll(bits));
+}
+
+static uint64_t bare_iterate_next(unsigned self)
+{
+    struct bare_place place = { 0, wa[0] };
+    uint64_t n = 0;
+
+    (void)self;
+    while (bare_next(&place) >= 0) {
+        n++;
+    }
+    return n;
+}
+
 static uint64_t iterate_fill(unsigned self)
 {
     uint64_t items[BATCH], n = 0;
@@ -553,6 +589,142 @@ static uint64_t bare_areas(unsigned self)
     }
     sink += area[0];
     return n / 2;
+}
+
+/* From each dirty (clean) group to the next. */
+static uint64_t walk_dirty(unsigned self)
+{
+    uint64_t n = 0;
+
+    (void)self;
+    for (int64_t at = -1; (at = hbitmap_next_dirty(a, at + 1, INT64_MAX)) >= 0;) {
+        n++;
+    }
+    return n;
+}
+
+static uint64_t walk_clean(unsigned self)
+{
+    uint64_t n = 0;
+
+    (void)self;
+    for (int64_t at = -1; (at = hbitmap_next_zero(a, at + 1, INT64_MAX)) >= 0;) {
+        n++;
+    }
+    return n;
+}
+
+static uint64_t bare_walk_clean(unsigned self)
+{
+    uint64_t items[BATCH], n = 0;
+
+    (void)self;
+    for (uint64_t i = 0; i < nwords; i++) {
+        for (uint64_t word = ~wa[i]; word; word &= word - 1) {
+            items[n++ % BATCH] = i * 64 + (unsigned)__builtin_ctzll(word);
+        }
+    }
+    sink += items[0];
+    return n;
+}
+
+/* All is dirty. */
+static uint64_t search_clean(unsigned self)
+{
+    (void)self;
+    sink += (uint64_t)hbitmap_next_zero(a, 0, INT64_MAX);
+    return nwords;
+}
+
+/* From each run to the next, of either kind. */
+static uint64_t walk_runs(unsigned self)
+{
+    int64_t count = 0;
+    uint64_t n = 0;
+
+    (void)self;
+    for (int64_t at = 0; (uint64_t)at < groups; at += count) {
+        sink += hbitmap_status(a, at, INT64_MAX, &count);
+        n++;
+    }
+    return n;
+}
+
+static uint64_t bare_walk_runs(unsigned self)
+{
+    return 2 * bare_areas(self);
+}
+
+static uint64_t get_random(unsigned self)
+{
+    uint64_t found = 0;
+
+    (void)self;
+    for (uint64_t i = 0; i < npicks; i++) {
+        found += hbitmap_get(a, pick[i]);
+    }
+    sink += found;
+    return npicks;
+}
+
+/* With a call for each, and where the words are and how many beside it. */
+static struct bare_words {
+    atomic_word *words;
+    uint64_t size;
+} bare_words;
+
+__attribute__((noinline))
+static bool bare_get_group(const struct bare_words *words, uint64_t group)
+{
+    return group < words->size && (atomic_load(&words->words[group / 64]) >> group % 64 & 1);
+}
+
+static uint64_t bare_get(unsigned self)
+{
+    uint64_t found = 0;
+
+    (void)self;
+    bare_words = (struct bare_words){ (atomic_word *)wa, groups };
+    for (uint64_t i = 0; i < npicks; i++) {
+        found += bare_get_group(&bare_words, pick[i]);
+    }
+    sink += found;
+    return npicks;
+}
+
+enum { ASKED = 1 << 16 };
+
+static uint64_t ask_empty(unsigned self)
+{
+    uint64_t found = 0;
+
+    (void)self;
+    for (uint64_t i = 0; i < ASKED; i++) {
+        found += hbitmap_empty(a);
+    }
+    sink += found;
+    return ASKED;
+}
+
+/* A counter beside the bitmap, which marks would have to keep. */
+static atomic_word counter;
+
+__attribute__((noinline))
+static bool bare_is_empty(atomic_word *counted)
+{
+    return atomic_load(counted) == 0;
+}
+
+static uint64_t bare_ask_empty(unsigned self)
+{
+    uint64_t found = 0;
+
+    (void)self;
+    for (uint64_t i = 0; i < ASKED; i++) {
+        found += bare_is_empty(&counter);
+    }
+    sink += found;
+    return ASKED;
 }
 
 /* ---- whole bitmaps ------------------------------------------------------ */
@@ -1399,6 +1571,10 @@ static const struct row rows[] = {
       0, iterate_next, 0, bare_iterate, 0 },
     { "iter_next dense", "group", GOAL_NONE, 0, setup_dense,
       0, iterate_next, 0, bare_iterate, 0 },
+    { "iter_next sparse, a call each", "group", GOAL_NONE, 0, setup_sparse,
+      0, iterate_next, 0, bare_iterate_next, 0 },
+    { "iter_next dense, a call each", "group", GOAL_NONE, 0, setup_dense,
+      0, iterate_next, 0, bare_iterate_next, 0 },
     { "iter_fill sparse", "group", GOAL_NS, 5, setup_sparse,
       0, iterate_fill, 0, bare_iterate, 0 },
     { "iter_fill dense", "group", GOAL_NS, 1.2, setup_dense,
@@ -1411,6 +1587,27 @@ static const struct row rows[] = {
       0, area_by_area, 0, bare_areas, 0 },
     { "next_dirty_area dense", "area", GOAL_NS, 6, setup_dense,
       0, area_by_area, 0, bare_areas, 0 },
+
+    { "next_dirty sparse", "group", GOAL_NONE, 0, setup_sparse,
+      0, walk_dirty, 0, bare_iterate, 0 },
+    { "next_dirty dense", "group", GOAL_NONE, 0, setup_dense,
+      0, walk_dirty, 0, bare_iterate, 0 },
+    { "next_zero dense", "group", GOAL_NONE, 0, setup_dense,
+      0, walk_clean, 0, bare_walk_clean, 0 },
+    { "next_zero full", "word", GOAL_NONE, 0, setup_clean,
+      fill_a, search_clean, fill_wa, bare_test_all, 0 },
+    { "status sparse", "run", GOAL_NONE, 0, setup_sparse,
+      0, walk_runs, 0, bare_walk_runs, 0 },
+    { "status dense", "run", GOAL_NONE, 0, setup_dense,
+      0, walk_runs, 0, bare_walk_runs, 0 },
+    { "get random", "call", GOAL_NONE, 0, setup_dense,
+      0, get_random, 0, bare_get, 0 },
+    { "empty, clean", "call", GOAL_NONE, 0, setup_clean,
+      0, ask_empty, 0, bare_ask_empty, 0 },
+    { "empty, sparse", "call", GOAL_NONE, 0, setup_sparse,
+      0, ask_empty, 0, bare_ask_empty, 0 },
+    { "empty, dense", "call", GOAL_NONE, 0, setup_dense,
+      0, ask_empty, 0, bare_ask_empty, 0 },
 
     { "merge dense into a fresh one", "word", GOAL_RATIO, 1.25, setup_dense,
       new_r, merge, new_wr, bare_merge, 0 },
