@@ -11,9 +11,9 @@ HEADERS = $(wildcard csrc/*.h tests/c/*.h)
 # A change of one of these means that the package has to be built again.
 BUILD_FILES = pyproject.toml setup.py csrc/ffi_build.py pybitmap/_fast.c $(SOURCES) $(wildcard csrc/*.h)
 
-# Of the loops in csrc/words.c and the searches; one that the processor lacks is the best it has. test_model goes
-# through them by itself.
-CLONES = plain popcnt bmi avx512
+# Of the loops in csrc/words.c; one that the processor lacks is the best it has. test_model goes through them by
+# itself.
+CLONES = plain popcnt avx512
 
 # The programs in C choose a seed by the clock and print it; SEED=N repeats a run.
 SEED ?=

@@ -9,26 +9,14 @@
 #include "block.h"
 #include "locks.h"
 
-/*
- * Searches are compiled twice: for every processor, and for those with BMI, which
- * takes the lowest bit from a word in one instruction instead of two and makes
- * them 10 to 20 percent faster.  So what they consist of is inlined, all but
- * `behind`, which stands in the way of the usual case otherwise; HB_SEARCHES,
- * further down, makes functions of it, and hb_bmi chooses.
- */
-#define HB_INLINE static inline __attribute__((always_inline))
-
 /* A word that is not zero: which, or HB_NONE, and the bits that count. */
 struct hb_found {
     uint64_t word, bits;
 };
 
-/* hb_find_behind, compiled one way or the other. */
-typedef struct hb_found hb_finder(const struct hb_block *b, unsigned k, uint64_t word);
-
 /* The first such word of level k behind `word`. */
-HB_INLINE struct hb_found hb_find_behind(const struct hb_block *b, unsigned k,
-                                         uint64_t word)
+__attribute__((noinline))
+static struct hb_found hb_find_behind(const struct hb_block *b, unsigned k, uint64_t word)
 {
     const struct hb_found none = { .word = HB_NONE };
     const unsigned lowest = k;
@@ -60,8 +48,7 @@ HB_INLINE struct hb_found hb_find_behind(const struct hb_block *b, unsigned k,
 }
 
 /* The first word of level k with a bit set at or after `bit`, and such bits. */
-HB_INLINE struct hb_found hb_find(const struct hb_block *b, unsigned k,
-                                  uint64_t bit, hb_finder *behind)
+static inline struct hb_found hb_find(const struct hb_block *b, unsigned k, uint64_t bit)
 {
     struct hb_found found = { .word = bit / HB_BITS };
 
@@ -70,13 +57,13 @@ HB_INLINE struct hb_found hb_find(const struct hb_block *b, unsigned k,
         return found;
     }
     found.bits = atomic_load(&b->level[k][found.word]) & hb_mask_from(bit);
-    return found.bits ? found : behind(b, k, found.word);
+    return found.bits ? found : hb_find_behind(b, k, found.word);
 }
 
 /* The first clean group at or after `group` and below `limit`; `limit` if there
  * is none. */
-HB_INLINE uint64_t hb_next_clean(const struct hb_block *b, uint64_t group,
-                                 uint64_t limit)
+static inline uint64_t hb_next_clean(const struct hb_block *b, uint64_t group,
+                                     uint64_t limit)
 {
     uint64_t mask = hb_mask_from(group);
 
@@ -122,8 +109,8 @@ struct hb_names {
 /* Takes bits from *word, the lowest first, `most` if there are so many, and
  * writes their numbers, counted from `base`.  Returns how many, but writes
  * `most` in all. */
-HB_INLINE size_t hb_unpack(uint64_t *to, size_t most, uint64_t base,
-                           uint64_t *word)
+static inline size_t hb_unpack(uint64_t *to, size_t most, uint64_t base,
+                               uint64_t *word)
 {
     uint64_t rest = *word;
     size_t n = 0;
@@ -139,8 +126,8 @@ HB_INLINE size_t hb_unpack(uint64_t *to, size_t most, uint64_t base,
 }
 
 /* To the summary word `parent`, of which `named` was seen. */
-HB_INLINE void hb_names_in(struct hb_names *names, uint64_t parent,
-                           uint64_t named)
+static inline void hb_names_in(struct hb_names *names, uint64_t parent,
+                               uint64_t named)
 {
     names->parent = parent;
     names->named = named;
@@ -150,8 +137,8 @@ HB_INLINE void hb_names_in(struct hb_names *names, uint64_t parent,
 }
 
 /* Those behind `word`. */
-HB_INLINE struct hb_names hb_names_behind(const struct hb_block *b,
-                                          uint64_t word, uint64_t last)
+static inline struct hb_names hb_names_behind(const struct hb_block *b,
+                                              uint64_t word, uint64_t last)
 {
     struct hb_names names = { .b = b, .last = last };
     uint64_t parent = word / HB_BITS;
@@ -163,8 +150,7 @@ HB_INLINE struct hb_names hb_names_behind(const struct hb_block *b,
 
 /* The next words, hardly more than `wanted`, and HB_LIST + HB_AT_ONCE at most;
  * returns how many, 0: there are no more. */
-HB_INLINE size_t hb_list(struct hb_names *names, uint64_t *list, size_t wanted,
-                         hb_finder *behind)
+static inline size_t hb_list(struct hb_names *names, uint64_t *list, size_t wanted)
 {
     const struct hb_block *b = names->b;
     size_t n = 0;
@@ -176,7 +162,7 @@ HB_INLINE size_t hb_list(struct hb_names *names, uint64_t *list, size_t wanted,
             if (names->parent >= names->last / HB_BITS) {
                 break;
             }
-            found = hb_find(b, 1, (names->parent + 1) * HB_BITS, behind);
+            found = hb_find(b, 1, (names->parent + 1) * HB_BITS);
             if (found.word > names->last / HB_BITS) {
                 break;
             }
@@ -192,9 +178,9 @@ HB_INLINE size_t hb_list(struct hb_names *names, uint64_t *list, size_t wanted,
 
 /* ---- groups ---------------------------------------------------------- */
 
-HB_INLINE int64_t hb_iter_next(HBitmapIter *hbi, hb_finder *behind)
+int64_t hbitmap_iter_next(HBitmapIter *hbi)
 {
-    struct hb_found found = hb_find(hb_block_of(hbi->hb), 0, hbi->group, behind);
+    struct hb_found found = hb_find(hb_block_of(hbi->hb), 0, hbi->group);
     uint64_t group;
 
     if (found.word == HB_NONE) {
@@ -206,8 +192,8 @@ HB_INLINE int64_t hb_iter_next(HBitmapIter *hbi, hb_finder *behind)
 }
 
 /* Up to n dirty groups from `group` on. */
-HB_INLINE size_t hb_groups(const struct hb_block *b, uint64_t group, uint64_t *groups,
-                           size_t n, hb_finder *behind)
+static inline size_t hb_groups(const struct hb_block *b, uint64_t group, uint64_t *groups,
+                               size_t n)
 {
     uint64_t list[HB_LIST + HB_AT_ONCE], mask = hb_mask_from(group);
     struct hb_names names = hb_names_behind(b, group / HB_BITS, b->nwords[0] - 1);
@@ -231,13 +217,12 @@ HB_INLINE size_t hb_groups(const struct hb_block *b, uint64_t group, uint64_t *g
                 value &= value - 1;
             }
         }
-        listed = found < n ? hb_list(&names, list, n - found, behind) : 0;
+        listed = found < n ? hb_list(&names, list, n - found) : 0;
     } while (listed);
     return found;
 }
 
-HB_INLINE size_t hb_iter_fill(HBitmapIter *hbi, uint64_t *items, size_t n,
-                              hb_finder *behind)
+size_t hbitmap_iter_fill(HBitmapIter *hbi, uint64_t *items, size_t n)
 {
     const struct hb_block *b = hb_block_of(hbi->hb);
     const int granularity = hbi->hb->granularity;
@@ -245,7 +230,7 @@ HB_INLINE size_t hb_iter_fill(HBitmapIter *hbi, uint64_t *items, size_t n,
 
     if (n == 1) {
         /* For one, no list is worth it. */
-        int64_t item = hb_iter_next(hbi, behind);
+        int64_t item = hbitmap_iter_next(hbi);
 
         if (item < 0) {
             return 0;
@@ -254,7 +239,7 @@ HB_INLINE size_t hb_iter_fill(HBitmapIter *hbi, uint64_t *items, size_t n,
         return 1;
     }
     if (n > 0 && hbi->group < b->ngroups) {
-        filled = hb_groups(b, hbi->group, items, n, behind);
+        filled = hb_groups(b, hbi->group, items, n);
     }
     if (filled) {
         hbi->group = items[filled - 1] + 1;
@@ -271,10 +256,10 @@ HB_INLINE size_t hb_iter_fill(HBitmapIter *hbi, uint64_t *items, size_t n,
  * The first run of [*from, *to), at most `most` items of it: false, or the run
  * in *from and *to.  It is followed for no more groups than were asked for.
  */
-HB_INLINE bool hb_first_run(const struct hb_block *b, int granularity, uint64_t most,
-                            uint64_t *from, uint64_t *to, hb_finder *behind)
+static inline bool hb_first_run(const struct hb_block *b, int granularity, uint64_t most,
+                                uint64_t *from, uint64_t *to)
 {
-    struct hb_found found = hb_find(b, 0, *from >> granularity, behind);
+    struct hb_found found = hb_find(b, 0, *from >> granularity);
     uint64_t first, stop, end = *to;
 
     if (found.word == HB_NONE) {
@@ -311,8 +296,8 @@ HB_INLINE bool hb_first_run(const struct hb_block *b, int granularity, uint64_t 
  * `room` in all (an even number).  An end that is found in the word of `limit`
  * may lie beyond it.
  */
-HB_INLINE size_t hb_run_ends(const struct hb_block *b, uint64_t group, uint64_t limit,
-                             uint64_t *ends, size_t room, hb_finder *behind)
+static inline size_t hb_run_ends(const struct hb_block *b, uint64_t group, uint64_t limit,
+                                 uint64_t *ends, size_t room)
 {
     uint64_t list[HB_LIST + HB_AT_ONCE], mask = hb_mask_from(group);
     struct hb_names names = hb_names_behind(b, group / HB_BITS, (limit - 1) / HB_BITS);
@@ -356,7 +341,7 @@ HB_INLINE size_t hb_run_ends(const struct hb_block *b, uint64_t group, uint64_t 
                 edges &= edges - 1;
             }
         }
-        listed = found < room ? hb_list(&names, list, (room - found + 1) / 2, behind) : 0;
+        listed = found < room ? hb_list(&names, list, (room - found + 1) / 2) : 0;
     } while (listed);
 full:
     if (found % 2) {
@@ -369,9 +354,8 @@ full:
     return found;
 }
 
-HB_INLINE size_t hb_areas(const HBitmap *hb, uint64_t start, uint64_t end,
-                          uint64_t *areas, size_t max_areas, uint64_t *next,
-                          hb_finder *behind)
+size_t hbitmap_areas(const HBitmap *hb, uint64_t start, uint64_t end,
+                     uint64_t *areas, size_t max_areas, uint64_t *next)
 {
     const struct hb_block *b = hb_block_of(hb);
     const int granularity = hb->granularity;
@@ -382,7 +366,7 @@ HB_INLINE size_t hb_areas(const HBitmap *hb, uint64_t start, uint64_t end,
         /* For one, no list is worth it. */
         uint64_t from = start, to = end;
 
-        if (hb_first_run(b, granularity, UINT64_MAX, &from, &to, behind)) {
+        if (hb_first_run(b, granularity, UINT64_MAX, &from, &to)) {
             areas[0] = from;
             areas[1] = to - from;
             start = to;
@@ -393,7 +377,7 @@ HB_INLINE size_t hb_areas(const HBitmap *hb, uint64_t start, uint64_t end,
         uint64_t stop = 0;
 
         found = hb_run_ends(b, start >> granularity, limit, areas,
-                            2 * max_areas, behind) / 2;
+                            2 * max_areas) / 2;
         for (size_t i = 0; i < found; i++) {
             uint64_t first = areas[2 * i];
 
@@ -415,9 +399,9 @@ HB_INLINE size_t hb_areas(const HBitmap *hb, uint64_t start, uint64_t end,
     return found;
 }
 
-HB_INLINE bool hb_next_dirty_area(const HBitmap *hb, int64_t start, int64_t end,
-                                  int64_t max_dirty_count, int64_t *dirty_start,
-                                  int64_t *dirty_count, hb_finder *behind)
+bool hbitmap_next_dirty_area(const HBitmap *hb, int64_t start, int64_t end,
+                             int64_t max_dirty_count,
+                             int64_t *dirty_start, int64_t *dirty_count)
 {
     const struct hb_block *b = hb_block_of(hb);
     uint64_t from, to;
@@ -428,7 +412,7 @@ HB_INLINE bool hb_next_dirty_area(const HBitmap *hb, int64_t start, int64_t end,
     from = (uint64_t)start;
     to = hb_min((uint64_t)end, b->size);
     if (from >= to || !hb_first_run(b, hb->granularity, (uint64_t)max_dirty_count,
-                                    &from, &to, behind)) {
+                                    &from, &to)) {
         return false;
     }
     *dirty_start = (int64_t)from;
@@ -436,84 +420,11 @@ HB_INLINE bool hb_next_dirty_area(const HBitmap *hb, int64_t start, int64_t end,
     return true;
 }
 
-/* ---- compiled for two sets of instructions ------------------------------ */
-
-#define HB_SEARCHES(set, target)                                              \
-    target __attribute__((noinline))                                          \
-    static struct hb_found hb_find_behind_##set(const struct hb_block *b,     \
-                                                unsigned k, uint64_t word)    \
-    {                                                                         \
-        return hb_find_behind(b, k, word);                                    \
-    }                                                                         \
-    target                                                                    \
-    static int64_t hb_iter_next_##set(HBitmapIter *hbi)                       \
-    {                                                                         \
-        return hb_iter_next(hbi, hb_find_behind_##set);                       \
-    }                                                                         \
-    target                                                                    \
-    static size_t hb_iter_fill_##set(HBitmapIter *hbi, uint64_t *items, size_t n) \
-    {                                                                         \
-        return hb_iter_fill(hbi, items, n, hb_find_behind_##set);             \
-    }                                                                         \
-    target                                                                    \
-    static size_t hb_areas_##set(const HBitmap *hb, uint64_t start, uint64_t end, \
-                                 uint64_t *areas, size_t most, uint64_t *next) \
-    {                                                                         \
-        return hb_areas(hb, start, end, areas, most, next, hb_find_behind_##set); \
-    }                                                                         \
-    target                                                                    \
-    static bool hb_next_dirty_area_##set(const HBitmap *hb, int64_t start,    \
-                                         int64_t end, int64_t most,           \
-                                         int64_t *from, int64_t *count)       \
-    {                                                                         \
-        return hb_next_dirty_area(hb, start, end, most, from, count,          \
-                                  hb_find_behind_##set);                      \
-    }
-
-HB_SEARCHES(plain, )
-
-#ifdef HB_CLONES
-HB_SEARCHES(bmi, __attribute__((target("bmi"))))
-#define HB_BEST(search) (hb_bmi ? search##_bmi : search##_plain)
-#else
-#define HB_BEST(search) search##_plain
-#endif
-
-int64_t hbitmap_iter_next(HBitmapIter *hbi)
-{
-    HB_AT_HOME(hbi->hb, -1, hbitmap_iter_next, hbi);
-    return HB_BEST(hb_iter_next)(hbi);
-}
-
-size_t hbitmap_iter_fill(HBitmapIter *hbi, uint64_t *items, size_t n)
-{
-    HB_AT_HOME(hbi->hb, 0, hbitmap_iter_fill, hbi, items, n);
-    return HB_BEST(hb_iter_fill)(hbi, items, n);
-}
-
-size_t hbitmap_areas(const HBitmap *hb, uint64_t start, uint64_t end,
-                     uint64_t *areas, size_t max_areas, uint64_t *next)
-{
-    HB_AT_HOME(hb, (*next = end, (size_t)0),
-               hbitmap_areas, hb, start, end, areas, max_areas, next);
-    return HB_BEST(hb_areas)(hb, start, end, areas, max_areas, next);
-}
-
-bool hbitmap_next_dirty_area(const HBitmap *hb, int64_t start, int64_t end,
-                             int64_t max_dirty_count,
-                             int64_t *dirty_start, int64_t *dirty_count)
-{
-    HB_AT_HOME(hb, false,
-               hbitmap_next_dirty_area, hb, start, end, max_dirty_count, dirty_start, dirty_count);
-    return HB_BEST(hb_next_dirty_area)(hb, start, end, max_dirty_count, dirty_start,
-                                       dirty_count);
-}
-
 /* ---- one bit or item ---------------------------------------------------- */
 
 uint64_t hb_next_bit(const struct hb_block *b, unsigned k, uint64_t bit)
 {
-    struct hb_found found = hb_find(b, k, bit, hb_find_behind_plain);
+    struct hb_found found = hb_find(b, k, bit);
 
     return found.word == HB_NONE ? HB_NONE
                                  : found.word * HB_BITS + hb_lowest(found.bits);

@@ -156,13 +156,11 @@ static const struct hb_clone {
     const char *name;
     uint64_t (*popcount)(const hb_word *words, uint64_t n);
     uint64_t (*copy)(hb_word *to, const void *from, uint64_t n);
-    bool bmi;                           /* and so have the searches of search.c */
 } hb_clones[] = {
-    { "plain", hb_popcount_plain, hb_copy_plain, false },
+    { "plain", hb_popcount_plain, hb_copy_plain },
 #ifdef HB_CLONES
-    { "popcnt", hb_popcount_popcnt, hb_copy_sse2, false },
-    { "bmi", hb_popcount_popcnt, hb_copy_sse2, true },
-    { "avx512", hb_popcount_avx512, hb_copy_avx512, true },
+    { "popcnt", hb_popcount_popcnt, hb_copy_sse2 },
+    { "avx512", hb_popcount_avx512, hb_copy_avx512 },
 #endif
 };
 
@@ -170,10 +168,6 @@ enum { HB_NCLONES = sizeof(hb_clones) / sizeof(hb_clones[0]) };
 
 /* Written before the first call, or by a test between two. */
 static const struct hb_clone *hb_clone = &hb_clones[0];
-
-#ifdef HB_CLONES
-bool hb_bmi;
-#endif
 
 static bool hb_has_clone(unsigned i)
 {
@@ -183,9 +177,7 @@ static bool hb_has_clone(unsigned i)
     case 1:
         return __builtin_cpu_supports("popcnt");
     case 2:
-        return __builtin_cpu_supports("popcnt") && __builtin_cpu_supports("bmi");
-    case 3:
-        return __builtin_cpu_supports("bmi") && __builtin_cpu_supports("avx512f") &&
+        return __builtin_cpu_supports("popcnt") && __builtin_cpu_supports("avx512f") &&
                __builtin_cpu_supports("avx512vl") &&
                __builtin_cpu_supports("avx512vpopcntdq");
     }
@@ -199,9 +191,6 @@ static bool hb_take_clone(unsigned i)
         return false;
     }
     hb_clone = &hb_clones[i];
-#ifdef HB_CLONES
-    hb_bmi = hb_clone->bmi;
-#endif
     return true;
 }
 

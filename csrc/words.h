@@ -184,11 +184,9 @@ uint64_t hb_nonzero(const void *words, uint64_t n);
  */
 uint64_t hb_copy_nonzero(hb_word *to, const void *from, uint64_t n);
 
-/* Are there clones, and have the searches of search.c, in the one that was taken,
- * BMI? */
+/* Are there clones? */
 #if defined(__x86_64__) && defined(__GNUC__)
 #define HB_CLONES 1
-extern bool hb_bmi;
 #endif
 
 /*
