@@ -100,7 +100,8 @@ typedef struct HBitmap HBitmap;
  * The members are the implementation's. */
 typedef struct HBitmapIter {
     const HBitmap *hb;
-    uint64_t group;         /* the next group to look at */
+    uint64_t word;          /* the leaf word that it is in */
+    uint64_t seen, rest;    /* what that held, and what of it was not passed */
 } HBitmapIter;
 
 /* ---- threads ------------------------------------------------------------ */
@@ -219,7 +220,8 @@ int hbitmap_is_disjoint(const HBitmap *a, const HBitmap *b);
 
 /* The starts of dirty groups in order, beginning with the group that holds
  * `first`; -1 at the end.  Setting, resetting and truncating meanwhile is
- * safe; what is set behind the iterator is not seen. */
+ * safe; what is reset ahead of the iterator is not given, what is set ahead is, what
+ * is set behind is not. */
 void hbitmap_iter_init(HBitmapIter *hbi, const HBitmap *hb, uint64_t first);
 int64_t hbitmap_iter_next(HBitmapIter *hbi);
 

@@ -2,21 +2,27 @@
 /*
  * Searches: the next dirty or clean item, areas, iterators.
  *
- * They take no lock and remember nothing but a position, so whatever happens
+ * They take no lock and what they remember is a position, so whatever happens
  * to the bitmap between two calls they go on from there with what is set by
  * then.  A summary bit over a zero word sends them down in vain, no more.
+ *
+ * Workload: a call for each item or run, and the next one begins where this one
+ * ended.  So what counts is how soon the result is there once the position is; what
+ * only has to be checked is a branch, which the processor foresees.
  */
 #include "block.h"
 #include "locks.h"
 
-/* A word that is not zero: which, or HB_NONE, and the bits that count. */
+/* ---- the next word that is not zero -------------------------------------- */
+
+/* Which, or HB_NONE, and the bits that count. */
 struct hb_found {
     uint64_t word, bits;
 };
 
-/* The first such word of level k behind `word`. */
+/* The first such word of level k behind `word`, however far. */
 __attribute__((noinline))
-static struct hb_found hb_find_behind(const struct hb_block *b, unsigned k, uint64_t word)
+static struct hb_found hb_find_far(const struct hb_block *b, unsigned k, uint64_t word)
 {
     const struct hb_found none = { .word = HB_NONE };
     const unsigned lowest = k;
@@ -47,6 +53,24 @@ static struct hb_found hb_find_behind(const struct hb_block *b, unsigned k, uint
     return (struct hb_found){ .word = word, .bits = value };
 }
 
+/* The first leaf word behind `word`: as a rule the same word of level 1 names it. */
+static inline struct hb_found hb_find_behind(const struct hb_block *b, uint64_t word)
+{
+    uint64_t parent = word / HB_BITS;
+    uint64_t named = atomic_load(&b->level[1][parent]) &
+                     hb_mask_from(word) & ~hb_bit(word);
+
+    if (named) {
+        struct hb_found found = { .word = parent * HB_BITS + hb_lowest(named) };
+
+        found.bits = atomic_load(&b->level[0][found.word]);
+        if (found.bits) {
+            return found;
+        }
+    }
+    return hb_find_far(b, 0, word);
+}
+
 /* The first word of level k with a bit set at or after `bit`, and such bits. */
 static inline struct hb_found hb_find(const struct hb_block *b, unsigned k, uint64_t bit)
 {
@@ -57,25 +81,220 @@ static inline struct hb_found hb_find(const struct hb_block *b, unsigned k, uint
         return found;
     }
     found.bits = atomic_load(&b->level[k][found.word]) & hb_mask_from(bit);
-    return found.bits ? found : hb_find_behind(b, k, found.word);
+    return found.bits ? found : hb_find_far(b, k, found.word);
 }
 
-/* The first clean group at or after `group` and below `limit`; `limit` if there
- * is none. */
-static inline uint64_t hb_next_clean(const struct hb_block *b, uint64_t group,
-                                     uint64_t limit)
+uint64_t hb_next_bit(const struct hb_block *b, unsigned k, uint64_t bit)
 {
-    uint64_t mask = hb_mask_from(group);
+    struct hb_found found = hb_find(b, k, bit);
 
-    for (uint64_t word = group / HB_BITS; word * HB_BITS < limit; word++) {
-        uint64_t clean = ~atomic_load(&b->level[0][word]) & mask;
+    return found.word == HB_NONE ? HB_NONE
+                                 : found.word * HB_BITS + hb_lowest(found.bits);
+}
+
+/* ---- one item ------------------------------------------------------------ */
+
+bool hbitmap_get(const HBitmap *hb, uint64_t item)
+{
+    const struct hb_block *b = hb_block_of(hb);
+    uint64_t group = item >> hb->granularity;
+
+    return item < b->size && (atomic_load(&b->level[0][group / HB_BITS]) >> (group % HB_BITS) & 1);
+}
+
+bool hbitmap_empty(const HBitmap *hb)
+{
+    bool empty = hb_next_bit(hb_block_of(hb), 0, 0) == HB_NONE;
+
+    if (empty) {
+        /* Or a clear was about to restore a summary that this search missed. */
+        hb_lock(hb, HB_READ);
+        empty = hb_next_bit(hb_block_of(hb), 0, 0) == HB_NONE;
+        hb_unlock(hb);
+    }
+    return empty;
+}
+
+/* The first dirty group in the leaf words behind `word`, or HB_NONE. */
+static uint64_t hb_dirty_behind(const struct hb_block *b, uint64_t word)
+{
+    struct hb_found found = hb_find_behind(b, word);
+
+    return found.word == HB_NONE ? HB_NONE
+                                 : found.word * HB_BITS + hb_lowest(found.bits);
+}
+
+/* The first clean one there, up to the word of group `last`, or HB_NONE. */
+static uint64_t hb_clean_behind(const struct hb_block *b, uint64_t word, uint64_t last)
+{
+    while (word < last / HB_BITS) {
+        uint64_t clean = ~atomic_load(&b->level[0][++word]);
 
         if (clean) {
-            return hb_min(word * HB_BITS + hb_lowest(clean), limit);
+            return word * HB_BITS + hb_lowest(clean);
         }
-        mask = UINT64_MAX;
     }
-    return limit;
+    return HB_NONE;
+}
+
+/* The group of the lowest of `bits`, which are the dirty (clean) ones that count in
+ * word `word`, or else the first such group behind it, as far as `last`. */
+static inline uint64_t hb_lowest_or_behind(const struct hb_block *b, uint64_t word,
+                                           uint64_t bits, bool dirty, uint64_t last)
+{
+    if (bits) {
+        return word * HB_BITS + hb_lowest(bits);
+    }
+    return dirty ? hb_dirty_behind(b, word) : hb_clean_behind(b, word, last);
+}
+
+/* Where [start, start + count) ends, clamped; 0: nothing of it is inside. */
+static inline uint64_t hb_search_end(const struct hb_block *b, int64_t start, int64_t count)
+{
+    uint64_t first = (uint64_t)start;       /* a negative one is beyond any size */
+
+    if (count <= 0 || first >= b->size) {
+        return 0;
+    }
+    return first + hb_min((uint64_t)count, b->size - first);
+}
+
+/* The first item of [start, start + count) that is dirty (clean), or -1. */
+static inline int64_t hb_next_item(const HBitmap *hb, int64_t start, int64_t count,
+                                   bool dirty)
+{
+    const struct hb_block *b = hb_block_of(hb);
+    uint64_t first = (uint64_t)start, end = hb_search_end(b, start, count);
+    uint64_t group = first >> hb->granularity, last = (end - 1) >> hb->granularity;
+    uint64_t bits;
+
+    if (!end) {
+        return -1;
+    }
+    bits = atomic_load(&b->level[0][group / HB_BITS]);
+    bits = (dirty ? bits : ~bits) & hb_mask_from(group);
+    group = hb_lowest_or_behind(b, group / HB_BITS, bits, dirty, last);
+    if (group > last) {
+        return -1;
+    }
+    group <<= hb->granularity;
+    return (int64_t)(group > first ? group : first);
+}
+
+int64_t hbitmap_next_dirty(const HBitmap *hb, int64_t start, int64_t count)
+{
+    return hb_next_item(hb, start, count, true);
+}
+
+int64_t hbitmap_next_zero(const HBitmap *hb, int64_t start, int64_t count)
+{
+    return hb_next_item(hb, start, count, false);
+}
+
+bool hbitmap_status(const HBitmap *hb, int64_t start, int64_t count,
+                    int64_t *pnum)
+{
+    const struct hb_block *b = hb_block_of(hb);
+    uint64_t end = hb_search_end(b, start, count);
+    uint64_t group = (uint64_t)start >> hb->granularity;
+    uint64_t last = (end - 1) >> hb->granularity;
+    uint64_t bits;
+    bool dirty;
+
+    if (!end) {
+        *pnum = 0;
+        return false;
+    }
+    bits = atomic_load(&b->level[0][group / HB_BITS]);
+    dirty = bits >> (group % HB_BITS) & 1;
+    /* Those of the other kind.  The group itself is none, so a run has an item in it
+     * whatever happens meanwhile. */
+    bits = (bits ^ (0 - (uint64_t)dirty)) & hb_mask_from(group);
+    group = hb_lowest_or_behind(b, group / HB_BITS, bits, !dirty, last);
+    if (group <= last) {
+        end = group << hb->granularity;
+    }
+    *pnum = (int64_t)end - start;
+    return dirty;
+}
+
+/* ---- iterating ------------------------------------------------------------ */
+
+/*
+ * An iterator is in a leaf word, of which it has seen `seen`.  `rest` are the bits of
+ * that from the group given last on, so its lowest bit says how far the iterator has
+ * come; 0: nothing of the word was given.  As long as the word is what was seen, the
+ * next group is in `rest`, and there is nothing to be found out.
+ *
+ * The word is looked at each time, where the bitmap has it now: what was reset is not
+ * given, what was set ahead is.
+ */
+
+/* The bits of its word that are ahead of it. */
+static inline uint64_t hb_iter_ahead(const HBitmapIter *hbi)
+{
+    return hbi->rest ? hbi->rest ^ (0 - hbi->rest) : UINT64_MAX;
+}
+
+/* To the group of the lowest of `bits` of its word, and gives its start. */
+static inline int64_t hb_iter_to(HBitmapIter *hbi, uint64_t word, uint64_t bits)
+{
+    hbi->rest = bits;
+    return (int64_t)((word * HB_BITS + hb_lowest(bits)) << hbi->hb->granularity);
+}
+
+void hbitmap_iter_init(HBitmapIter *hbi, const HBitmap *hb, uint64_t first)
+{
+    uint64_t group = first >> hb->granularity;
+
+    hbi->hb = hb;
+    /* Beyond the size there is nothing, also where the last group is cut and
+     * so holds items beyond it. */
+    hbi->word = first < hb_block_of(hb)->size ? group / HB_BITS : HB_NONE;
+    hbi->seen = 0;
+    hbi->rest = hb_bit(group) >> 1;
+}
+
+/* The next, where the word has no more or has changed. */
+__attribute__((noinline))
+static int64_t hb_iter_search(HBitmapIter *hbi, const struct hb_block *b)
+{
+    struct hb_found found = { .word = hbi->word };
+
+    if (found.word >= b->nwords[0]) {
+        return -1;
+    }
+    found.bits = atomic_load(&b->level[0][found.word]);
+    if (found.bits != hbi->seen) {
+        uint64_t ahead = found.bits & hb_iter_ahead(hbi);
+
+        if (ahead) {
+            hbi->seen = found.bits;
+            return hb_iter_to(hbi, found.word, ahead);
+        }
+    }
+    found = hb_find_behind(b, found.word);
+    if (found.word == HB_NONE) {
+        return -1;
+    }
+    hbi->word = found.word;
+    /* Else compilers make a vector of what is stored, and the next call's loads wait
+     * for it: the time of the call doubles. */
+    atomic_signal_fence(memory_order_seq_cst);
+    hbi->seen = found.bits;
+    atomic_signal_fence(memory_order_seq_cst);
+    return hb_iter_to(hbi, found.word, found.bits);
+}
+
+int64_t hbitmap_iter_next(HBitmapIter *hbi)
+{
+    const struct hb_block *b = hb_block_of(hbi->hb);
+    uint64_t word = hbi->word, rest = hbi->rest & (hbi->rest - 1);
+
+    if (word < b->nwords[0] && atomic_load(&b->level[0][word]) == hbi->seen && rest) {
+        return hb_iter_to(hbi, word, rest);
+    }
+    return hb_iter_search(hbi, b);
 }
 
 /* ---- many words at once ------------------------------------------------- */
@@ -176,30 +395,17 @@ static inline size_t hb_list(struct hb_names *names, uint64_t *list, size_t want
     return n;
 }
 
-/* ---- groups ---------------------------------------------------------- */
+/* ---- many groups ---------------------------------------------------------- */
 
-int64_t hbitmap_iter_next(HBitmapIter *hbi)
+/* Up to n dirty groups: of word `word` those in `mask`, and from there on. */
+static inline size_t hb_groups(const struct hb_block *b, uint64_t word, uint64_t mask,
+                               uint64_t *groups, size_t n)
 {
-    struct hb_found found = hb_find(hb_block_of(hbi->hb), 0, hbi->group);
-    uint64_t group;
-
-    if (found.word == HB_NONE) {
-        return -1;
-    }
-    group = found.word * HB_BITS + hb_lowest(found.bits);
-    hbi->group = group + 1;
-    return (int64_t)(group << hbi->hb->granularity);
-}
-
-/* Up to n dirty groups from `group` on. */
-static inline size_t hb_groups(const struct hb_block *b, uint64_t group, uint64_t *groups,
-                               size_t n)
-{
-    uint64_t list[HB_LIST + HB_AT_ONCE], mask = hb_mask_from(group);
-    struct hb_names names = hb_names_behind(b, group / HB_BITS, b->nwords[0] - 1);
+    uint64_t list[HB_LIST + HB_AT_ONCE];
+    struct hb_names names = hb_names_behind(b, word, b->nwords[0] - 1);
     size_t found = 0, listed = 1;
 
-    list[0] = group / HB_BITS;
+    list[0] = word;
     do {
         for (size_t i = 0; i < listed; i++) {
             uint64_t base = list[i] * HB_BITS;
@@ -238,11 +444,15 @@ size_t hbitmap_iter_fill(HBitmapIter *hbi, uint64_t *items, size_t n)
         items[0] = (uint64_t)item;
         return 1;
     }
-    if (n > 0 && hbi->group < b->ngroups) {
-        filled = hb_groups(b, hbi->group, items, n);
+    if (n > 0 && hbi->word < b->nwords[0]) {
+        filled = hb_groups(b, hbi->word, hb_iter_ahead(hbi), items, n);
     }
     if (filled) {
-        hbi->group = items[filled - 1] + 1;
+        uint64_t last = items[filled - 1];
+
+        hbi->word = last / HB_BITS;
+        hbi->seen = 0;
+        hbi->rest = hb_bit(last);
     }
     for (size_t i = 0; granularity && i < filled; i++) {
         items[i] <<= granularity;
@@ -259,11 +469,15 @@ size_t hbitmap_iter_fill(HBitmapIter *hbi, uint64_t *items, size_t n)
 static inline bool hb_first_run(const struct hb_block *b, int granularity, uint64_t most,
                                 uint64_t *from, uint64_t *to)
 {
-    struct hb_found found = hb_find(b, 0, *from >> granularity);
-    uint64_t first, stop, end = *to;
+    uint64_t group = *from >> granularity, first, stop, end = *to;
+    struct hb_found found = { .word = group / HB_BITS };
 
-    if (found.word == HB_NONE) {
-        return false;
+    found.bits = atomic_load(&b->level[0][found.word]) & hb_mask_from(group);
+    if (!found.bits) {
+        found = hb_find_behind(b, found.word);
+        if (found.word == HB_NONE) {
+            return false;
+        }
     }
     first = (found.word * HB_BITS + hb_lowest(found.bits)) << granularity;
     first = first > *from ? first : *from;
@@ -283,11 +497,56 @@ static inline bool hb_first_run(const struct hb_block *b, int granularity, uint6
     }
     end = first + hb_min(most, end - first);
     if (!stop) {
-        uint64_t limit = ((end - 1) >> granularity) + 1;
+        uint64_t last = (end - 1) >> granularity;
 
-        stop = hb_next_clean(b, (found.word + 1) * HB_BITS, limit) << granularity;
+        stop = hb_clean_behind(b, found.word, last);
+        stop = stop > last ? end : stop << granularity;
     }
     *to = hb_min(stop, end);
+    return true;
+}
+
+/* Groups where runs begin and end, in turn, as they are found. */
+struct hb_ends {
+    uint64_t *at;
+    size_t found, room;     /* an even number */
+    uint64_t open, next;    /* 1: a run may go on in word `next` */
+};
+
+/* Those in leaf word `word`; false: there is no room for all of them. */
+static inline bool hb_ends_in(struct hb_ends *ends, uint64_t word, uint64_t value)
+{
+    uint64_t base = word * HB_BITS, edges;
+
+    if (!(ends->open | value >> (HB_BITS - 1))) {
+        /* All runs are inside the word. */
+        while (value) {
+            uint64_t stop = hb_behind_run(value);
+
+            if (ends->found == ends->room) {
+                return false;
+            }
+            ends->at[ends->found++] = base + hb_lowest(value);
+            ends->at[ends->found++] = base + hb_lowest(stop);
+            value &= stop;
+        }
+        return true;
+    }
+    if (ends->open && word != ends->next) {
+        ends->at[ends->found++] = ends->next * HB_BITS;
+        ends->open = 0;
+    }
+    /* Where a bit is not what the one before is, a run begins or ends. */
+    edges = value ^ (value << 1 | ends->open);
+    ends->open = value >> (HB_BITS - 1);
+    ends->next = word + 1;
+    while (edges) {
+        if (ends->found == ends->room) {
+            return false;
+        }
+        ends->at[ends->found++] = base + hb_lowest(edges);
+        edges &= edges - 1;
+    }
     return true;
 }
 
@@ -297,61 +556,32 @@ static inline bool hb_first_run(const struct hb_block *b, int granularity, uint6
  * may lie beyond it.
  */
 static inline size_t hb_run_ends(const struct hb_block *b, uint64_t group, uint64_t limit,
-                                 uint64_t *ends, size_t room)
+                                 uint64_t *at, size_t room)
 {
     uint64_t list[HB_LIST + HB_AT_ONCE], mask = hb_mask_from(group);
     struct hb_names names = hb_names_behind(b, group / HB_BITS, (limit - 1) / HB_BITS);
-    uint64_t open = 0, next = 0;    /* 1: a run may go on in word `next` */
-    size_t found = 0, listed = 1;
+    struct hb_ends ends = { .at = at, .room = room };
+    size_t listed = 1;
 
     list[0] = group / HB_BITS;
     do {
         for (size_t i = 0; i < listed; i++) {
-            uint64_t base = list[i] * HB_BITS, edges;
-            uint64_t value = atomic_load(&b->level[0][list[i]]) & mask;
-
+            if (!hb_ends_in(&ends, list[i], atomic_load(&b->level[0][list[i]]) & mask)) {
+                break;
+            }
             mask = UINT64_MAX;
-            if (!(open | value >> (HB_BITS - 1))) {
-                /* All runs are inside the word. */
-                while (value) {
-                    uint64_t stop = hb_behind_run(value);
-
-                    if (found == room) {
-                        goto full;
-                    }
-                    ends[found++] = base + hb_lowest(value);
-                    ends[found++] = base + hb_lowest(stop);
-                    value &= stop;
-                }
-                continue;
-            }
-            if (open && list[i] != next) {
-                ends[found++] = next * HB_BITS;
-                open = 0;
-            }
-            /* Where a bit is not what the one before is, a run begins or ends. */
-            edges = value ^ (value << 1 | open);
-            open = value >> (HB_BITS - 1);
-            next = list[i] + 1;
-            while (edges) {
-                if (found == room) {
-                    goto full;
-                }
-                ends[found++] = base + hb_lowest(edges);
-                edges &= edges - 1;
-            }
         }
-        listed = found < room ? hb_list(&names, list, (room - found + 1) / 2) : 0;
+        listed = ends.found < room
+                     ? hb_list(&names, list, (room - ends.found + 1) / 2) : 0;
     } while (listed);
-full:
-    if (found % 2) {
-        ends[found++] = next * HB_BITS;
+    if (ends.found % 2) {
+        at[ends.found++] = ends.next * HB_BITS;
     }
     /* The last word was taken whole. */
-    while (found && ends[found - 2] >= limit) {
-        found -= 2;
+    while (ends.found && at[ends.found - 2] >= limit) {
+        ends.found -= 2;
     }
-    return found;
+    return ends.found;
 }
 
 size_t hbitmap_areas(const HBitmap *hb, uint64_t start, uint64_t end,
@@ -418,136 +648,6 @@ bool hbitmap_next_dirty_area(const HBitmap *hb, int64_t start, int64_t end,
     *dirty_start = (int64_t)from;
     *dirty_count = (int64_t)(to - from);
     return true;
-}
-
-/* ---- one bit or item ---------------------------------------------------- */
-
-uint64_t hb_next_bit(const struct hb_block *b, unsigned k, uint64_t bit)
-{
-    struct hb_found found = hb_find(b, k, bit);
-
-    return found.word == HB_NONE ? HB_NONE
-                                 : found.word * HB_BITS + hb_lowest(found.bits);
-}
-
-void hbitmap_iter_init(HBitmapIter *hbi, const HBitmap *hb, uint64_t first)
-{
-    hbi->hb = hb;
-    HB_AT_HOME_VOID(hb, hbitmap_iter_init, hbi, hb, first);
-    /* Beyond the size there is nothing, also where the last group is cut and
-     * so holds items beyond it. */
-    hbi->group = first < hb_block_of(hb)->size ? first >> hb->granularity
-                                               : HB_NONE;
-}
-
-
-/* A function of its own, so that hbitmap_get has nothing to keep for it. */
-__attribute__((noinline))
-static bool hb_get_elsewhere(const HBitmap *hb, uint64_t item)
-{
-    HB_AT_HOME(hb, false, hbitmap_get, hb, item);
-    return false;
-}
-
-bool hbitmap_get(const HBitmap *hb, uint64_t item)
-{
-    if (!hb_at_home(hb)) {
-        return hb_get_elsewhere(hb, item);
-    }
-    const struct hb_block *b = hb_block_of(hb);
-    uint64_t group = item >> hb->granularity;
-
-    return item < b->size &&
-           (atomic_load(&b->level[0][group / HB_BITS]) & hb_bit(group)) != 0;
-}
-
-bool hbitmap_empty(const HBitmap *hb)
-{
-    HB_AT_HOME(hb, false, hbitmap_empty, hb);
-    bool empty = hb_next_bit(hb_block_of(hb), 0, 0) == HB_NONE;
-
-    if (empty) {
-        /* Or a clear was about to restore a summary that this search missed. */
-        hb_lock(hb, HB_READ);
-        empty = hb_next_bit(hb_block_of(hb), 0, 0) == HB_NONE;
-        hb_unlock(hb);
-    }
-    return empty;
-}
-
-typedef uint64_t hb_search(const struct hb_block *b, uint64_t group, uint64_t limit);
-
-/* The first dirty group, as hb_next_clean finds the first clean one. */
-static uint64_t hb_next_dirty(const struct hb_block *b, uint64_t group,
-                              uint64_t limit)
-{
-    return hb_min(hb_next_bit(b, 0, group), limit);
-}
-
-/* The first item of [start, start + count) in a group that `search` finds. */
-static int64_t hb_next_item(const HBitmap *hb, const struct hb_block *b,
-                            int64_t start, int64_t count, hb_search *search)
-{
-    uint64_t first, end, limit, group, item;
-
-    if (start < 0 || count <= 0 || (uint64_t)start >= b->size) {
-        return -1;
-    }
-    first = (uint64_t)start;
-    end = first + hb_min((uint64_t)count, b->size - first);
-    limit = ((end - 1) >> hb->granularity) + 1;
-    group = search(b, first >> hb->granularity, limit);
-    if (group == limit) {
-        return -1;
-    }
-    item = group << hb->granularity;
-    return (int64_t)(item > first ? item : first);
-}
-
-int64_t hbitmap_next_dirty(const HBitmap *hb, int64_t start, int64_t count)
-{
-    HB_AT_HOME(hb, -1, hbitmap_next_dirty, hb, start, count);
-    return hb_next_item(hb, hb_block_of(hb), start, count, hb_next_dirty);
-}
-
-int64_t hbitmap_next_zero(const HBitmap *hb, int64_t start, int64_t count)
-{
-    HB_AT_HOME(hb, -1, hbitmap_next_zero, hb, start, count);
-    return hb_next_item(hb, hb_block_of(hb), start, count, hb_next_clean);
-}
-
-/*
- * Where the run that holds `start` ends, at most at `end`; `search` finds the
- * other kind.  The group of `start` itself is not looked at again, so a run
- * has an item in it whatever happens meanwhile.
- */
-static uint64_t hb_run_end(const HBitmap *hb, const struct hb_block *b,
-                           uint64_t start, uint64_t end, hb_search *search)
-{
-    uint64_t limit = ((end - 1) >> hb->granularity) + 1;
-    uint64_t group = search(b, (start >> hb->granularity) + 1, limit);
-
-    return hb_min(group << hb->granularity, end);
-}
-
-bool hbitmap_status(const HBitmap *hb, int64_t start, int64_t count,
-                    int64_t *pnum)
-{
-    HB_AT_HOME(hb, (*pnum = 0, false), hbitmap_status, hb, start, count, pnum);
-    const struct hb_block *b = hb_block_of(hb);
-    uint64_t end;
-    bool dirty;
-
-    if (start < 0 || count <= 0 || (uint64_t)start >= b->size) {
-        *pnum = 0;
-        return false;
-    }
-    end = (uint64_t)start + hb_min((uint64_t)count, b->size - (uint64_t)start);
-    dirty = hb_next_item(hb, b, start, 1, hb_next_dirty) == start;
-    end = hb_run_end(hb, b, (uint64_t)start, end,
-                     dirty ? hb_next_clean : hb_next_dirty);
-    *pnum = (int64_t)end - start;
-    return dirty;
 }
 
 /* ---- counting runs ------------------------------------------------------ */

@@ -1834,6 +1834,107 @@ static void test_buffers(void)
     ok("searches through buffers of every size");
 }
 
+/* Marks what the model has. */
+static void mark_all(HBitmap *hb, const struct model *m)
+{
+    for (uint64_t group = 0; group < m->ngroups; group++) {
+        if (m->dirty[group]) {
+            CHECK_EQ(hbitmap_set(hb, m_group_start(m, group), 1), 0);
+        }
+    }
+}
+
+/* Something in word `word`, where an iterator stands, becomes different; or does for
+ * a while. */
+static void change_word(HBitmap *hb, struct model *m, uint64_t word)
+{
+    uint64_t first = word * 64, end = first + 64 < m->ngroups ? first + 64 : m->ngroups;
+    uint64_t group = first + rng_below(&rng, end - first);
+    HBitmap *fresh;
+
+    switch (rng_below(&rng, 6)) {
+    case 0:
+        trace("take group %" PRIu64, group);
+        (void)hbitmap_take(hb, m_group_start(m, group));
+        m->dirty[group] = 0;
+        break;
+    case 1:
+        trace("set group %" PRIu64, group);
+        CHECK_EQ(hbitmap_set(hb, m_group_start(m, group), 1), 0);
+        m->dirty[group] = 1;
+        break;
+    case 2:
+        trace("reset word %" PRIu64 " and mark it again but for %" PRIu64, word, group);
+        CHECK_EQ(hbitmap_reset(hb, m_group_start(m, first),
+                               m_group_end(m, end - 1) - m_group_start(m, first)), 0);
+        m->dirty[group] = 0;
+        mark_all(hb, m);
+        break;
+    case 3:
+        trace("reset word %" PRIu64 " for good", word);
+        CHECK_EQ(hbitmap_reset(hb, m_group_start(m, first),
+                               m_group_end(m, end - 1) - m_group_start(m, first)), 0);
+        memset(m->dirty + first, 0, end - first);
+        break;
+    case 4:
+        /* Where this is the only thread, the block goes to the other one, and away. */
+        trace("drain all, mark it again");
+        fresh = hbitmap_alloc(m->size, m->granularity);
+        CHECK_EQ(hbitmap_drain_fresh(hb, 0, m->size, fresh), 0);
+        hbitmap_free(fresh);
+        mark_all(hb, m);
+        break;
+    default:
+        trace("truncate to %" PRIu64 " groups and back", group + 1);
+        CHECK_EQ(hbitmap_truncate(hb, m_group_start(m, group + 1)), 0);
+        CHECK_EQ(hbitmap_truncate(hb, m->size), 0);
+        memset(m->dirty + group + 1, 0, m->ngroups - group - 1);
+        break;
+    }
+}
+
+/* What an iterator has seen of its word is not what it gives: the word is. */
+static void test_changes_where_an_iterator_is(void)
+{
+    for (int round = 0; round < 1500; round++) {
+        int granularity = rng_one_in(&rng, 2) ? 0 : 3;
+        struct model m;
+        uint64_t group = 0;
+        int64_t want;
+        HBitmapIter hbi;
+        HBitmap *hb;
+
+        m_init(&m, UINT64_C(150) << granularity, granularity);
+        for (uint64_t i = 0; i < m.ngroups; i++) {
+            m.dirty[i] = rng_one_in(&rng, 3);
+        }
+        hb = hbitmap_alloc(m.size, granularity);
+        mark_all(hb, &m);
+        trace_clear();
+        hbitmap_iter_init(&hbi, hb, 0);
+        do {
+            if (rng_one_in(&rng, 3)) {
+                change_word(hb, &m, group < m.ngroups ? group / 64 : 0);
+            }
+            if (rng_one_in(&rng, 6)) {
+                uint64_t items[3];
+                size_t filled = hbitmap_iter_fill(&hbi, items, 3);
+
+                trace("fill");
+                for (size_t i = 0; i < filled; i++) {
+                    CHECK_EQ(items[i], m_iter(&m, &group));
+                }
+            }
+            want = m_iter(&m, &group);
+            trace("next: %" PRId64, want);
+            CHECK_EQ(hbitmap_iter_next(&hbi), want);
+        } while (want >= 0);
+        hbitmap_free(hb);
+        m_free(&m);
+    }
+    ok("changes where an iterator is");
+}
+
 /* A partly covered group never becomes clean. */
 static void test_reset_ends(void)
 {
@@ -2321,6 +2422,7 @@ int main(int argc, char **argv)
     test_alloc_refuses();
     test_alloc_on_refuses();
     test_buffers();
+    test_changes_where_an_iterator_is();
     test_reset_ends();
     test_two_groups_of_2_to_62();
     test_old_words_stay();
@@ -2334,6 +2436,7 @@ int main(int argc, char **argv)
     test_random(rounds);
     /* Some things are done another way while this is the only thread. */
     keep_company();
+    test_changes_where_an_iterator_is();
     test_failing_operations();
     for (unsigned i = 0; hb_clone_name(i); i++) {
         if (hb_use_clone(hb_clone_name(i))) {
