@@ -77,6 +77,8 @@ struct HBitmap {
     void *memory;                       /* what holds this, from malloc */
     bool unwanted;                      /* freed, so the last pin deletes it */
     bool torn;                          /* see hbitmap_torn */
+    _Atomic uint64_t changes;           /* odd: bits are being cleared, see locks.h */
+    _Atomic uint64_t dirty_word;        /* where hbitmap_empty last found something */
     atomic_uint forks;                  /* see hb_finish_marks */
 };
 

@@ -40,7 +40,8 @@
  *       meanwhile; once all calls have returned, it is exact.
  * Searches and iterators take no lock: while a clear is under way they may pass
  * over marks near what it clears; these are there once the clear has returned.
- * (hbitmap_empty is exact: it takes the lock before it says yes.)  A truncate
+ * (hbitmap_empty is exact: where a clear is under way it takes the lock before it
+ * says yes.)  A truncate
  * beside other calls is safe for memory, but a mark that overlaps it may go to the
  * old size and be lost.
  * The promises are about the bitmap.  A mark that finds its bit set is no
@@ -190,6 +191,9 @@ int hbitmap_granularity(const HBitmap *hb);
 
 /* Is the group of `item` dirty?  Outside the bitmap: false. */
 bool hbitmap_get(const HBitmap *hb, uint64_t item);
+
+/* Is no group dirty?  As a rule O(1) and without the lock, whatever the answer; a
+ * mark that returned before is seen. */
 bool hbitmap_empty(const HBitmap *hb);
 
 /* Dirty groups << granularity (so it may exceed the size).  O(1) if nothing

@@ -37,6 +37,25 @@ static inline bool hb_unfinished(const HBitmap *hb)
     return atomic_load_explicit(&hb->forks, memory_order_relaxed) != hb_forks;
 }
 
+/*
+ * Who has the lock for a change says so here, too, for those who look without it:
+ * `changes` is odd until the lock is released.  If it was the same even number before
+ * and behind what they looked at, no clear was under way (hbitmap_empty).
+ *
+ * Only who has the lock writes it.  Relaxed at the beginning, since a fence follows
+ * before anything is cleared, so whoever sees that sees this; a release at the end,
+ * so who begins with the even number sees what was restored (tests/litmus,
+ * empty-beside-clear).
+ */
+static inline void hb_says_change(const HBitmap *hb, memory_order order)
+{
+    HBitmap *own = (HBitmap *)(uintptr_t)hb;
+
+    atomic_store_explicit(&own->changes,
+                          atomic_load_explicit(&own->changes, memory_order_relaxed) + 1,
+                          order);
+}
+
 static inline void hb_locked(const HBitmap *hb)
 {
     if (hb_unfinished(hb)) {
@@ -44,30 +63,33 @@ static inline void hb_locked(const HBitmap *hb)
     }
 }
 
-/* A thread that is alone needs none, and says nothing. */
+/* A thread that is alone needs none, and says nothing.  (There may be no slot, if there
+ * is no memory for one.) */
 static inline void hb_lock(const HBitmap *hb, enum hb_purpose purpose)
 {
     struct hb_slot *slot;
-    _Atomic uintptr_t *entry;
+    _Atomic uintptr_t *entry = NULL;
 
     if (hb_alone()) {
         hb_locked(hb);
         return;
     }
     slot = hb_slot();
-    if (!slot) {
-        pthread_mutex_lock(hb_lock_of(hb));
-        hb_locked(hb);
-        return;
+    if (slot) {
+        entry = slot->locked;
+        while (atomic_load_explicit(entry, memory_order_relaxed)) {
+            entry++;
+        }
+        atomic_store_explicit(entry, (uintptr_t)hb, memory_order_relaxed);
     }
-    entry = slot->locked;
-    while (atomic_load_explicit(entry, memory_order_relaxed)) {
-        entry++;
-    }
-    atomic_store_explicit(entry, (uintptr_t)hb, memory_order_relaxed);
     hb_write_fence();       /* before the lock's own stores, in what a fork copies */
     pthread_mutex_lock(hb_lock_of(hb));
-    atomic_store_explicit(entry, (uintptr_t)hb + purpose, memory_order_relaxed);
+    if (entry) {
+        atomic_store_explicit(entry, (uintptr_t)hb + purpose, memory_order_relaxed);
+    }
+    if (purpose == HB_CHANGE) {
+        hb_says_change(hb, memory_order_relaxed);
+    }
     hb_write_fence();       /* before those of the call */
     hb_locked(hb);
 }
@@ -77,6 +99,9 @@ static inline void hb_unlock(const HBitmap *hb)
     struct hb_slot *slot = hb_own_slot;
     _Atomic uintptr_t *entry = NULL;
 
+    if (atomic_load_explicit(&hb->changes, memory_order_relaxed) % 2) {
+        hb_says_change(hb, memory_order_release);
+    }
     for (unsigned i = 0; slot && i < HB_MOST_LOCKS; i++) {
         if ((atomic_load_explicit(&slot->locked[i], memory_order_relaxed) | 1) ==
             ((uintptr_t)hb | 1)) {

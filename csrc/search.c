@@ -102,17 +102,64 @@ bool hbitmap_get(const HBitmap *hb, uint64_t item)
     return item < b->size && (atomic_load(&b->level[0][group / HB_BITS]) >> (group % HB_BITS) & 1);
 }
 
-bool hbitmap_empty(const HBitmap *hb)
+/* Was no clear under way since `changes` was read?  (Nor is there something left
+ * from before a fork, which the lock sees to.) */
+static inline bool hb_undisturbed(const HBitmap *hb, uint64_t changes)
 {
-    bool empty = hb_next_bit(hb_block_of(hb), 0, 0) == HB_NONE;
+#ifdef HB_BREAK_UNDISTURBED
+    return true;    /* for the stress test */
+#endif
+    return changes % 2 == 0 && atomic_load(&hb->changes) == changes && !hb_unfinished(hb);
+}
 
-    if (empty) {
-        /* Or a clear was about to restore a summary that this search missed. */
+/* Is there nothing?  Where there is something is noted. */
+static bool hb_finds_nothing(const HBitmap *hb)
+{
+    HBitmap *own = (HBitmap *)(uintptr_t)hb;
+    uint64_t group = hb_next_bit(hb_block_of(hb), 0, 0);
+
+    if (group == HB_NONE) {
+        return true;
+    }
+    atomic_store_explicit(&own->dirty_word, group / HB_BITS, memory_order_relaxed);
+    return false;
+}
+
+__attribute__((noinline))
+static bool hb_search_all(const HBitmap *hb)
+{
+    uint64_t changes = atomic_load(&hb->changes);
+    bool empty = hb_finds_nothing(hb);
+
+    if (empty && !hb_undisturbed(hb, changes)) {
         hb_lock(hb, HB_READ);
-        empty = hb_next_bit(hb_block_of(hb), 0, 0) == HB_NONE;
+        empty = hb_finds_nothing(hb);
         hb_unlock(hb);
     }
     return empty;
+}
+
+/*
+ * As a rule one look, at a word that was not zero or at the top, which is.
+ *
+ * A search that finds nothing may have missed what a clear is about to restore.  So
+ * it counts only if none was under way: then every mark that has returned has its
+ * bit of level 1, and all bits above that.  Else the lock is taken.
+ */
+bool hbitmap_empty(const HBitmap *hb)
+{
+    uint64_t changes = atomic_load(&hb->changes);
+    const struct hb_block *b = hb_block_of(hb);
+    /* A hint, of whatever block there was. */
+    uint64_t word = atomic_load_explicit(&hb->dirty_word, memory_order_relaxed);
+
+    if (word < b->nwords[0] && atomic_load(&b->level[0][word])) {
+        return false;
+    }
+    if (!atomic_load(&b->level[b->nlevels - 1][0]) && hb_undisturbed(hb, changes)) {
+        return true;
+    }
+    return hb_search_all(hb);
 }
 
 /* The first dirty group in the leaf words behind `word`, or HB_NONE. */

@@ -172,7 +172,7 @@ class HBitmap(Base, MutableSet[int]):
         return _core.hbitmap_count_range(self._hb, start, count)
 
     def empty(self) -> bool:
-        """Is nothing dirty?"""
+        """Is nothing dirty? A mark that returned before is seen, whatever is cleared meanwhile."""
         return _core.hbitmap_empty(self._hb)
 
     def __bool__(self) -> bool:

@@ -647,6 +647,71 @@ static void scenario_halfway(void)
     }
 }
 
+/* ---- nor is a bitmap called empty that has a mark of one's own ----------- */
+
+/*
+ * One thread marks a group that nobody else takes, and asks.  Others mark it, too, and
+ * mark and clear another group of its word: so that word, which was empty, loses its
+ * summary bit while a mark that is there relied on it.  The word is ever another
+ * one, since what empty has found once it finds again at a glance.
+ */
+static struct {
+    HBitmap *hb;
+    _Atomic uint64_t group;
+} asked;
+
+static void asked_ask(struct worker *self)
+{
+    for (int i = 0; i < 3000; i++) {
+        uint64_t group = (rng_below(&self->rng, ngroups / 64 - 1) + 1) * 64;
+
+        atomic_store(&asked.group, group);
+        linger(self, 200);
+        CHECK_EQ(hbitmap_set(asked.hb, item_of(group), 1), 0);
+        CHECK(!hbitmap_empty(asked.hb), "group %" PRIu64 " is there", group);
+        CHECK_EQ(hbitmap_take(asked.hb, item_of(group)), 1);
+    }
+    atomic_fetch_sub(&busy, 1);
+}
+
+/* Of the same group; what comes after its taker is taken with the next. */
+static void asked_mark(struct worker *self)
+{
+    while (atomic_load(&busy)) {
+        CHECK_EQ(hbitmap_set(asked.hb, item_of(atomic_load(&asked.group)), 1), 0);
+        linger(self, 50);
+    }
+}
+
+static void asked_clear(struct worker *self)
+{
+    while (atomic_load(&busy)) {
+        uint64_t other = atomic_load(&asked.group) + 1;
+
+        CHECK_EQ(hbitmap_set(asked.hb, item_of(other), 1), 0);
+        (void)hbitmap_take(asked.hb, item_of(other));
+        linger(self, 50);
+    }
+}
+
+static void scenario_asked(void)
+{
+    for (unsigned turn = 0; turn < 4; turn++) {
+        use_shape(&tall[1 + turn % 2]);
+        asked.hb = make(bitmap_size(), granularity);
+        atomic_store(&asked.group, 64);
+        atomic_store(&busy, 1);
+        add(1, asked_ask);
+        add(turn / 2, asked_mark);
+        add(1, asked_clear);
+        run_workers();
+        hbitmap_reset_all(asked.hb);
+        check_quiet(asked.hb);
+        CHECK(hbitmap_empty(asked.hb), "all was taken");
+        hbitmap_free(asked.hb);
+    }
+}
+
 /* ---- operations in place keep the marks beside them --------------------- */
 
 /*
@@ -1448,6 +1513,7 @@ static const struct {
 } scenarios[] = {
     { "hot: no drain passes over a mark", scenario_hot },
     { "halfway: nor over one of its own thread", scenario_halfway },
+    { "asked: what is marked is not empty", scenario_asked },
     { "once: each mark in one drain or in the rest", scenario_once },
     { "kept: marks beside operations in place", scenario_kept },
     { "seek: searches see every mark", scenario_seek },

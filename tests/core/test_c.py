@@ -80,7 +80,7 @@ def test_the_model_program_notices_a_broken_model(tmp_path: Path) -> None:
 )
 def test_threads_keep_the_promises(tmp_path: Path, flags: list[str]) -> None:
     output = succeed([build(tmp_path, "test_threads", *flags), "1", "1"])
-    facts = ["hot", "once", "kept", "seek", "count", "growing", "paged", "live", "fork"]
+    facts = ["hot", "once", "asked", "kept", "seek", "count", "growing", "paged", "live", "fork"]
     facts += ["mixed", "truncate"]
     for fact in facts:
         assert f"ok {fact}: " in output
@@ -102,6 +102,7 @@ def test_threads_that_are_held_up_halfway(tmp_path: Path) -> None:
     program = build(tmp_path, "test_threads", "-DHB_TEST_DELAY")
     assert "ok halfway" in succeed([program, "1", "1", "halfway"])
     assert "ok growing" in succeed([program, "1", "1", "growing"])
+    assert "ok asked" in succeed([program, "1", "1", "asked"])
 
 
 def test_a_clear_that_does_not_wait_is_noticed(tmp_path: Path) -> None:
@@ -131,6 +132,13 @@ def test_a_wait_at_real_time_priority_lets_the_marker_have_the_processor(
             pytest.skip(done.stdout.strip())
         assert done.returncode == (1 if flags else 0), done.stdout + done.stderr
         assert ("of the processor's time" in done.stderr) == bool(flags)
+
+
+def test_an_answer_amid_a_clear_is_noticed(tmp_path: Path) -> None:
+    program = build(tmp_path, "test_threads", "-DHB_TEST_DELAY", "-DHB_BREAK_UNDISTURBED")
+    done = run([program, "1", "3", "asked"])
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "hbitmap_empty" in done.stderr
 
 
 @pytest.mark.parametrize("step", ["KEEP_LOCKS", "UNFINISHED_MARKS"])

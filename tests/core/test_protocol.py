@@ -23,6 +23,9 @@ in each
   (b) a mark that returned before a drain began is in that drain, or was taken by a clear that
       overlapped it; and no mark is ever lost: it was taken or is still there.
 
+  (d) `empty`, which takes the lock only where a clear is under way, says yes only if each mark that
+      had returned before it began has been taken.
+
 Then the protocol is broken on purpose, one rule at a time, and the exploration has to find a
 schedule that shows what goes wrong.  `python tests/core/test_protocol.py` prints those schedules.
 
@@ -39,8 +42,9 @@ from typing import Any, Callable, NamedTuple
 import pytest
 
 LEAF0, LEAF1, LEAF2, MID0, MID1, HIGH, TOP, LOCK, SLOT_A, SLOT_B, HIGH1, UPPER = range(12)
+CHANGES = 12
 WORD_NAMES = ["leaf0", "leaf1", "leaf2", "mid0", "mid1", "high", "top", "lock", "slot-a", "slot-b"]
-WORD_NAMES += ["high1", "upper"]
+WORD_NAMES += ["high1", "upper", "changes"]
 LEAVES = (LEAF0, LEAF1, LEAF2)
 MIDS = (MID0, MID1)
 ABOVE = {LEAF0: (MID0, 1), LEAF1: (MID0, 2), LEAF2: (MID1, 1), MID0: (HIGH, 1), MID1: (HIGH, 2)}
@@ -198,12 +202,30 @@ def name_locked(word: int) -> Call:
     return 0
 
 
+def begin_change(says: bool) -> Call:
+    """Take the lock and, where `empty` is about, say so: nobody else asks.
+
+    mirrors: hb_lock, hb_unlock, hb_says_change
+    """
+    yield lock()
+    if says:
+        yield from count_change()
+    return 0
+
+
+def count_change() -> Call:
+    yield store(CHANGES, (yield load(CHANGES)) + 1)
+    return 0
+
+
 def clear(
     drain: bool,
     bits: tuple[int, int, int] = (ALL, ALL, ALL),
     look_again: bool = True,
     take_by_store: bool = False,
     from_top: bool = True,
+    says: bool = False,
+    ends_early: bool = False,
     **broken: bool,
 ) -> Call:
     """Reset and drain, as in C: the leaf words under one word of `mid` after the other.
@@ -217,7 +239,7 @@ def clear(
 
     mirrors: hb_clear, hb_clear_piece, hb_clear_word, hb_drain_piece
     """
-    yield lock()
+    yield from begin_change(says)
     taken = 0
     empty = 0
     if not from_top or (yield nonzero(TOP)):
@@ -243,8 +265,12 @@ def clear(
                     zero.append(word)
             if zero and (yield from unsummarise(mid, zero, look_again)):
                 empty |= ABOVE[mid][1]
+    if ends_early:
+        yield from count_change()  # BROKEN: it goes on
     if empty:
         yield from drop_high(empty, **broken)
+    if says and not ends_early:
+        yield from count_change()
     yield unlock()
     return taken
 
@@ -300,7 +326,7 @@ def wait_for_markers() -> Call:
     return 0
 
 
-def wipe(summary_first: bool = True, top_before_leaf: bool = False) -> Call:
+def wipe(summary_first: bool = True, top_before_leaf: bool = False, says: bool = False) -> Call:
     """Empties whole words, whatever they hold: `mid` first, then the leaf.
 
     A mark whose leaf bit the stores leave alone came after them, so it finds its bit of `mid` gone.
@@ -308,7 +334,7 @@ def wipe(summary_first: bool = True, top_before_leaf: bool = False) -> Call:
 
     mirrors: hb_empty_pieces, hb_give_back
     """
-    yield lock()
+    yield from begin_change(says)
     if summary_first:
         yield from wipe_mids(top_before_leaf)
     for word in WIPED:
@@ -317,6 +343,8 @@ def wipe(summary_first: bool = True, top_before_leaf: bool = False) -> Call:
         yield from wipe_mids()  # BROKEN: without a second look at the leaf
     elif not top_before_leaf:
         yield from drop_high(ALL)
+    if says:
+        yield from count_change()
     yield unlock()
     return 0
 
@@ -375,6 +403,21 @@ def move(trust_summary: bool = False, summary_first: bool = True) -> Call:
     return taken
 
 
+def move_in_vain() -> Call:
+    """The same where the pages are not to be had: all words are summarised again.
+
+    mirrors: hb_move_leaf
+    """
+    yield from begin_change(says=True)
+    yield from wipe_mids()
+    for word in WIPED:
+        if (yield nonzero(word)):
+            yield from name_locked(word)
+    yield from count_change()
+    yield unlock()
+    return 0
+
+
 def overwrite(leaf0: int, leaf1: int, look_again: bool = True) -> Call:
     """Merge into a third bitmap, and deserialize: whole words are stored, then `mid0` follows.
 
@@ -392,6 +435,38 @@ def overwrite(leaf0: int, leaf1: int, look_again: bool = True) -> Call:
         yield from drop_high(1)
     yield unlock()
     return 0
+
+
+def ask_empty(at_begin: bool = True, at_end: bool = True) -> Call:
+    """Is there nothing?  A search that finds nothing counts if no change was under way meanwhile.
+
+    (What finds something is right whatever happens.)
+
+    mirrors: hbitmap_empty, hb_search_all, hb_undisturbed
+    """
+    begin = yield load(CHANGES)
+    if (yield nonzero(TOP)) and (yield from search()):
+        return 0
+    end = begin
+    if at_end:  # BROKEN without: one may have begun
+        end = yield load(CHANGES)
+    if not at_begin:
+        begin = end  # BROKEN: one may have been under way, and ended
+    if begin % 2 == 0 and end == begin:
+        return 1
+    yield lock()
+    found = yield from search()
+    yield unlock()
+    return int(not found)
+
+
+def search() -> Call:
+    """From the first leaf word on: what is above is looked at where there is no more below."""
+    if (yield nonzero(LEAF0)):
+        return 1
+    if (yield has(MID0, 2)) and (yield nonzero(LEAF1)):
+        return 1
+    return int((yield has(HIGH, 2)) and (yield has(MID1, 1)) and (yield nonzero(LEAF2)))
 
 
 # ---- the tall shape ------------------------------------------------------------------------------
@@ -502,12 +577,16 @@ Marks = frozenset[tuple[int, int, int]]  # thread, word, bit
 
 
 class Thread(NamedTuple):
-    """One call of one thread: what it runs, and for a marker the word and the bits it marks."""
+    """One call of one thread: what it runs, and for a marker the word and the bits it marks.
+
+    Of those that drain or ask, one is in the middle of it at a time.
+    """
 
     name: str
     call: Callable[[], Call]
     marks: tuple[int, int] | None = None
     drains: bool = False
+    asks: bool = False
 
 
 class State(NamedTuple):
@@ -517,7 +596,8 @@ class State(NamedTuple):
     sent, so those stand for it: the first that were found to bring it where it is.
 
     owed: marks begun and not taken since, as (thread, word, bit); thread -1 for those there were.
-    due: the part of them that the drain which is running has to take before it ends.
+    due: the part of them that the drain which is running has to take before it ends, or that
+        somebody has to before whoever asks may hear that there is nothing.
     removed: the bits that this drain has cleared so far.
     """
 
@@ -600,7 +680,7 @@ def explore(
             sent = RETURNED if isinstance(done, Finished) else look(i, after.sent[i])[1]
             after = after._replace(sent=(*after.sent[:i], sent, *after.sent[i + 1 :]))
             wrong = None
-            if thread.drains and what == "lock":
+            if (thread.drains and what == "lock") or (thread.asks and not state.sent[i]):
                 returned = {
                     j
                     for j in range(len(threads))
@@ -615,6 +695,11 @@ def explore(
                 elif done.drained != after.removed:
                     wrong = f"lost: drained {done.drained:06b}, but {after.removed:06b} is gone"
                 after = after._replace(due=frozenset(), removed=0)
+            elif thread.asks and isinstance(done, Finished):
+                left = after.due & after.owed
+                if done.drained and left:
+                    wrong = f"(d) empty, but there is {show_marks(left, threads)}"
+                after = after._replace(due=frozenset())
             if after not in came_from or wrong:
                 came_from.setdefault(after, (state, line))
                 queue.append(after)
@@ -721,7 +806,7 @@ def drainer(**options: Any) -> Thread:
 def memory(
     leaves: tuple[int, int, int], mids: tuple[int, int], high: int = 0, top: int = 0
 ) -> Memory:
-    return (*leaves, *mids, high, top, 0, 0, 0, 0, 0)
+    return (*leaves, *mids, high, top, 0, 0, 0, 0, 0, 0)
 
 
 EMPTY = memory((0, 0, 0), (0, 0))
@@ -839,11 +924,64 @@ def test_overwriting_whole_words(leaves: tuple[int, int]) -> None:
     assert all_pairs(merger(*leaves), drainer(), starts=("stale", "all"), pairs=pairs) > 1000
 
 
+def asker(**options: Any) -> Thread:
+    return Thread("ask", lambda: ask_empty(**options), asks=True)
+
+
+# One bit of a word is cleared, the other one marked; leaf0 is looked at first by every search.
+ASKED = {
+    "under mid0": (memory((0, 2, 0), (2, 0), 1, 1), LEAF1),
+    "under high": (memory((0, 0, 2), (0, 1), 2, 1), LEAF2),
+}
+
+
+def ask_beside(*clears: Thread, starts: Iterable[str] = ASKED, **options: Any) -> int:
+    """Somebody asks, beside these and two markers of a bit: the second relies on the first."""
+    states = 0
+    for start, word in (ASKED[name] for name in starts):
+        markers = [marker("mark A", word, 1), marker("mark B", word, 1)]
+        states += explore([*markers, *clears, asker(**options)], start)
+    return states
+
+
+def part_resetter(**options: Any) -> Thread:
+    """Clears the bits that nobody marks."""
+    return resetter(bits=(0, 2, 2), **{"says": True, **options})
+
+
+@pytest.mark.parametrize("start", ASKED)
+def test_asking_whether_there_is_nothing(start: str) -> None:
+    assert ask_beside(part_resetter(), starts=[start]) > 1000
+
+
+@pytest.mark.parametrize("top_before_leaf", [False, True])
+def test_asking_beside_what_empties_whole_words(top_before_leaf: bool) -> None:
+    wipe_all = wiper(says=True, top_before_leaf=top_before_leaf)
+    assert ask_beside(wipe_all, starts=["under high"]) > 1000
+
+
+def ask_beside_a_move_in_vain(**options: Any) -> int:
+    """It hides also what was marked before it began."""
+    start, word = ASKED["under high"]
+    mover_in_vain = Thread("move", move_in_vain)
+    return explore([marker("mark A", word, 1), mover_in_vain, asker(**options)], start)
+
+
+def test_asking_beside_a_move_in_vain() -> None:
+    assert ask_beside_a_move_in_vain() > 1000
+
+
+def test_asking_beside_two_clears() -> None:
+    start, word = ASKED["under high"]
+    threads = [marker("mark A", word, 1), part_resetter(), part_resetter(), asker()]
+    assert explore(threads, start) > 1000
+
+
 def tall(leaf0: int, leaf2: int, stale: int = 0) -> Memory:
     """These two, and what is above them; `stale`: bit i, also over what is zero there."""
     here = [int(bool(leaf0 or stale & 1)), int(bool(leaf2 or stale & 2))]
     upper = here[0] | here[1] << 1
-    return (leaf0, 0, leaf2, *here, here[0], int(upper != 0), 0, 0, 0, here[1], upper)
+    return (leaf0, 0, leaf2, *here, here[0], int(upper != 0), 0, 0, 0, here[1], upper, 0)
 
 
 def explore_tall(*threads: Thread, start: Memory) -> int:
@@ -982,6 +1120,22 @@ def broken_move_of_the_leaf_first() -> int:
     return all_pairs(mover(summary_first=False))
 
 
+def broken_ask_without_a_look_at_changes() -> int:
+    return ask_beside(part_resetter(says=False))
+
+
+def broken_ask_without_a_look_before() -> int:
+    return ask_beside(part_resetter(), at_begin=False)
+
+
+def broken_ask_without_a_look_behind() -> int:
+    return ask_beside_a_move_in_vain(at_end=False)
+
+
+def broken_clear_that_says_too_early_that_it_has_ended() -> int:
+    return ask_beside(part_resetter(ends_early=True))
+
+
 BROKEN = {
     broken_early_exit: "(b) the drain passed over leaf0 bit 0 (marked by mark",
     broken_early_exit_without_test: "(b) the drain passed over leaf0 bit 0 (marked by mark",
@@ -1002,6 +1156,10 @@ BROKEN = {
     broken_overwrite_without_a_second_look: "(a) leaf",
     broken_move_of_what_is_named: "lost: drained",
     broken_move_of_the_leaf_first: "(a) leaf",
+    broken_ask_without_a_look_at_changes: "(d) empty, but there is leaf",
+    broken_ask_without_a_look_before: "(d) empty, but there is leaf",
+    broken_ask_without_a_look_behind: "(d) empty, but there is leaf",
+    broken_clear_that_says_too_early_that_it_has_ended: "(d) empty, but there is leaf",
 }
 
 
