@@ -94,8 +94,19 @@ uint64_t hb_next_bit(const struct hb_block *b, unsigned k, uint64_t bit)
 
 /* ---- one item ------------------------------------------------------------ */
 
+/* A function of its own, so that hbitmap_get has nothing to keep for it. */
+__attribute__((noinline))
+static bool hb_get_elsewhere(const HBitmap *hb, uint64_t item)
+{
+    HB_AT_HOME(hb, false, hbitmap_get, hb, item);
+    return false;
+}
+
 bool hbitmap_get(const HBitmap *hb, uint64_t item)
 {
+    if (!hb_at_home(hb)) {
+        return hb_get_elsewhere(hb, item);
+    }
     const struct hb_block *b = hb_block_of(hb);
     uint64_t group = item >> hb->granularity;
 
@@ -148,6 +159,7 @@ static bool hb_search_all(const HBitmap *hb)
  */
 bool hbitmap_empty(const HBitmap *hb)
 {
+    HB_AT_HOME(hb, false, hbitmap_empty, hb);
     uint64_t changes = atomic_load(&hb->changes);
     const struct hb_block *b = hb_block_of(hb);
     /* A hint, of whatever block there was. */
@@ -230,17 +242,20 @@ static inline int64_t hb_next_item(const HBitmap *hb, int64_t start, int64_t cou
 
 int64_t hbitmap_next_dirty(const HBitmap *hb, int64_t start, int64_t count)
 {
+    HB_AT_HOME(hb, -1, hbitmap_next_dirty, hb, start, count);
     return hb_next_item(hb, start, count, true);
 }
 
 int64_t hbitmap_next_zero(const HBitmap *hb, int64_t start, int64_t count)
 {
+    HB_AT_HOME(hb, -1, hbitmap_next_zero, hb, start, count);
     return hb_next_item(hb, start, count, false);
 }
 
 bool hbitmap_status(const HBitmap *hb, int64_t start, int64_t count,
                     int64_t *pnum)
 {
+    HB_AT_HOME(hb, (*pnum = 0, false), hbitmap_status, hb, start, count, pnum);
     const struct hb_block *b = hb_block_of(hb);
     uint64_t end = hb_search_end(b, start, count);
     uint64_t group = (uint64_t)start >> hb->granularity;
@@ -292,9 +307,10 @@ static inline int64_t hb_iter_to(HBitmapIter *hbi, uint64_t word, uint64_t bits)
 
 void hbitmap_iter_init(HBitmapIter *hbi, const HBitmap *hb, uint64_t first)
 {
+    hbi->hb = hb;
+    HB_AT_HOME_VOID(hb, hbitmap_iter_init, hbi, hb, first);
     uint64_t group = first >> hb->granularity;
 
-    hbi->hb = hb;
     /* Beyond the size there is nothing, also where the last group is cut and
      * so holds items beyond it. */
     hbi->word = first < hb_block_of(hb)->size ? group / HB_BITS : HB_NONE;
@@ -335,6 +351,7 @@ static int64_t hb_iter_search(HBitmapIter *hbi, const struct hb_block *b)
 
 int64_t hbitmap_iter_next(HBitmapIter *hbi)
 {
+    HB_AT_HOME(hbi->hb, -1, hbitmap_iter_next, hbi);
     const struct hb_block *b = hb_block_of(hbi->hb);
     uint64_t word = hbi->word, rest = hbi->rest & (hbi->rest - 1);
 
@@ -477,6 +494,7 @@ static inline size_t hb_groups(const struct hb_block *b, uint64_t word, uint64_t
 
 size_t hbitmap_iter_fill(HBitmapIter *hbi, uint64_t *items, size_t n)
 {
+    HB_AT_HOME(hbi->hb, 0, hbitmap_iter_fill, hbi, items, n);
     const struct hb_block *b = hb_block_of(hbi->hb);
     const int granularity = hbi->hb->granularity;
     size_t filled = 0;
@@ -634,6 +652,8 @@ static inline size_t hb_run_ends(const struct hb_block *b, uint64_t group, uint6
 size_t hbitmap_areas(const HBitmap *hb, uint64_t start, uint64_t end,
                      uint64_t *areas, size_t max_areas, uint64_t *next)
 {
+    HB_AT_HOME(hb, (*next = end, (size_t)0),
+               hbitmap_areas, hb, start, end, areas, max_areas, next);
     const struct hb_block *b = hb_block_of(hb);
     const int granularity = hb->granularity;
     size_t found = 0;
@@ -680,6 +700,8 @@ bool hbitmap_next_dirty_area(const HBitmap *hb, int64_t start, int64_t end,
                              int64_t max_dirty_count,
                              int64_t *dirty_start, int64_t *dirty_count)
 {
+    HB_AT_HOME(hb, false,
+               hbitmap_next_dirty_area, hb, start, end, max_dirty_count, dirty_start, dirty_count);
     const struct hb_block *b = hb_block_of(hb);
     uint64_t from, to;
 
