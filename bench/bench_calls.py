@@ -136,7 +136,8 @@ def set_one(shape: Shape) -> Work:
         ways["bitarray[i] = True"] = with_bitarray
     if pyroaring:
         ways["pyroaring add"] = calls(pyroaring.BitMap().add, starts)
-    return Work("call", CALLS, ways, loop=loop(starts))
+    goals = [Goal("HBitmap.add", "HBitmap.set", 1.5)]
+    return Work("call", CALLS, ways, goals, loop=loop(starts))
 
 
 @benchmark("write", GROUPS)

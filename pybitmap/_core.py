@@ -42,6 +42,7 @@ hbitmap_reset: Callable[[CData, int, int], int] = lib.hbitmap_reset
 hbitmap_reset_all: Callable[[CData], None] = lib.hbitmap_reset_all
 hbitmap_take: Callable[[CData, int], int] = lib.hbitmap_take
 hbitmap_size: Callable[[CData], int] = lib.hbitmap_size
+hbitmap_granularity: Callable[[CData], int] = lib.hbitmap_granularity
 hbitmap_get: Callable[[CData, int], bool] = lib.hbitmap_get
 hbitmap_empty: Callable[[CData], bool] = lib.hbitmap_empty
 hbitmap_count: Callable[[CData], int] = lib.hbitmap_count
@@ -243,7 +244,7 @@ def hbitmap_union(a: CData, b: CData) -> tuple[CData, Owner]:
     """
     hb = lib.hbitmap_union(a, b)
     code = ffi.errno
-    size, granularity = hbitmap_size(a), lib.hbitmap_granularity(a)
+    size, granularity = hbitmap_size(a), hbitmap_granularity(a)
     if hb:
         return _own(hb, size, granularity)
     raise mismatch(a, b) if code == errno.EINVAL else no_memory(size, granularity)
@@ -316,7 +317,7 @@ def failed(code: int, hb: CData, start: int, count: int) -> BitmapError:
     if code == -errno.ERANGE:
         return out_of_range(hb, start, count)
     if code == -errno.EINVAL:
-        group = 1 << lib.hbitmap_granularity(hb)
+        group = 1 << hbitmap_granularity(hb)
         return InvalidError(
             f"range [{start}, {start + count}) does not consist of whole groups of {group} items "
             f"(only at the end of the bitmap, {size}, may a group be cut)"
@@ -337,8 +338,7 @@ def mismatch(a: CData, b: CData) -> MismatchError:
             f"the bitmaps' sizes differ: {hbitmap_size(a)} and {hbitmap_size(b)} items"
         )
     return MismatchError(
-        f"the bitmaps' granularities differ: {lib.hbitmap_granularity(a)} and "
-        f"{lib.hbitmap_granularity(b)}"
+        f"the bitmaps' granularities differ: {hbitmap_granularity(a)} and {hbitmap_granularity(b)}"
     )
 
 

@@ -14,20 +14,52 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from operator import index
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from . import _core
 from ._core import (
     CData,
+    hbitmap_count_range,
     hbitmap_get,
+    hbitmap_granularity,
     hbitmap_iter_fill,
     hbitmap_iter_init,
     hbitmap_set,
     hbtracker_try_mark,
 )
 
+_Item = TypeVar("_Item")
+
 #: How many items or areas an iterator fetches at a time: the first time, and at most.
 FIRST_BATCH, LAST_BATCH = 16, 1024
+
+
+class PythonHinted(Iterator[_Item]):
+    """What ``iterator`` gives, with a ``__length_hint__``, which generators lack.
+
+    ``hint()`` says how many that were in all. Both go when the iterator has come to its end.
+    ``_fast`` has the same in C.
+    """
+
+    __slots__ = ("_given", "_hint", "_iterator")
+
+    def __init__(self, iterator: Iterator[_Item], hint: Callable[[], int]) -> None:
+        self._iterator: Iterator[_Item] = iterator
+        self._hint: Callable[[], int] | None = hint
+        self._given = 0
+
+    def __next__(self) -> _Item:
+        try:
+            item = next(self._iterator)
+        except StopIteration:
+            self._iterator, self._hint = iter(()), None
+            raise
+        self._given += 1
+        return item
+
+    def __length_hint__(self) -> int:
+        hint = self._hint
+        return 0 if hint is None else max(0, hint() - self._given)
 
 
 class _CffiEntry:
@@ -67,6 +99,13 @@ class CffiBase(_CffiEntry):
         if code:
             raise _core.failed(code, self._hb, start, count)
 
+    def add(self, item: int) -> None:
+        """Mark the group of ``item``.
+
+        :raises RangeError: if it is not inside the bitmap
+        """
+        self.set(item)
+
     def get(self, item: int) -> bool:
         """Is the group of ``item`` dirty? Beyond the end of the bitmap: False.
 
@@ -89,6 +128,16 @@ class CffiBase(_CffiEntry):
 
     def _items(self, first: int) -> Iterator[int]:
         """For iter(): ``first`` is what C takes."""
+        return hinted(self._batches(first), lambda: self._groups_from(first))
+
+    def _groups_from(self, first: int) -> int:
+        """How many iter(first) would give; a hint: other threads may mark and clear."""
+        granularity = hbitmap_granularity(self._hb)
+        start = first >> granularity << granularity
+        # The last group may be cut.
+        return -(-hbitmap_count_range(self._hb, start, _core.MAX_SIZE) >> granularity)
+
+    def _batches(self, first: int) -> Iterator[int]:
         hbi = _core.new("HBitmapIter *")
         hbitmap_iter_init(hbi, self._hb, first)
         batch = FIRST_BATCH
@@ -147,6 +196,11 @@ class CffiNodeBase(_CffiEntry):
     def _refused(self, code: int, what: str) -> Exception:
         """What the code of a call means."""
         raise NotImplementedError
+
+
+def hinted(iterator: Iterator[_Item], hint: Callable[[], int]) -> Iterator[_Item]:
+    """See :class:`PythonHinted`."""
+    return Hinted(iterator, hint)
 
 
 _fast = _core.fast
@@ -249,16 +303,26 @@ if TYPE_CHECKING or _fast is None:
     Base = CffiBase
     NodeBase = CffiNodeBase
     Guard = PythonGuard
+    Hinted = PythonHinted
 else:
+    Hinted = _fast.Hinted
 
     class Base(_fast.Base):
         """:class:`CffiBase`, with ``_fast`` in front."""
 
         __slots__ = ()
         _cffi_set = CffiBase.set
+        _cffi_add = CffiBase.add
         _cffi_get = CffiBase.get
         _cffi_contains = CffiBase.__contains__
         _cffi_items = CffiBase._items
+        _batches = CffiBase._batches
+        _groups_from = CffiBase._groups_from
+
+        def __init_subclass__(cls, **kwargs: object) -> None:
+            super().__init_subclass__(**kwargs)
+            if cls.set is not Base.set and cls.add is Base.add:
+                cls.add = CffiBase.add  # which calls the one that the subclass has
 
     class NodeBase(_fast.NodeBase):
         """:class:`CffiNodeBase`, with ``_fast`` in front."""

@@ -7,12 +7,13 @@
  * classes for HBitmap and BlockNode which hold the C object's address and call
  * C at once, the GIL held:
  *
- *     Base       set, get, in; iteration, for the same reason
+ *     Base       set, add, get, in; iteration, for the same reason
  *     NodeBase   mark_dirty
  *
- * and three things that Python lacks: bytes for somebody to fill; an owner of C
+ * and four things that Python lacks: bytes for somebody to fill; an owner of C
  * memory whose end no signal handler can interrupt, as it can any finalizer that
- * is written in Python; and a context manager whose lock is released likewise.
+ * is written in Python; a context manager whose lock is released likewise; and a
+ * generator that can say how much it still has.
  *
  * They do nothing but the plain case: exact ints that fit, by position, a
  * range that takes about a microsecond at most, a call that succeeds.
@@ -196,8 +197,10 @@ static inline bool plain(PyObject *object, uint64_t *value)
  * as the bitmap, and is dropped with it. */
 struct items {
     PyObject_HEAD
-    PyObject *bitmap;
+    PyObject *bitmap;           /* NULL: it has come to the end */
     HBitmapIter hbi;
+    unsigned long long first;   /* the item it was to begin with, */
+    Py_ssize_t given;           /* and how many it has given */
     unsigned long long clears;  /* the bitmap's when the batch was fetched */
     size_t next, end;           /* of the batch */
     size_t batch;               /* what to fetch */
@@ -237,10 +240,43 @@ static PyObject *items_next(PyObject *self)
         items->batch = items->batch < BATCH ? 2 * items->batch : BATCH;
     }
     if (items->next == items->end) {
+        Py_CLEAR(items->bitmap);
         return NULL;
     }
+    items->given++;
     /* The quickest of them, and wide enough: the core is for 64 bits. */
     return PyLong_FromLong((long)items->batch_items[items->next++]);
+}
+
+/* What `total` says, without those that were given.  Steals it; NULL: an error. */
+static PyObject *rest_of(PyObject *total, Py_ssize_t given)
+{
+    Py_ssize_t rest;
+
+    if (!total) {
+        return NULL;
+    }
+    rest = PyLong_AsSsize_t(total);
+    Py_DECREF(total);
+    if (rest == -1 && PyErr_Occurred()) {
+        return NULL;
+    }
+    return PyLong_FromSsize_t(rest > given ? rest - given : 0);
+}
+
+static PyObject *items_length_hint(PyObject *self, PyObject *unused)
+{
+    struct items *items = (struct items *)self;
+    PyObject *bitmap = items->bitmap, *total;
+
+    (void)unused;
+    if (!bitmap) {
+        return PyLong_FromLong(0);
+    }
+    Py_INCREF(bitmap);      /* this releases the GIL */
+    total = PyObject_CallMethod(bitmap, "_groups_from", "K", items->first);
+    Py_DECREF(bitmap);
+    return rest_of(total, items->given);
 }
 
 static int items_traverse(PyObject *self, visitproc visit, void *arg)
@@ -275,13 +311,130 @@ static PyObject *items_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     return NULL;
 }
 
+static PyMethodDef items_methods[] = {
+    { "__length_hint__", items_length_hint, METH_NOARGS, NULL },
+    { 0 },
+};
+
 static PyType_Slot items_slots[] = {
     { Py_tp_new, items_new },
+    { Py_tp_methods, items_methods },
     { Py_tp_iter, PyObject_SelfIter },
     { Py_tp_iternext, items_next },
     { Py_tp_traverse, items_traverse },
     { Py_tp_clear, items_clear },
     { Py_tp_dealloc, items_dealloc },
+    { 0 },
+};
+
+/* ---- an iterator that can say how much it still has ----------------------- */
+
+struct hinted {
+    PyObject_HEAD
+    PyObject *iterator;         /* NULL: it has come to the end */
+    PyObject *hint;
+    Py_ssize_t given;
+};
+
+static PyObject *hinted_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    PyObject *iterator, *hint;
+    struct hinted *hinted;
+
+    (void)kwargs;
+    if (!PyArg_ParseTuple(args, "OO:Hinted", &iterator, &hint)) {
+        return NULL;
+    }
+    if (!PyIter_Check(iterator)) {
+        PyErr_SetString(PyExc_TypeError, "an iterator and a function");
+        return NULL;
+    }
+    hinted = (struct hinted *)alloc(type, 0);
+    if (hinted) {
+        Py_INCREF(iterator);
+        hinted->iterator = iterator;
+        Py_INCREF(hint);
+        hinted->hint = hint;
+    }
+    return (PyObject *)hinted;
+}
+
+static int hinted_traverse(PyObject *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(((struct hinted *)self)->iterator);
+    Py_VISIT(((struct hinted *)self)->hint);
+    return 0;
+}
+
+static int hinted_clear(PyObject *self)
+{
+    Py_CLEAR(((struct hinted *)self)->iterator);
+    Py_CLEAR(((struct hinted *)self)->hint);
+    return 0;
+}
+
+static void hinted_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    freefunc free_object = (freefunc)PyType_GetSlot(type, Py_tp_free);
+
+    PyObject_GC_UnTrack(self);
+    (void)hinted_clear(self);
+    free_object(self);
+    Py_DECREF(type);
+}
+
+static PyObject *hinted_next(PyObject *self)
+{
+    struct hinted *hinted = (struct hinted *)self;
+    PyObject *iterator = hinted->iterator, *item;
+
+    if (!iterator) {
+        return NULL;
+    }
+    Py_INCREF(iterator);        /* another thread may come to the end meanwhile */
+    item = PyIter_Next(iterator);
+    Py_DECREF(iterator);
+    if (item) {
+        hinted->given++;
+    } else if (!PyErr_Occurred()) {
+        (void)hinted_clear(self);
+    }
+    return item;
+}
+
+static PyObject *hinted_length_hint(PyObject *self, PyObject *unused)
+{
+    struct hinted *hinted = (struct hinted *)self;
+    PyObject *hint = hinted->hint, *total;
+
+    (void)unused;
+    if (!hint) {
+        return PyLong_FromLong(0);
+    }
+    Py_INCREF(hint);
+    total = PyObject_CallNoArgs(hint);
+    Py_DECREF(hint);
+    return rest_of(total, hinted->given);
+}
+
+static PyMethodDef hinted_methods[] = {
+    { "__length_hint__", hinted_length_hint, METH_NOARGS, NULL },
+    { 0 },
+};
+
+static PyType_Slot hinted_slots[] = {
+    { Py_tp_doc, (void *)PyDoc_STR(
+        "Hinted(iterator, hint, /)\n--\n\nSee pybitmap._entry.PythonHinted.") },
+    { Py_tp_new, hinted_new },
+    { Py_tp_methods, hinted_methods },
+    { Py_tp_iter, PyObject_SelfIter },
+    { Py_tp_iternext, hinted_next },
+    { Py_tp_traverse, hinted_traverse },
+    { Py_tp_clear, hinted_clear },
+    { Py_tp_dealloc, hinted_dealloc },
     { 0 },
 };
 
@@ -303,6 +456,18 @@ static PyObject *base_set(PyObject *self, PyObject *const *args, Py_ssize_t narg
         Py_RETURN_NONE;
     }
     return by_cffi(self, "_cffi_set", args, nargs, names);
+}
+
+static PyObject *base_add(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
+                          PyObject *names)
+{
+    HBitmap *hb = bitmap_of(self);
+    uint64_t item;
+
+    if (hb && !names && nargs == 1 && plain(args[0], &item) && core_set(hb, item, 1) == 0) {
+        Py_RETURN_NONE;
+    }
+    return by_cffi(self, "_cffi_add", args, nargs, names);
 }
 
 static PyObject *base_get(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
@@ -351,6 +516,8 @@ static PyObject *base_items(PyObject *self, PyTypeObject *defining_class,
     Py_INCREF(self);
     items->bitmap = self;
     core_iter_init(&items->hbi, hb, first);
+    items->first = first;
+    items->given = 0;
     items->next = items->end = 0;
     items->batch = FIRST_BATCH;
     items->last = false;
@@ -363,6 +530,10 @@ static PyMethodDef base_methods[] = {
         "set($self, /, start, count=1)\n--\n\n"
         "Mark every group that the ``count`` items from ``start`` on touch; 0 marks nothing.\n\n"
         ":raises RangeError: (a ValueError) if the range is not inside the bitmap") },
+    { "add", FASTCALL(base_add), PyDoc_STR(
+        "add($self, /, item)\n--\n\n"
+        "Mark the group of ``item``.\n\n"
+        ":raises RangeError: if it is not inside the bitmap") },
     { "get", FASTCALL(base_get), PyDoc_STR(
         "get($self, /, item)\n--\n\n"
         "Is the group of ``item`` dirty? Beyond the end of the bitmap: False.\n\n"
@@ -731,7 +902,7 @@ static PyObject *add_type(PyObject *module, const char *name, size_t size, unsig
 static int fast_exec(PyObject *module)
 {
     struct state *state = PyModule_GetState(module);
-    PyObject *base, *node, *owner, *guard;
+    PyObject *base, *node, *owner, *guard, *hinted;
 
 #ifdef Py_LIMITED_API
     /* METH_FASTCALL is in the limited API from 3.10 on; but 3.9 would load this
@@ -752,11 +923,14 @@ static int fast_exec(PyObject *module)
     owner = add_type(module, "pybitmap._fast.Owner", sizeof(struct owner), 0, owner_slots);
     guard = add_type(module, "pybitmap._fast.Guard", sizeof(struct guard),
                      Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC, guard_slots);
+    hinted = add_type(module, "pybitmap._fast.Hinted", sizeof(struct hinted),
+                      Py_TPFLAGS_HAVE_GC, hinted_slots);
     Py_XDECREF(base);
     Py_XDECREF(node);
     Py_XDECREF(owner);
     Py_XDECREF(guard);
-    return state->items_type && base && node && owner && guard ? 0 : -1;
+    Py_XDECREF(hinted);
+    return state->items_type && base && node && owner && guard && hinted ? 0 : -1;
 }
 
 static int fast_traverse(PyObject *module, visitproc visit, void *arg)

@@ -35,7 +35,7 @@ from ._core import (
     hbitmap_get,
     hbitmap_reset,
 )
-from ._entry import FIRST_BATCH, LAST_BATCH, Base, filled_bytes, leave_aside
+from ._entry import FIRST_BATCH, LAST_BATCH, Base, filled_bytes, hinted, leave_aside
 from ._fork import in_child
 from .errors import InvalidError, RangeError, StateError
 from .native import Pin
@@ -244,7 +244,10 @@ class HBitmap(Base, MutableSet[int]):
 
         :raises RangeError: if ``start`` or ``end`` is negative
         """
-        return self._areas(*self._search_bounds(start, end))
+        start, end = self._search_bounds(start, end)
+        return hinted(
+            self._areas(start, end), lambda: _core.hbitmap_count_areas(self._hb, start, end)
+        )
 
     def _areas(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         batch = FIRST_BATCH
@@ -360,13 +363,6 @@ class HBitmap(Base, MutableSet[int]):
         return min(start, _TO_THE_END), min(end, _TO_THE_END)
 
     # ---- as a set ---------------------------------------------------------------------------
-
-    def add(self, item: int) -> None:
-        """Mark the group of ``item``.
-
-        :raises RangeError: if it is not inside the bitmap
-        """
-        self.set(item)
 
     def discard(self, item: object) -> None:
         """Clean the group of ``item``; whatever is no item of a dirty group is ignored."""

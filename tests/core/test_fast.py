@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The fast entry of set, get, in and mark_dirty: what it does itself, and what it hands on.
+"""The fast entry of set, add, get, in and mark_dirty: what it does itself, and what it hands on.
 
 Whatever the arguments, the answer or the error is the one of the way by cffi. All of this holds
 without the entry as well (``make test-pure``), but for the tests of who did the work.
@@ -7,6 +7,7 @@ without the entry as well (``make test-pure``), but for the tests of who did the
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import errno
 import gc
@@ -65,6 +66,10 @@ class Recording(HBitmap):
         self.calls.append((args, kwargs))
         _entry.CffiBase.set(self, *args, **kwargs)
 
+    def _cffi_add(self, *args: Any, **kwargs: Any) -> None:
+        self.calls.append((args, kwargs))
+        _entry.CffiBase.set(self, *args, **kwargs)
+
     def _cffi_get(self, *args: Any, **kwargs: Any) -> bool:
         self.calls.append((args, kwargs))
         return _entry.CffiBase.get(self, *args, **kwargs)
@@ -105,12 +110,13 @@ def test_plain_calls_do_not_come_to_cffi() -> None:
     hb.set(2**40 - 1, 1)
     hb.set(7, 0)
     hb.set(100, 65536)
+    hb.add(2**39)
     assert hb.get(5)
     assert not hb.get(2**63 - 1)
     assert 5 in hb
     assert 2**62 not in hb
     assert hb.calls == []
-    assert list(hb.areas()) == [(5, 1), (10, 20), (100, 65536), (2**40 - 1, 1)]
+    assert list(hb.areas()) == [(5, 1), (10, 20), (100, 65536), (2**39, 1), (2**40 - 1, 1)]
 
 
 @needs_fast
@@ -128,6 +134,15 @@ def test_everything_else_comes_to_cffi_as_it_is(args: tuple[Any, ...]) -> None:
         hb.set(*args)
     except (ValueError, TypeError):
         assert hb.empty()
+    assert hb.calls == [(args, {})]
+
+
+@needs_fast
+@pytest.mark.parametrize("args", [(True,), (Index(5),), (-1,), (SIZE,), (5.0,), (), (5, 1)])
+def test_everything_else_that_is_added_comes_to_cffi(args: tuple[Any, ...]) -> None:
+    hb = Recording(SIZE)
+    with contextlib.suppress(ValueError, TypeError):
+        hb.add(*args)
     assert hb.calls == [(args, {})]
 
 
@@ -226,6 +241,13 @@ def test_set_answers_as_by_cffi(args: list[Any], granularity: int) -> None:
     assert hb == other
 
 
+@given(anything, st.sampled_from([0, 3]))
+def test_add_answers_as_by_cffi(item: Any, granularity: int) -> None:
+    hb, other = HBitmap(SIZE, granularity), HBitmap(SIZE, granularity)
+    assert outcome(hb.add, item) == outcome(_entry.CffiBase.add, other, item)
+    assert hb == other
+
+
 @given(anything)
 def test_get_and_in_answer_as_by_cffi(item: Any) -> None:
     hb = HBitmap(SIZE)
@@ -256,6 +278,7 @@ def test_wrong_keywords_are_a_type_error(kwargs: dict[str, int]) -> None:
     ("mine", "cffi_s"),
     [
         (HBitmap.set, _entry.CffiBase.set),
+        (HBitmap.add, _entry.CffiBase.add),
         (HBitmap.get, _entry.CffiBase.get),
         (BlockNode.mark_dirty, _entry.CffiNodeBase.mark_dirty),
     ],
@@ -276,6 +299,8 @@ def test_an_index_that_raises_is_not_swallowed() -> None:
     with pytest.raises(ZeroDivisionError):
         hb.set(Bad())  # type: ignore[arg-type]
     with pytest.raises(ZeroDivisionError):
+        hb.add(Bad())  # type: ignore[arg-type]
+    with pytest.raises(ZeroDivisionError):
         hb.__contains__(Bad())
 
 
@@ -283,7 +308,11 @@ def test_an_index_that_raises_is_not_swallowed() -> None:
 
 
 @pytest.mark.parametrize(
-    "call", [lambda hb: hb.set(1), lambda hb: hb.get(1), lambda hb: 1 in hb, lambda hb: hb.size]
+    "call",
+    [
+        *[lambda hb: hb.set(1), lambda hb: hb.add(1), lambda hb: hb.get(1)],
+        *[lambda hb: 1 in hb, lambda hb: hb.size],
+    ],
 )
 def test_a_bitmap_that_was_never_initialised_is_an_error(call: Callable[[HBitmap], Any]) -> None:
     with pytest.raises(AttributeError, match="_hb"):

@@ -7,6 +7,8 @@ As a set: test_hbitmap_set.py. What goes in and out as bytes: test_hbitmap_seria
 from __future__ import annotations
 
 import ctypes
+import operator
+import weakref
 from array import array
 from collections.abc import Iterator
 from decimal import Decimal
@@ -16,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from model import Model, as_areas, assert_same
+from support import collect
 
 from pybitmap import BitmapError, HBitmap, InvalidError, MismatchError, RangeError
 
@@ -986,6 +989,76 @@ def test_an_iterator_keeps_its_bitmap_alive() -> None:
         return iter(hb)
 
     assert list(items()) == list(range(5, 55))
+
+
+ITERATORS: list[Callable[[HBitmap], Iterator[Any]]] = [
+    iter,
+    lambda hb: hb.iter(200),
+    lambda hb: hb.areas(),
+    lambda hb: hb.areas(201, 900),
+]
+
+
+@pytest.mark.parametrize("iterate", ITERATORS)
+@pytest.mark.parametrize("dirty", [0, 1, 300])
+def test_an_iterator_that_has_ended_lets_go_of_its_bitmap(
+    iterate: Callable[[HBitmap], Iterator[Any]], dirty: int
+) -> None:
+    hb = HBitmap(1000)
+    for item in range(0, 3 * dirty, 3):
+        hb.add(item)
+    alive = weakref.ref(hb)
+    iterator = iterate(hb)
+    list(iterator)
+    del hb
+    collect()
+    assert alive() is None
+    assert next(iterator, None) is None
+    assert operator.length_hint(iterator) == 0
+
+
+@pytest.mark.parametrize("iterate", ITERATORS)
+def test_an_iterator_that_is_dropped_early_lets_go_of_its_bitmap(
+    iterate: Callable[[HBitmap], Iterator[Any]],
+) -> None:
+    hb = HBitmap(1000, 2)
+    hb.set(0, 1000)
+    alive = weakref.ref(hb)
+    iterator = iterate(hb)
+    next(iterator)
+    del hb, iterator
+    collect()
+    assert alive() is None
+
+
+@pytest.mark.parametrize("iterate", ITERATORS)
+@pytest.mark.parametrize("granularity", [0, 3, 10])
+def test_an_iterator_knows_how_many_it_still_has(
+    iterate: Callable[[HBitmap], Iterator[Any]], granularity: int
+) -> None:
+    hb = HBitmap(997, granularity)
+    for item in range(0, 997, 7):
+        hb.add(item)
+    left = len(list(iterate(hb)))
+    iterator = iterate(hb)
+    for _ in iterator:
+        left -= 1
+        assert operator.length_hint(iterator) == left
+    assert left == 0
+
+
+@pytest.mark.parametrize("iterate", ITERATORS)
+def test_what_an_iterator_still_has_is_never_below_zero(
+    iterate: Callable[[HBitmap], Iterator[Any]],
+) -> None:
+    hb = HBitmap(1000)
+    for item in range(0, 1000, 3):
+        hb.add(item)
+    iterator = iterate(hb)
+    for _ in range(100):
+        next(iterator)
+    hb.clear()
+    assert operator.length_hint(iterator) == 0
 
 
 # ---- truncate -------------------------------------------------------------------------------
