@@ -89,6 +89,12 @@ static inline struct hb_block *hb_block_of(const HBitmap *hb)
     return atomic_load(&hb->block);
 }
 
+static inline bool hb_same_shape(const HBitmap *a, const HBitmap *b)
+{
+    return a->granularity == b->granularity &&
+           hb_block_of(a)->size == hb_block_of(b)->size;
+}
+
 /* Bits from `first % 64` upwards; bits up to and including `last % 64`. */
 static inline uint64_t hb_mask_from(uint64_t first)
 {
@@ -131,6 +137,11 @@ static inline unsigned hb_lowest(uint64_t word)
 static inline uint64_t hb_behind_run(uint64_t bits)
 {
     return bits + (bits & (0 - bits));
+}
+
+static inline unsigned hb_highest(uint64_t word)
+{
+    return (unsigned)(HB_BITS - 1 - __builtin_clzll(word));
 }
 
 static inline uint64_t hb_min(uint64_t a, uint64_t b)

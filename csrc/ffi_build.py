@@ -19,8 +19,8 @@ INTERNAL = [
 ]
 SOURCES = [
     *("block.c", "pages.c", "probe.c", "protocol.c", "locks.c", "mark.c", "clear.c", "search.c"),
-    *("count.c", "ops.c", "serial.c", "threads.c", "words.c", "check.c", "tracker.c"),
-    *("copies.c", "files.c"),
+    *("count.c", "ops.c", "sets.c", "foreign.c", "serial.c", "threads.c", "words.c", "check.c"),
+    *("tracker.c", "copies.c", "files.c"),
 ]
 
 

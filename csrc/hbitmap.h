@@ -28,9 +28,9 @@
  * Nothing here aborts or prints.
  *
  * THREADS.  Every function may run in several threads on one bitmap, but for
- * hbitmap_free.  Marks (set, set_many, the target of drain) take no lock.
+ * hbitmap_free.  Marks (set, set_many, merge_bits, the target of drain) take no lock.
  * Whatever clears bits takes one lock inside the bitmap, and so does whatever
- * has to see all of it (count, merge, compare, serialize, drain); with several
+ * has to see all of it (count, rank, select, merge, compare, serialize, drain); with several
  * bitmaps the locks are taken in the order of their addresses.  Promised:
  *   (a) once all calls have returned, no summary bit is clear over a word that
  *       is not zero;
@@ -166,11 +166,27 @@ void hbitmap_drop_pin(HBitmap **pin);
 /* Marks every group that the range touches.  -ERANGE. */
 int hbitmap_set(HBitmap *hb, uint64_t start, uint64_t count);
 
-/* n ranges [starts[i], starts[i] + counts[i]).  -ERANGE: one of them is not
- * inside the bitmap, none was marked.  (If another thread changes the arrays
+/* n ranges [starts[i], starts[i] + counts[i]); counts NULL: of one item each.
+ * -ERANGE: one of them is not inside the bitmap, none was marked.  (If another thread changes the arrays
  * meanwhile, some may have been marked.) */
 int hbitmap_set_many(HBitmap *hb, const uint64_t *starts,
                      const uint64_t *counts, size_t n);
+
+/*
+ * Marks what a foreign flat bitmap has.  Its bit i is bit i % 8 of bits[i / 8],
+ * counted from the lowest (KVM, vhost, DRBD: words in little-endian order) or, with
+ * msb_first, from the highest (XenServer); it stands for the 2^granularity items
+ * from start + (i << granularity) on, and marks every group that these touch.
+ *
+ *     size 8, granularity 1, start 2, bits 0101 of granularity 0  ->  leaf 0110
+ *
+ * nbits: those that are read, in (nbits + 7) / 8 bytes.  -ERANGE: one that is set
+ * begins beyond the end, none was marked.  (What the last one has beyond the end is
+ * dropped.)  -EINVAL: granularity is not in 0..63.  A mark; what is set in `bits` by
+ * others meanwhile may be marked or not, nothing else is.
+ */
+int hbitmap_merge_bits(HBitmap *hb, const uint8_t *bits, uint64_t nbits,
+                       uint64_t start, int granularity, bool msb_first);
 
 /*
  * Cleans whole groups.  start is a multiple of 2^granularity; start + count
@@ -183,6 +199,16 @@ void hbitmap_reset_all(HBitmap *hb);
 /* Cleans the group that holds `item`: 1 if it was dirty, 0 if it was clean,
  * -ERANGE.  Of several threads that take one group, one gets the 1. */
 int hbitmap_take(HBitmap *hb, uint64_t item);
+
+/*
+ * Dirty groups become clean and clean ones dirty; whole groups, as for
+ * hbitmap_reset.  A mark of a group meanwhile comes before the flip, or after it and
+ * is there; one of a group that was clean when the flip came to it is there.
+ * -ERANGE, -EINVAL.
+ *
+ *     size 8, granularity 1, leaf 0110:   flip(2, 4)  ->  leaf 0000,   flip(0, 8)  ->  1001
+ */
+int hbitmap_flip(HBitmap *hb, uint64_t start, uint64_t count);
 
 /* ---- questions ---------------------------------------------------------- */
 
@@ -204,6 +230,16 @@ uint64_t hbitmap_count(const HBitmap *hb);
 /* Dirty items in the range, clipped to it and to the size. */
 uint64_t hbitmap_count_range(const HBitmap *hb, uint64_t start, uint64_t count);
 
+/*
+ * How many dirty groups begin at `item` or before it (so that of `item` counts); and
+ * the start of the one that has n such before it, -1 if there are no more than n.
+ *
+ *     size 8, granularity 1, leaf 0110:   rank 1, 2, 3, 4 -> 0, 1, 1, 2
+ *                                         select 0, 1, 2 -> 2, 4, -1
+ */
+uint64_t hbitmap_rank(const HBitmap *hb, uint64_t item);
+int64_t hbitmap_select(const HBitmap *hb, uint64_t n);
+
 /* Leaf words that are not zero (a hint of how dense the bitmap is). */
 uint64_t hbitmap_nonzero_words(const HBitmap *hb);
 
@@ -219,6 +255,13 @@ const uint64_t *hbitmap_words(const HBitmap *hb, size_t *nwords);
 int hbitmap_equal(const HBitmap *a, const HBitmap *b);
 int hbitmap_is_subset(const HBitmap *a, const HBitmap *b);
 int hbitmap_is_disjoint(const HBitmap *a, const HBitmap *b);
+
+/* How many groups are dirty in both, in one at least, in a only, in one only.  No
+ * bitmap is made.  -EINVAL where size or granularity differ. */
+int64_t hbitmap_intersection_count(const HBitmap *a, const HBitmap *b);
+int64_t hbitmap_union_count(const HBitmap *a, const HBitmap *b);
+int64_t hbitmap_difference_count(const HBitmap *a, const HBitmap *b);
+int64_t hbitmap_symmetric_difference_count(const HBitmap *a, const HBitmap *b);
 
 /* ---- searches ----------------------------------------------------------- */
 
@@ -237,6 +280,13 @@ size_t hbitmap_iter_fill(HBitmapIter *hbi, uint64_t *items, size_t n);
  * -1.  INT64_MAX as count means to the end; negative arguments find nothing. */
 int64_t hbitmap_next_dirty(const HBitmap *hb, int64_t start, int64_t count);
 int64_t hbitmap_next_zero(const HBitmap *hb, int64_t start, int64_t count);
+
+/* The last dirty item at or before start and after start - count, or -1.  A start
+ * beyond the size means the last item, INT64_MAX as count to the first; negative
+ * arguments find nothing.
+ *
+ *     size 8, granularity 1, leaf 0110:   (7, INT64_MAX) -> 5,  (4, 1) -> 4,  (7, 2) -> -1 */
+int64_t hbitmap_prev_dirty(const HBitmap *hb, int64_t start, int64_t count);
 
 /*
  * The first run of dirty items in [start, end), cut at `end` and at
@@ -264,6 +314,13 @@ size_t hbitmap_areas(const HBitmap *hb, uint64_t start, uint64_t end,
 /* How many hbitmap_areas would give, if nothing changes meanwhile; in a small
  * part of the time. */
 uint64_t hbitmap_count_areas(const HBitmap *hb, uint64_t start, uint64_t end);
+
+/*
+ * Copies the dirty items of src to dst, where items are bytes.  Both have nbytes, at
+ * least the size, and do not overlap in the size's first bytes (-EINVAL).  Returns how many
+ * were copied.  What is marked meanwhile may be copied or not.
+ */
+int64_t hbitmap_copy_areas(const HBitmap *hb, void *dst, const void *src, uint64_t nbytes);
 
 /* ---- whole bitmaps ------------------------------------------------------ */
 

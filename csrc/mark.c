@@ -120,6 +120,12 @@ int hbitmap_set(HBitmap *hb, uint64_t start, uint64_t count)
  */
 enum { HB_BATCH = 32 };
 
+/* How many items range i has; without counts, one. */
+static inline uint64_t hb_count_of(const uint64_t *counts, size_t i)
+{
+    return counts ? counts[i] : 1;
+}
+
 /*
  * Top bit: one of the n ranges may leave [0, size).  Exact but for ranges of 0
  * items, for which it may be set without need.  Written so that compilers
@@ -134,7 +140,8 @@ static inline uint64_t hb_may_leave(uint64_t size, const uint64_t *starts,
     for (size_t i = 0; i < n; i++) {
         uint64_t rest = size - starts[i];
 
-        leaves |= starts[i] | counts[i] | rest | (rest - counts[i]);
+        leaves |= starts[i] | hb_count_of(counts, i) | rest |
+                  (rest - hb_count_of(counts, i));
     }
     return leaves;
 }
@@ -155,7 +162,12 @@ static inline bool hb_within_words(const HBitmap *hb, const struct hb_block *b,
 
     /* Our copies, since somebody may be changing the arrays. */
     memcpy(batch->words, starts, sizeof(own));
-    memcpy(own, counts, sizeof(own));
+    if (counts) {
+        memcpy(own, counts, sizeof(own));
+    }
+    for (unsigned i = 0; !counts && i < HB_BATCH; i++) {
+        own[i] = 1;
+    }
     bad = hb_may_leave(b->size, batch->words, own, HB_BATCH);
     for (unsigned i = 0; i < HB_BATCH; i++) {
         uint64_t first = batch->words[i] >> hb->granularity;
@@ -217,17 +229,19 @@ static inline void hb_mark_items(const HBitmap *hb, const struct hb_block *b,
     }
 }
 
-int hbitmap_set_many(HBitmap *hb, const uint64_t *starts,
-                     const uint64_t *counts, size_t n)
+/* Compiled twice: with counts, and for NULL. */
+static inline __attribute__((always_inline))
+int hb_set_many(HBitmap *hb, const uint64_t *starts, const uint64_t *counts, size_t n)
 {
-    HB_AT_HOME(hb, -EXDEV, hbitmap_set_many, hb, starts, counts, n);
     const struct hb_block *b = hb_block_of(hb);
     bool dirty = false;
     int err = 0;
 
     if (hb_may_leave(b->size, starts, counts, n) >> 63) {
         for (size_t i = 0; i < n; i++) {
-            if (counts[i] && !hb_in_range(b, starts[i], counts[i])) {
+            uint64_t count = hb_count_of(counts, i);
+
+            if (count && !hb_in_range(b, starts[i], count)) {
                 return -ERANGE;
             }
         }
@@ -238,14 +252,14 @@ int hbitmap_set_many(HBitmap *hb, const uint64_t *starts,
 
         if (n - i >= HB_BATCH) {
             end = i + HB_BATCH;
-            if (hb_within_words(hb, b, &starts[i], &counts[i], &batch)) {
+            if (hb_within_words(hb, b, &starts[i], counts ? &counts[i] : NULL, &batch)) {
                 hb_mark_batch(b, &batch, &dirty);
                 i = end;
                 continue;
             }
         }
         for (; !err && i < end; i++) {
-            uint64_t start = starts[i], count = counts[i];
+            uint64_t start = starts[i], count = hb_count_of(counts, i);
 
             if (count == 0) {
                 continue;
@@ -262,6 +276,13 @@ int hbitmap_set_many(HBitmap *hb, const uint64_t *starts,
         }
     }
     return err;
+}
+
+int hbitmap_set_many(HBitmap *hb, const uint64_t *starts,
+                     const uint64_t *counts, size_t n)
+{
+    HB_AT_HOME(hb, -EXDEV, hbitmap_set_many, hb, starts, counts, n);
+    return counts ? hb_set_many(hb, starts, counts, n) : hb_set_many(hb, starts, NULL, n);
 }
 
 /* ---- what another bitmap has ------------------------------------------------ */

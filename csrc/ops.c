@@ -15,12 +15,6 @@
 
 /* ---- two bitmaps, word by word ------------------------------------------ */
 
-static bool hb_same_shape(const HBitmap *a, const HBitmap *b)
-{
-    return a->granularity == b->granularity &&
-           hb_block_of(a)->size == hb_block_of(b)->size;
-}
-
 /* The first leaf word at or after `word` that one of them has a summary bit
  * for (NULL: is not asked), or HB_NONE.  Same shape. */
 static uint64_t hb_next_word(const struct hb_block *a, const struct hb_block *b,

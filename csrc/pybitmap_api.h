@@ -176,5 +176,16 @@ static inline int pybitmap_import(void)
 #define hbtracker_try_begin_write (pybitmap_core->hbtracker_try_begin_write)
 #define hbtracker_try_end_write (pybitmap_core->hbtracker_try_end_write)
 #define hbtracker_drop_write (pybitmap_core->hbtracker_drop_write)
+#define hbitmap_merge_bits (pybitmap_core->hbitmap_merge_bits)
+#define hbitmap_flip (pybitmap_core->hbitmap_flip)
+#define hbitmap_rank (pybitmap_core->hbitmap_rank)
+#define hbitmap_select (pybitmap_core->hbitmap_select)
+#define hbitmap_intersection_count (pybitmap_core->hbitmap_intersection_count)
+#define hbitmap_union_count (pybitmap_core->hbitmap_union_count)
+#define hbitmap_difference_count (pybitmap_core->hbitmap_difference_count)
+#define hbitmap_symmetric_difference_count \
+    (pybitmap_core->hbitmap_symmetric_difference_count)
+#define hbitmap_prev_dirty (pybitmap_core->hbitmap_prev_dirty)
+#define hbitmap_copy_areas (pybitmap_core->hbitmap_copy_areas)
 
 #endif

@@ -93,7 +93,17 @@
     F(hbtracker_end_write)          \
     F(hbtracker_try_begin_write)    \
     F(hbtracker_try_end_write)      \
-    F(hbtracker_drop_write)
+    F(hbtracker_drop_write)         \
+    F(hbitmap_merge_bits)           \
+    F(hbitmap_flip)                 \
+    F(hbitmap_rank)                 \
+    F(hbitmap_select)               \
+    F(hbitmap_intersection_count)   \
+    F(hbitmap_union_count)          \
+    F(hbitmap_difference_count)     \
+    F(hbitmap_symmetric_difference_count) \
+    F(hbitmap_prev_dirty)           \
+    F(hbitmap_copy_areas)
 
 #ifdef __cplusplus
 #define PYBITMAP_TYPE_OF(name) decltype(::name)

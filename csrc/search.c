@@ -252,6 +252,50 @@ int64_t hbitmap_next_zero(const HBitmap *hb, int64_t start, int64_t count)
     return hb_next_item(hb, start, count, false);
 }
 
+/* The last dirty group at or before `group`, or HB_NONE. */
+static uint64_t hb_prev_dirty(const struct hb_block *b, uint64_t group)
+{
+    unsigned k = 0;
+    uint64_t word = group / HB_BITS;
+    uint64_t value = atomic_load(&b->level[0][word]) & hb_mask_to(group);
+
+    while (k > 0 || !value) {
+        if (value) {
+            /* Down, maybe to the zero word under a stale bit. */
+            word = word * HB_BITS + hb_highest(value);
+            value = atomic_load(&b->level[--k][word]);
+        } else if (word) {
+            /* Up: this word has nothing; what is before it? */
+            uint64_t bit = word - 1;
+
+            word = bit / HB_BITS;
+            value = atomic_load(&b->level[++k][word]) & hb_mask_to(bit);
+        } else {
+            return HB_NONE;
+        }
+    }
+    return word * HB_BITS + hb_highest(value);
+}
+
+int64_t hbitmap_prev_dirty(const HBitmap *hb, int64_t start, int64_t count)
+{
+    HB_AT_HOME(hb, -1, hbitmap_prev_dirty, hb, start, count);
+    const struct hb_block *b = hb_block_of(hb);
+    uint64_t last, group, item;
+
+    if (start < 0 || count <= 0 || !b->size) {
+        return -1;
+    }
+    last = hb_min((uint64_t)start, b->size - 1);
+    group = hb_prev_dirty(b, last >> hb->granularity);
+    if (group == HB_NONE) {
+        return -1;
+    }
+    item = hb_min(((group + 1) << hb->granularity) - 1, last);
+    return count > start || count == INT64_MAX || item > (uint64_t)(start - count)
+               ? (int64_t)item : -1;
+}
+
 bool hbitmap_status(const HBitmap *hb, int64_t start, int64_t count,
                     int64_t *pnum)
 {

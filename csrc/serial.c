@@ -8,12 +8,6 @@
 #include "count.h"
 #include "locks.h"
 
-#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-#define hb_little_endian(word) __builtin_bswap64(word)
-#else
-#define hb_little_endian(word) (word)
-#endif
-
 /* Are the bytes of a chunk those of the words, and may both be plain? */
 #if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__ || defined(HB_TSAN)
 enum { HB_AS_IT_IS = 0 };

@@ -74,6 +74,13 @@ typedef uint64_t hb_loose __attribute__((aligned(1), may_alias));
 #define hb_alone() false
 #endif
 
+/* A word as its bytes lie in memory, the lowest first; or back. */
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+#define hb_little_endian(word) __builtin_bswap64(word)
+#else
+#define hb_little_endian(word) (word)
+#endif
+
 #pragma GCC visibility push(hidden)
 
 /* All bytes of n words become `byte`. */

@@ -67,6 +67,11 @@ struct model {
     uint8_t *dirty;         /* one per group */
 };
 
+static uint64_t least(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
 static uint64_t groups_of(uint64_t size, int granularity)
 {
     return size ? ((size - 1) >> granularity) + 1 : 0;
@@ -554,6 +559,86 @@ static void op_set_many(void)
     }
 }
 
+/* The same of single items, without counts. */
+static void op_set_items(void)
+{
+    enum { MOST = 100 };
+    struct member *x = any();
+    uint64_t items[MOST];
+    size_t n = (size_t)rng_below(&rng, MOST + 1);
+    bool inside = true;
+
+    for (size_t i = 0; i < n; i++) {
+        items[i] = x->m.size ? least(pick_item(&x->m), x->m.size - 1) : 0;
+        items[i] = rng_one_in(&rng, 250) ? pick_wild(&x->m) : items[i];
+        inside = inside && items[i] < x->m.size;
+    }
+    trace("%c: set_many of %zu items, %s", x->name, n, inside ? "good" : "bad");
+    CHECK_EQ(hbitmap_set_many(x->hb, items, NULL, n), inside ? 0 : -ERANGE);
+    for (size_t i = 0; inside && i < n; i++) {
+        m_put(&x->m, items[i], 1, 1);
+    }
+}
+
+/* Where bit i of a foreign bitmap begins; at the size: there or beyond. */
+static uint64_t m_foreign(const struct model *m, uint64_t start, int granularity, uint64_t i)
+{
+    if (start >= m->size || i > (m->size - start - 1) >> granularity) {
+        return m->size;
+    }
+    return start + (i << granularity);
+}
+
+static void op_merge_bits(void)
+{
+    struct member *x = any();
+    const struct model *m = &x->m;
+    uint64_t start = rng_one_in(&rng, 3) ? pick_item(m) & ~((UINT64_C(64) << (m->granularity % 58)) - 1)
+                                         : pick_item(m);
+    int granularity = rng_one_in(&rng, 2)
+                          ? m->granularity
+                          : m->granularity - 3 + (int)rng_below(&rng, 7);
+    uint64_t left = start < m->size ? (m->size - start - 1) >> (granularity & 63) : 0;
+    uint64_t nbits = 1 + rng_below(&rng, 1 + least(left + 2, 12000));
+    bool msb_first = rng_one_in(&rng, 2), inside = true, valid;
+    size_t nbytes = (size_t)(nbits + 7) / 8;
+    uint8_t *bits = grab(nbytes);
+
+    valid = granularity >= 0 && granularity <= 63;
+    nbits = rng_one_in(&rng, 20) ? 0 : nbits;
+    for (uint64_t n = rng_below(&rng, rng_one_in(&rng, 4) ? nbits / 2 + 1 : 6); nbits && n; n--) {
+        uint64_t from = rng_below(&rng, nbits);
+        uint64_t run = rng_one_in(&rng, 4) ? rng_below(&rng, 300) : 1;
+
+        for (uint64_t i = from; i < nbits && i < from + run; i++) {
+            bits[i / 8] |= (uint8_t)(msb_first ? 0x80 >> i % 8 : 1 << i % 8);
+        }
+    }
+    /* Behind the last there may be others. */
+    if (nbits % 8 && rng_one_in(&rng, 2)) {
+        bits[nbits / 8] |= (uint8_t)(msb_first ? 0xff >> nbits % 8 : 0xff << nbits % 8);
+    }
+    trace("%c: merge_bits %" PRIu64 " from %" PRIu64 ", granularity %d, %s", x->name, nbits,
+          start, granularity, msb_first ? "highest first" : "lowest first");
+    for (unsigned pass = 0; valid && inside && pass < 2; pass++) {
+        for (uint64_t i = 0; i < nbits; i++) {
+            uint64_t from = m_foreign(m, start, granularity, i), count;
+
+            if (!(bits[i / 8] >> (msb_first ? 7 - i % 8 : i % 8) & 1)) {
+                continue;
+            }
+            inside = inside && from < m->size;
+            count = m_foreign(m, start, granularity, i + 1) - from;
+            if (pass == 1) {
+                m_put(&x->m, from, count, 1);
+            }
+        }
+    }
+    CHECK_EQ(hbitmap_merge_bits(x->hb, bits, nbits, start, granularity, msb_first),
+             !valid ? -EINVAL : inside ? 0 : -ERANGE);
+    free(bits);
+}
+
 static void op_reset(void)
 {
     struct member *x = any();
@@ -564,6 +649,22 @@ static void op_reset(void)
     if (answered(hbitmap_reset(x->hb, start, count),
                  m_whole_groups(&x->m, start, count))) {
         m_put(&x->m, start, count, 0);
+    }
+}
+
+static void op_flip(void)
+{
+    struct member *x = any();
+    uint64_t start, count;
+
+    pick_whole_groups(&x->m, &start, &count);
+    trace("%c: flip %" PRIu64 " %" PRIu64, x->name, start, count);
+    if (answered(hbitmap_flip(x->hb, start, count),
+                 m_whole_groups(&x->m, start, count))) {
+        for (uint64_t group = start >> x->m.granularity;
+             count && group <= (start + count - 1) >> x->m.granularity; group++) {
+            x->m.dirty[group] = !x->m.dirty[group];
+        }
     }
 }
 
@@ -619,6 +720,35 @@ static void op_count_range(void)
         CHECK_EQ(hbitmap_count_range(x->hb, start, count),
                  m_count_range(&x->m, start, count));
     }
+}
+
+static void op_order(void)
+{
+    struct member *x = any();
+    const struct model *m = &x->m;
+    uint64_t dirty = m_dirty_groups(m), n = 0;
+
+    for (int i = 0; i < 4; i++) {
+        uint64_t item = i ? pick_item(m) : pick_wild(m), rank = 0;
+
+        for (uint64_t group = 0; group < m->ngroups && m_group_start(m, group) <= item; group++) {
+            rank += m->dirty[group];
+        }
+        trace("%c: rank %" PRIu64, x->name, item);
+        CHECK_EQ(hbitmap_rank(x->hb, item), rank);
+    }
+    for (uint64_t group = 0; group < m->ngroups; group++) {
+        if (m->dirty[group]) {
+            /* Of many, some. */
+            if (dirty < 20 || n == dirty - 1 || rng_one_in(&rng, dirty / 8)) {
+                trace("%c: select %" PRIu64, x->name, n);
+                CHECK_EQ(hbitmap_select(x->hb, n), m_group_start(m, group));
+            }
+            n++;
+        }
+    }
+    CHECK_EQ(hbitmap_select(x->hb, dirty), -1);
+    CHECK_EQ(hbitmap_select(x->hb, UINT64_MAX), -1);
 }
 
 static uint64_t pick_size(const struct model *m);
@@ -754,6 +884,64 @@ static void op_next(void)
     }
 }
 
+static int64_t m_prev(const struct model *m, int64_t start, int64_t count)
+{
+    uint64_t first, item;
+
+    if (start < 0 || count <= 0 || !m->size) {
+        return -1;
+    }
+    first = count == INT64_MAX || count > start ? 0 : (uint64_t)(start - count + 1);
+    item = least((uint64_t)start, m->size - 1);
+    while (!m_get(m, item)) {
+        if (item >> m->granularity == 0) {
+            return -1;
+        }
+        item = m_group_start(m, item >> m->granularity) - 1;
+    }
+    return item < first ? -1 : (int64_t)item;
+}
+
+static void op_prev(void)
+{
+    struct member *x = any();
+
+    for (int i = 0; i < 6; i++) {
+        int64_t start, count;
+
+        pick_search(&x->m, &start, &count);
+        trace("%c: prev_dirty %" PRId64 " %" PRId64, x->name, start, count);
+        CHECK_EQ(hbitmap_prev_dirty(x->hb, start, count), m_prev(&x->m, start, count));
+    }
+}
+
+static void op_copy_areas(void)
+{
+    struct member *x = any();
+    const struct model *m = &x->m;
+    uint64_t dirty = m_count_range(m, 0, UINT64_MAX);
+    uint8_t *from, *to;
+
+    if (m->size > 1 << 20) {
+        return;
+    }
+    from = grab(m->size);
+    to = grab(m->size);
+    memset(from, 1, m->size);
+    trace("%c: copy_areas", x->name);
+    CHECK_EQ(hbitmap_copy_areas(x->hb, to, from, m->size), dirty);
+    for (uint64_t item = 0; item < m->size; item++) {
+        CHECK_EQ(to[item], m_get(m, item));
+    }
+    if (m->size > 1) {
+        CHECK_EQ(hbitmap_copy_areas(x->hb, to, from, m->size - 1), -EINVAL);
+        CHECK_EQ(hbitmap_copy_areas(x->hb, to, to + m->size - 1, m->size), -EINVAL);
+        CHECK_EQ(hbitmap_copy_areas(x->hb, to + m->size - 1, to, m->size), -EINVAL);
+    }
+    free(from);
+    free(to);
+}
+
 static void op_next_dirty_area(void)
 {
     struct member *x = any();
@@ -881,6 +1069,27 @@ static void op_compare(void)
     CHECK_EQ(hbitmap_equal(a->hb, b->hb), equal);
     CHECK_EQ(hbitmap_is_subset(a->hb, b->hb), same ? subset : -EINVAL);
     CHECK_EQ(hbitmap_is_disjoint(a->hb, b->hb), same ? disjoint : -EINVAL);
+}
+
+static void op_compare_counts(void)
+{
+    struct member *a = any(), *b = any();
+    bool same = same_shape(a, b);
+    int64_t both = 0, first = 0, second = 0;
+
+    trace("%c %c: counts", a->name, b->name);
+    for (uint64_t group = 0; same && group < a->m.ngroups; group++) {
+        uint8_t va = a->m.dirty[group], vb = b->m.dirty[group];
+
+        both += va && vb;
+        first += va && !vb;
+        second += !va && vb;
+    }
+    CHECK_EQ(hbitmap_intersection_count(a->hb, b->hb), same ? both : -EINVAL);
+    CHECK_EQ(hbitmap_union_count(a->hb, b->hb), same ? both + first + second : -EINVAL);
+    CHECK_EQ(hbitmap_difference_count(a->hb, b->hb), same ? first : -EINVAL);
+    CHECK_EQ(hbitmap_symmetric_difference_count(a->hb, b->hb),
+             same ? first + second : -EINVAL);
 }
 
 /* Marks in `to` whatever the dirty groups of `from` touch. */
@@ -1211,11 +1420,17 @@ static const struct {
 } operations[] = {
     { "set", op_set, 20 },
     { "set_many", op_set_many, 4 },
+    { "set_items", op_set_items, 3 },
+    { "merge_bits", op_merge_bits, 5 },
     { "reset", op_reset, 14 },
+    { "flip", op_flip, 5 },
     { "reset_all", op_reset_all, 1 },
     { "take", op_take, 4 },
     { "get", op_get, 3 },
     { "count_range", op_count_range, 3 },
+    { "order", op_order, 3 },
+    { "prev", op_prev, 5 },
+    { "copy_areas", op_copy_areas, 2 },
     { "iter", op_iter, 5 },
     { "iter_fill", op_iter_fill, 3 },
     { "next", op_next, 5 },
@@ -1223,6 +1438,7 @@ static const struct {
     { "status", op_status, 4 },
     { "areas", op_areas, 4 },
     { "compare", op_compare, 3 },
+    { "compare_counts", op_compare_counts, 3 },
     { "merge", op_merge, 5 },
     { "union", op_union, 3 },
     { "algebra", op_algebra, 8 },
@@ -1619,6 +1835,21 @@ static void test_header_examples(void)
     CHECK_EQ(hbitmap_set(hb, 9, 1), 0);
     CHECK_EQ(hbitmap_count(hb), 12);
     CHECK_EQ(hbitmap_count_range(hb, 0, UINT64_MAX), 10);
+    hbitmap_free(hb);
+    hb = hbitmap_alloc(8, 1);
+    CHECK_EQ(hbitmap_merge_bits(hb, (const uint8_t[]){ 0xa }, 4, 2, 0, false), 0);
+    CHECK_EQ(hbitmap_words(hb, &nwords)[0], 0x6);
+    for (uint64_t item = 1; item <= 4; item++) {
+        CHECK_EQ(hbitmap_rank(hb, item), item / 2);
+    }
+    CHECK_EQ(hbitmap_select(hb, 0), 2);
+    CHECK_EQ(hbitmap_select(hb, 1), 4);
+    CHECK_EQ(hbitmap_select(hb, 2), -1);
+    CHECK_EQ(hbitmap_prev_dirty(hb, 7, INT64_MAX), 5);
+    CHECK_EQ(hbitmap_prev_dirty(hb, 4, 1), 4);
+    CHECK_EQ(hbitmap_prev_dirty(hb, 7, 2), -1);
+    CHECK_EQ(hbitmap_flip(hb, 0, 8), 0);
+    CHECK_EQ(hbitmap_words(hb, &nwords)[0], 0x9);
     hbitmap_free(hb);
     ok("the header's examples");
 }
