@@ -38,7 +38,9 @@ hbitmap_pin_into: Callable[[CData, CData], None] = lib.hbitmap_pin_into
 hbitmap_drop_pin: Callable[[CData], None] = lib.hbitmap_drop_pin
 hbitmap_set: Callable[[CData, int, int], int] = lib.hbitmap_set
 hbitmap_set_many: Callable[[CData, CData, CData, int], int] = lib.hbitmap_set_many
+hbitmap_merge_bits: Callable[[CData, CData, int, int, int, bool], int] = lib.hbitmap_merge_bits
 hbitmap_reset: Callable[[CData, int, int], int] = lib.hbitmap_reset
+hbitmap_flip: Callable[[CData, int, int], int] = lib.hbitmap_flip
 hbitmap_reset_all: Callable[[CData], None] = lib.hbitmap_reset_all
 hbitmap_take: Callable[[CData, int], int] = lib.hbitmap_take
 hbitmap_size: Callable[[CData], int] = lib.hbitmap_size
@@ -47,21 +49,31 @@ hbitmap_get: Callable[[CData, int], bool] = lib.hbitmap_get
 hbitmap_empty: Callable[[CData], bool] = lib.hbitmap_empty
 hbitmap_count: Callable[[CData], int] = lib.hbitmap_count
 hbitmap_count_range: Callable[[CData, int, int], int] = lib.hbitmap_count_range
+hbitmap_rank: Callable[[CData, int], int] = lib.hbitmap_rank
+hbitmap_select: Callable[[CData, int], int] = lib.hbitmap_select
 hbitmap_nonzero_words: Callable[[CData], int] = lib.hbitmap_nonzero_words
 hbitmap_words: Callable[[CData, CData], CData] = lib.hbitmap_words
 hbitmap_equal: Callable[[CData, CData], int] = lib.hbitmap_equal
 hbitmap_is_subset: Callable[[CData, CData], int] = lib.hbitmap_is_subset
 hbitmap_is_disjoint: Callable[[CData, CData], int] = lib.hbitmap_is_disjoint
+hbitmap_intersection_count: Callable[[CData, CData], int] = lib.hbitmap_intersection_count
+hbitmap_union_count: Callable[[CData, CData], int] = lib.hbitmap_union_count
+hbitmap_difference_count: Callable[[CData, CData], int] = lib.hbitmap_difference_count
+hbitmap_symmetric_difference_count: Callable[[CData, CData], int] = (
+    lib.hbitmap_symmetric_difference_count
+)
 hbitmap_iter_init: Callable[[CData, CData, int], None] = lib.hbitmap_iter_init
 hbitmap_iter_fill: Callable[[CData, CData, int], int] = lib.hbitmap_iter_fill
 hbitmap_next_dirty: Callable[[CData, int, int], int] = lib.hbitmap_next_dirty
 hbitmap_next_zero: Callable[[CData, int, int], int] = lib.hbitmap_next_zero
+hbitmap_prev_dirty: Callable[[CData, int, int], int] = lib.hbitmap_prev_dirty
 hbitmap_next_dirty_area: Callable[[CData, int, int, int, CData, CData], bool] = (
     lib.hbitmap_next_dirty_area
 )
 hbitmap_status: Callable[[CData, int, int, CData], bool] = lib.hbitmap_status
 hbitmap_count_areas: Callable[[CData, int, int], int] = lib.hbitmap_count_areas
 hbitmap_areas: Callable[[CData, int, int, CData, int, CData], int] = lib.hbitmap_areas
+hbitmap_copy_areas: Callable[[CData, CData, CData, int], int] = lib.hbitmap_copy_areas
 hbitmap_merge: Callable[[CData, CData, CData], int] = lib.hbitmap_merge
 hbitmap_put_back: Callable[[CData], None] = lib.hbitmap_put_back
 hbitmap_and: Callable[[CData, CData, CData], int] = lib.hbitmap_and
@@ -124,12 +136,10 @@ unpack: Callable[[CData, int], list[int]] = ffi.unpack
 #: C memory as a buffer of bytes.
 buffer: Callable[[CData, int], Any] = ffi.buffer
 
-#: Formats of the struct module for a uint64 of this machine ("" and "@": native).
-_UINT64_FORMATS = {
-    prefix + code
-    for prefix in ("", "@", "=", "<" if sys.byteorder == "little" else ">")
-    for code in ("Q", "L")
-}
+#: Formats of the struct module for numbers of this machine ("" and "@": native).
+_PREFIXES = ("", "@", "=", "<" if sys.byteorder == "little" else ">")
+_UINT64_FORMATS = {prefix + code for prefix in _PREFIXES for code in "QL"}
+_INT64_FORMATS = {prefix + code for prefix in _PREFIXES for code in "QLql"}
 
 
 try:
@@ -216,12 +226,23 @@ class Memory:
     """A writable buffer, a mapped file for example, for the leaf words of one bitmap at a time.
 
     It stays exported until neither this object nor a bitmap on it nor a view of that is left.
+
+    :raises TypeError: if it is no writable buffer
+    :raises InvalidError: if it is not contiguous, or does not begin at a multiple of 8 bytes
     """
 
     __slots__ = ("__weakref__", "words")
 
     def __init__(self, data: WriteableBuffer) -> None:
-        self.words = ffi.from_buffer("uint64_t[]", data, require_writable=True)
+        self.words = raw_array("the memory of a bitmap", data, "uint64_t[]", writable=True)
+        at = address(self.words)
+        if at % 8 and len(self.words):
+            self.release()
+            raise InvalidError(f"the memory of a bitmap begins at {at:#x}, no multiple of 8 bytes")
+
+    def release(self) -> None:
+        """Give the buffer back; for who has no bitmap on it."""
+        ffi.release(self.words)
 
 
 def hbitmap_alloc(size: int, granularity: int) -> tuple[CData, Owner]:
@@ -402,10 +423,33 @@ def uint64_array(name: str, data: ReadableBuffer) -> tuple[CData, int]:
         raise TypeError(f"{name} must be a buffer of uint64, not of format {view.format!r}")
     if view.ndim != 1 or not view.c_contiguous:
         raise InvalidError(f"{name} must be contiguous and of one dimension")
-    pointer = ffi.from_buffer("uint64_t[]", view)
-    if address(pointer) % 8:
-        pointer = ffi.from_buffer("uint64_t[]", array("Q", view.tobytes()))
-    return pointer, len(view)
+    return _aligned(view), len(view)
+
+
+def _aligned(view: memoryview) -> CData:
+    """64-bit integers as ``uint64_t[]``, as they lie there if they lie as C wants them."""
+    if view.c_contiguous:
+        pointer = ffi.from_buffer("uint64_t[]", view)
+        if not address(pointer) % 8:
+            return pointer
+    return ffi.from_buffer("uint64_t[]", array("Q", view.tobytes()))
+
+
+def integers_in(data: object) -> CData | list[int] | None:
+    """What a one-dimensional buffer of integers gives if one iterates over it, or None.
+
+    Those of 64 bits as ``uint64_t[]``, without a copy if possible; negative ones are beyond 2**63.
+    Those of 16 and 32 as a list. Of single bytes none: they may be packed bits.
+    """
+    try:
+        view = memoryview(data)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+    if view.ndim != 1:
+        return None
+    if view.format in _INT64_FORMATS and view.itemsize == 8:
+        return _aligned(view)
+    return view.tolist() if view.format in ("I", "i", "H", "h") else None
 
 
 def with_ranges(
@@ -441,9 +485,28 @@ def byte_array(name: str, data: ReadableBuffer) -> tuple[CData, int]:
         raise TypeError(f"{name} must be bytes-like, not {type(data).__name__}") from None
     if view.itemsize != 1:
         raise TypeError(f"{name} must be a buffer of bytes, not of format {view.format!r}")
+    return raw_array(name, view), view.nbytes
+
+
+def raw_array(
+    name: str, data: ReadableBuffer, kind: str = "uint8_t[]", *, writable: bool = False
+) -> CData:
+    """The bytes of a buffer of any format as a C array of that kind, without a copy.
+
+    :raises TypeError: if it is no buffer, or is to be writable and is not
+    :raises InvalidError: if it is not contiguous
+    """
+    try:
+        view = memoryview(data)
+    except TypeError:
+        raise TypeError(f"{name} must be a buffer, not {type(data).__name__}") from None
+    if writable and view.readonly:
+        view.release()  # a traceback may keep it
+        raise TypeError(f"{name} must be writable")
     if not view.c_contiguous:
+        view.release()
         raise InvalidError(f"{name} must be contiguous")
-    return ffi.from_buffer("uint8_t[]", view), view.nbytes
+    return ffi.from_buffer(kind, view)
 
 
 def bytes_of(data: bytes) -> CData:

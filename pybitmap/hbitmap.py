@@ -15,24 +15,29 @@ Every method may run in several threads at once; the guarantees stand at the hea
 
 from __future__ import annotations
 
+import copy
 import errno
 import hashlib
 import sys
 import warnings
 from array import array
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, MutableSet
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from functools import partial
 from operator import index
 from pickle import PickleBuffer
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Callable, cast
+from typing import TYPE_CHECKING, Any, Callable, TypeVar, cast
 
 from . import _core
 from ._core import (
     CData,
     hbitmap_count,
     hbitmap_get,
+    hbitmap_iter_fill,
+    hbitmap_iter_init,
     hbitmap_reset,
 )
 from ._entry import FIRST_BATCH, LAST_BATCH, Base, filled_bytes, hinted, leave_aside
@@ -41,14 +46,16 @@ from .errors import InvalidError, RangeError, StateError
 from .native import Pin
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
+    from _typeshed import ReadableBuffer, WriteableBuffer
+    from typing_extensions import Self
 
     Operation = Callable[[CData, CData, CData], int]
 
 _TO_THE_END = _core.MAX_SIZE
 
 _DIGEST_STEP = 1 << 24  # bytes
-_FIRST_AREAS = 4096  # that areas_array has room for at first
+_FIRST_AREAS = 4096  # that areas_array has room for at first, and items_array for items
+_AT_ONCE = 1 << 16  # items of a range with a step that are marked by one call
 
 
 class HBitmap(Base, MutableSet[int]):
@@ -62,8 +69,15 @@ class HBitmap(Base, MutableSet[int]):
     All clean at first. Memory: one bit per group, 1/63 more for the summaries; from 256 KiB on,
     pages that are never marked take none.
 
-    Fork: the child has a copy and goes on with that; what another thread was clearing or changing
-    in another way at that moment, but by a mark, is refused there (StateError).
+    Writer: marks of other threads go on beside every call and none is lost. Fork: the child has a
+    copy and goes on with that; what another thread was clearing or changing in another way at that
+    moment, but by a mark, is refused there (StateError). Kill: it goes with its process. Drop: the
+    memory goes with the last reference. Twin: every call may run in several threads, and again in a
+    signal handler of Python's.
+
+    What operators and methods make has the class of the left operand; its ``__init__`` and
+    ``__new__`` are not called for that. Attributes of a subclass's instances are in its pickles and
+    in what ``copy.copy`` and ``copy.deepcopy`` make, not in other results.
 
     >>> hb = HBitmap(1 << 20, granularity=12)
     >>> hb.set(5000, 4096)
@@ -91,15 +105,57 @@ class HBitmap(Base, MutableSet[int]):
         self._memory = memory
 
     @classmethod
-    def _over(cls, memory: _core.Memory, size: int, granularity: int) -> HBitmap:
-        """A bitmap whose leaf words lie in ``memory``, with the bits that are set there.
+    def over(cls, buffer: WriteableBuffer, size: int, granularity: int = 0) -> Self:
+        """A bitmap whose leaf words lie in ``buffer``, with the bits that are set there.
 
-        Marks go straight to the memory, which no other bitmap may use meanwhile and which lives on
-        as long as the bitmap and views of it. Cannot be truncated (BufferError).
+        :param buffer: writable and contiguous, at an address that is a multiple of 8, of at least
+            ``8 * max(1, ceil(groups / 64))`` bytes: a bytearray, a mapped file, a NumPy array. Bit
+            ``n % 64`` of word ``n // 64`` is group ``n``, in the machine's byte order. Bits beyond
+            the end are cleared
+        :param size: in items, as ``granularity`` is its log2: see :class:`HBitmap`
+        :raises TypeError: if it is no writable buffer
+        :raises InvalidError: if it is too small or not aligned, or for what HBitmap refuses
+
+        A mark that has returned is in the buffer. That is exported until neither the bitmap nor a
+        view of its :attr:`words` is left, so it cannot be resized or closed meanwhile; nor can the
+        bitmap be truncated (BufferError). Copies and results have memory of their own.
+
+        Writer: whoever changes the buffer in another way is not seen, and may undo marks. Kill: of
+        a mapped file the next program finds what was marked, and lays a new bitmap over it. Fork:
+        the child has a copy, unless the memory is shared (as ``mmap.mmap(-1, n)`` is): then
+        only one of the two processes may go on with the bitmap. Drop: the buffer is given back,
+        with its bits. Twin: a second bitmap over the same memory, in whatever process, is forbidden
+        and not noticed: each misses what is marked by way of the other.
+
+        >>> leaf = bytearray(8)
+        >>> HBitmap.over(leaf, 64).set(8, 4)
+        >>> leaf[1]
+        15
         """
-        hb = cls.__new__(cls)
+        memory = _core.Memory(buffer)
+        try:
+            return cls._over(memory, size, granularity)
+        except BaseException:
+            memory.release()  # a traceback may keep it
+            raise
+
+    @classmethod
+    def _over(cls, memory: _core.Memory, size: int, granularity: int) -> Self:
+        """The same for memory that has been exported."""
+        hb = _new(cls)
         hb._adopt(_core.hbitmap_alloc_on(size, granularity, memory), granularity, memory)
         return hb
+
+    @property
+    def _kind(self) -> type[Self]:
+        """The class of what is made of it."""
+        return type(self)
+
+    def _like(self, made: tuple[CData, _core.Owner]) -> Self:
+        """A bitmap of that class over C memory that was just made, of its granularity."""
+        result = _new(self._kind)
+        result._adopt(made, self._granularity, None)
+        return result
 
     # ---- marks ------------------------------------------------------------------------------
 
@@ -123,6 +179,54 @@ class HBitmap(Base, MutableSet[int]):
                     raise type(error)(f"write {i}: {error}")
             raise InvalidError("starts or counts changed while they were being marked")
 
+    def merge_bits(
+        self,
+        bits: ReadableBuffer,
+        start: int = 0,
+        granularity: int | None = None,
+        msb_first: bool = False,
+    ) -> None:
+        """Mark what a foreign flat bitmap has: a log of KVM's, vhost's, DRBD's, XenServer's.
+
+        :param bits: a contiguous buffer; bit ``n`` is bit ``n % 8`` of byte ``n // 8``, counted
+            from the lowest (as in little-endian words) or, with ``msb_first``, from the highest (as
+            XenServer has it)
+        :param start: the item that bit 0 begins with
+        :param granularity: log2 of the items that a bit of theirs stands for, 0..63; None: as here
+        :raises RangeError: if a bit is set that begins beyond the end; then nothing is marked.
+            (What the last bit has beyond the end is dropped.)
+        :raises TypeError: if it is no buffer
+        :raises InvalidError: if it is not contiguous, or for another granularity
+
+        Every group that a set bit touches is marked. It is a mark, and takes no lock. Writer: what
+        is set in the buffer meanwhile may be marked or not, nothing else is. Interrupted: it is one
+        call of C, which has come to its end. Fork: what another thread was marking so may be there
+        in part. Drop: the buffer is given back also by an error. Twin: several may run at once.
+
+        >>> hb = HBitmap(1 << 20, granularity=12)
+        >>> hb.merge_bits(bytes([0b101]))
+        >>> hb.merge_bits(bytes([0b10000000]), start=8192, granularity=16, msb_first=True)
+        >>> list(hb.areas())
+        [(0, 4096), (8192, 65536)]
+        """
+        start = index(start)
+        granularity = self._granularity if granularity is None else index(granularity)
+        if not 0 <= granularity <= 63:
+            raise InvalidError(f"granularity {granularity} is not in 0..63 (log2 of items per bit)")
+        with _core.raw_array("bits", bits) as c_bits:
+            nbits = 8 * len(c_bits)
+            try:
+                code = _core.hbitmap_merge_bits(
+                    self._hb, c_bits, nbits, start, granularity, bool(msb_first)
+                )
+            except OverflowError:
+                code = -errno.ERANGE
+            if code:
+                raise RangeError(
+                    f"bits of {1 << granularity} items, from item {start} on: one is set beyond "
+                    f"the end of the bitmap of {self.size} items; nothing was marked"
+                )
+
     def reset(self, start: int, count: int | None = None) -> None:
         """Clean the groups of a range; ``count`` None: the one group at ``start``.
 
@@ -132,15 +236,43 @@ class HBitmap(Base, MutableSet[int]):
         :raises RangeError: if the range is not inside the bitmap
         :raises InvalidError: if it cuts a group
         """
+        self._call(hbitmap_reset, start, count)
+        self._clears += 1
+
+    def flip(self, start: int, count: int | None = None) -> None:
+        """Dirty groups of a range become clean, clean ones dirty; ``count`` None: the one group at
+        ``start``, in items, as ``count`` is.
+
+        Whole groups, as for :meth:`reset`.
+
+        :raises RangeError: if the range is not inside the bitmap
+        :raises InvalidError: if it cuts a group
+
+        Writer: a group that is marked meanwhile is dirty afterwards if it was clean before; if it
+        was dirty, the mark may be taken for an earlier one. Interrupted: it has come to its end.
+        Kill: of a mapped file, some groups may be flipped. Fork, drop, twin: as for every bitmap.
+
+        >>> hb = HBitmap(8)
+        >>> hb.set(2, 4)
+        >>> hb.flip(0, 4)
+        >>> list(hb)
+        [0, 1, 4, 5]
+        """
+        self._call(_core.hbitmap_flip, start, count)
+        self._clears += 1
+
+    def _call(
+        self, function: Callable[[CData, int, int], int], start: int, count: int | None
+    ) -> None:
+        """A function of C on a range of whole groups; ``count`` None: the one at ``start``."""
         start = index(start)
         count = 1 << self._granularity if count is None else index(count)
         try:
-            code = hbitmap_reset(self._hb, start, count)
+            code = function(self._hb, start, count)
         except OverflowError:
             raise _core.out_of_range(self._hb, start, count) from None
         if code:
             raise _core.failed(code, self._hb, start, count)
-        self._clears += 1
 
     def reset_all(self) -> None:
         """Clean everything."""
@@ -170,6 +302,44 @@ class HBitmap(Base, MutableSet[int]):
             return hbitmap_count(self._hb)
         start, count = self._search_range(0 if start is None else start, count)
         return _core.hbitmap_count_range(self._hb, start, count)
+
+    def rank(self, item: int) -> int:
+        """How many elements are at ``item`` or before it: dirty groups that begin there.
+
+        As pyroaring's: that of ``item`` itself counts. Beyond the end: all.
+
+        :raises RangeError: if ``item`` is negative
+
+        Writer: of what is marked meanwhile some may count. It takes the lock, so no clear shows by
+        half. Kill, fork, drop, twin: as for every bitmap.
+
+        >>> hb = HBitmap(100)
+        >>> hb.update([5, 7])
+        >>> hb.rank(4), hb.rank(5), hb.rank(99)
+        (0, 1, 2)
+        """
+        return _core.hbitmap_rank(self._hb, self._search_range(item, None)[0])
+
+    def select(self, n: int) -> int:
+        """The element that has ``n`` before it: the start of a dirty group, in items.
+
+        So ``select(rank(item) - 1)`` is ``item``, if that is an element.
+
+        :raises RangeError: (an IndexError) if there are not so many, or ``n`` is negative
+
+        Writer: what is marked meanwhile may count. It takes the lock, so no clear shows by half.
+        Kill, fork, drop, twin: as for every bitmap.
+
+        >>> hb = HBitmap(100)
+        >>> hb.update([5, 7])
+        >>> hb.select(0), hb.select(1)
+        (5, 7)
+        """
+        n = index(n)
+        item = _core.hbitmap_select(self._hb, n) if 0 <= n <= _core.MAX_SIZE else -1
+        if item < 0:
+            raise RangeError(f"there is no element {n}: the bitmap has {len(self)}, from 0 on")
+        return item
 
     def empty(self) -> bool:
         """Is nothing dirty? A mark that returned before is seen, whatever is cleared meanwhile."""
@@ -295,6 +465,41 @@ class HBitmap(Base, MutableSet[int]):
         view = view.cast("Q", [max(1, nareas), 2])
         return view if nareas else view[:0]
 
+    def items_array(self, start: int = 0, end: int | None = None) -> memoryview:
+        """The starts of the dirty groups that have items in ``[start, end)``, at once and in order:
+        a memoryview of format 'Q', shape (n,), in items.
+
+        ``numpy.asarray`` takes it without a copy, and so does :meth:`update`.
+
+        :raises RangeError: if ``start`` or ``end`` is negative
+
+        Writer: what is marked or cleared meanwhile is in it or not. Interrupted: nothing is left.
+        Kill, fork, drop, twin: as for every bitmap; the array is a copy.
+
+        >>> hb = HBitmap(100, granularity=1)
+        >>> hb.update([5, 7, 50])
+        >>> hb.items_array(5, 50).tolist()
+        [4, 6]
+        """
+        start, end = self._search_bounds(start, end)
+        room, nitems = _FIRST_AREAS, 0
+        items = _core.new_words(room)
+        hbi = _core.new("HBitmapIter *")
+        hbitmap_iter_init(hbi, self._hb, start)
+        while start < end:
+            nitems += hbitmap_iter_fill(hbi, items + nitems, room - nitems)
+            if nitems < room or items[nitems - 1] >= end:
+                break
+            start = items[nitems - 1] + 1
+            # For all of them, and for some that are marked meanwhile.
+            nmore = _core.hbitmap_count_range(self._hb, start, end - start) >> self._granularity
+            room += nmore + LAST_BATCH
+            more = _core.new_words(room)
+            _core.move(more, items, 8 * nitems)
+            items = more
+        view = memoryview(_core.buffer(items, 8 * max(1, nitems))).cast("Q")
+        return view[: bisect_left(view, end, 0, nitems)]
+
     def next_dirty(self, start: int, count: int | None = None) -> int | None:
         """The first dirty item of the ``count`` items from ``start`` on (None: to the end).
 
@@ -309,6 +514,26 @@ class HBitmap(Base, MutableSet[int]):
         :raises RangeError: if one of them is negative
         """
         item = _core.hbitmap_next_zero(self._hb, *self._search_range(start, count))
+        return None if item < 0 else item
+
+    def prev_dirty(self, start: int | None = None, count: int | None = None) -> int | None:
+        """The last dirty item of the ``count`` items up to ``start`` (None: to the beginning).
+
+        ``start`` is looked at, too; None, or beyond the end: the last item. The mirror of
+        :meth:`next_dirty`, and like that it takes no lock: what other threads mark or clear
+        meanwhile may be found or not.
+
+        :raises RangeError: if one of them is negative
+
+        Kill, fork, drop, twin: as for every bitmap.
+
+        >>> hb = HBitmap(100)
+        >>> hb.set(20, 10)
+        >>> hb.prev_dirty(), hb.prev_dirty(25), hb.prev_dirty(50, 10)
+        (29, 25, None)
+        """
+        start = max(0, self.size - 1) if start is None else start
+        item = _core.hbitmap_prev_dirty(self._hb, *self._search_range(start, count))
         return None if item < 0 else item
 
     def next_dirty_area(
@@ -401,15 +626,26 @@ class HBitmap(Base, MutableSet[int]):
         """Clean everything."""
         self.reset_all()
 
-    def copy(self) -> HBitmap:
+    def copy(self) -> Self:
         """A bitmap of the same size, granularity and bits."""
         return self._union(self)
 
-    def __copy__(self) -> HBitmap:
-        return self.copy()
+    def __copy__(self) -> Self:
+        result = self.copy()
+        _set_state(result, self.__getstate__())
+        return result
 
-    def __deepcopy__(self, memo: object) -> HBitmap:
-        return self.copy()
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        result = memo[id(self)] = self.copy()
+        _set_state(result, copy.deepcopy(self.__getstate__(), memo))
+        return result
+
+    def __getstate__(self) -> object:
+        """What instances of a subclass have besides, as ``object.__getstate__`` of 3.11 answers it:
+        their ``__dict__``, or a pair of that and their slots; None: nothing."""
+        attributes = getattr(self, "__dict__", None) or None
+        slots = {name: getattr(self, name) for name in _slots_of(self._kind) if hasattr(self, name)}
+        return (attributes, slots) if slots else attributes
 
     def merge(self, other: HBitmap) -> None:
         """Mark what is dirty in ``other``, of the same size and any granularity.
@@ -426,17 +662,15 @@ class HBitmap(Base, MutableSet[int]):
             raise _core.mismatch(self._hb, other._hb)
         self._clears += 1
 
-    def _union(self, other: HBitmap) -> HBitmap:
+    def _union(self, other: HBitmap) -> Self:
         """A new bitmap of the shape of self: self or other."""
-        result = HBitmap.__new__(HBitmap)
-        result._adopt(_core.hbitmap_union(self._hb, other._hb), self._granularity, None)
-        return result
+        return self._like(_core.hbitmap_union(self._hb, other._hb))
 
-    def _operation(self, operation: Operation, other: HBitmap) -> HBitmap:
-        """A new bitmap of the shape of self: self op other, in C."""
-        result = HBitmap(self.size, self._granularity)
-        if operation(self._hb, other._hb, result._hb):
-            raise _core.mismatch(self._hb, other._hb)
+    def _operation(self, operation: Operation, a: HBitmap, b: HBitmap) -> Self:
+        """A new bitmap of the shape of self: a op b, in C."""
+        result = self._like(_core.hbitmap_alloc(self.size, self._granularity))
+        if operation(a._hb, b._hb, result._hb):
+            raise _core.mismatch(a._hb, b._hb)
         return result
 
     def _coerce(self, other: Iterable[object], strict: bool) -> HBitmap:
@@ -447,10 +681,58 @@ class HBitmap(Base, MutableSet[int]):
         if isinstance(other, HBitmap):
             return other
         result = HBitmap(self.size, self._granularity)
-        result._mark_items(self._items_of(other, strict))
+        result._mark_elements(other, strict)
         return result
 
+    def _mark_elements(self, elements: Iterable[object], strict: bool) -> None:
+        """Mark the groups of what is no bitmap, or of none if one is refused."""
+        if isinstance(elements, range):
+            self._mark_range(elements, strict)
+            return
+        items = _core.integers_in(elements)
+        if items is None or isinstance(items, list):
+            # Again, if need be.
+            elements = list(elements) if items is None else items
+            items = None
+            with suppress(TypeError, OverflowError):
+                items = _core.integers_in(array("q", map(index, elements)))
+        if items is None or not self._mark_items(items):
+            # One of them is no item.
+            self._mark_items(_core.integers_in(self._items_of(elements, strict)))
+
+    def _mark_range(self, elements: range, strict: bool) -> None:
+        inside = self._inside(elements)
+        if strict and inside != elements:
+            at = 0 if not inside or elements[0] != inside[0] else len(inside)
+            raise _core.out_of_range(self._hb, elements[at], 1)
+        groups = self._groups_of(inside)
+        if groups is not None:
+            self._call(_core.hbitmap_set, *groups)
+            return
+        for at in range(0, len(inside), _AT_ONCE):
+            self._mark_items(_core.integers_in(array("Q", inside[at : at + _AT_ONCE])))
+
+    def _inside(self, elements: range) -> range:
+        """Those that are items of the bitmap."""
+        start, stop, step = elements.start, elements.stop, elements.step
+        if step < 0:
+            return self._inside(elements[::-1])[::-1]
+        return range(start if start >= 0 else start % step, min(stop, self.size), step)
+
+    def _groups_of(self, inside: range) -> tuple[int, int] | None:
+        """The ``start`` and ``count`` of the groups that such have elements in; None: not of all
+        from the first to the last."""
+        if not inside:
+            return 0, 0
+        group = 1 << self._granularity
+        if abs(inside.step) > group and len(inside) > 1:
+            return None
+        first, last = sorted((inside[0], inside[-1]))
+        start = first - first % group
+        return start, min(last - last % group + group, self.size) - start
+
     def _items_of(self, elements: Iterable[object], strict: bool) -> array[int]:
+        """One by one."""
         size = self.size
         items = array("Q")
         for element in elements:
@@ -466,28 +748,31 @@ class HBitmap(Base, MutableSet[int]):
                 raise _core.out_of_range(self._hb, item, 1)
         return items
 
-    def _mark_items(self, items: array[int]) -> None:
-        self.set_many(items, array("Q", [1]) * len(items))
+    def _mark_items(self, items: CData) -> bool:
+        """False: one of them is no item, none was marked."""
+        with items:
+            return not _core.hbitmap_set_many(self._hb, items, _core.NULL, len(items))
 
     def update(self, *others: Iterable[int]) -> None:
         """Mark the groups of all elements of the others, or of none if one is refused.
 
+        A range costs as much as a mark of it, a buffer of 64-bit integers (an array('Q'), NumPy's)
+        as much as :meth:`set_many`.
+
         :raises MismatchError: if another HBitmap has another size (granularities may differ)
         :raises RangeError: if an element is not inside the bitmap
+
+        Interrupted, of a range with a step or of several others some may have been marked.
         """
-        ready: list[HBitmap | array[int]] = []
-        for other in others:
-            if not isinstance(other, HBitmap):
-                ready.append(self._items_of(other, strict=True))
-            elif other.size != self.size:
-                raise _core.mismatch(self._hb, other._hb)
-            else:
-                ready.append(other)
+        if len(others) == 1 and not isinstance(others[0], HBitmap):
+            self._mark_elements(others[0], strict=True)
+            return
+        ready = [self._coerce(other, strict=True) for other in others]
         for other in ready:
-            if isinstance(other, HBitmap):
-                self.merge(other)
-            else:
-                self._mark_items(other)
+            if other.size != self.size:
+                raise _core.mismatch(self._hb, other._hb)
+        for other in ready:
+            self.merge(other)
 
     def _operate_all(self, operation: Operation, others: Iterable[Iterable[object]]) -> None:
         """self = self op other for each of them, or for none if one does not fit."""
@@ -510,6 +795,12 @@ class HBitmap(Base, MutableSet[int]):
 
         :raises MismatchError: if another HBitmap has another size or granularity
         """
+        if len(others) == 1 and isinstance(others[0], range):
+            groups = self._groups_of(self._inside(others[0]))
+            if groups is not None:
+                self._call(hbitmap_reset, *groups)
+                self._clears += 1
+                return
         self._operate_all(_core.hbitmap_andnot, others)
 
     def symmetric_difference_update(self, other: Iterable[int]) -> None:
@@ -520,78 +811,78 @@ class HBitmap(Base, MutableSet[int]):
         """
         self._operate(_core.hbitmap_xor, self._coerce(other, strict=True))
 
-    def union(self, *others: Iterable[int]) -> HBitmap:
+    def union(self, *others: Iterable[int]) -> Self:
         """A new bitmap, of this one's granularity: see :meth:`update`."""
         result = self.copy()
         result.update(*others)
         return result
 
-    def intersection(self, *others: Iterable[object]) -> HBitmap:
+    def intersection(self, *others: Iterable[object]) -> Self:
         """A new bitmap: see :meth:`intersection_update`."""
         result = self.copy()
         result.intersection_update(*others)
         return result
 
-    def difference(self, *others: Iterable[object]) -> HBitmap:
+    def difference(self, *others: Iterable[object]) -> Self:
         """A new bitmap: see :meth:`difference_update`."""
         result = self.copy()
         result.difference_update(*others)
         return result
 
-    def symmetric_difference(self, other: Iterable[int]) -> HBitmap:
+    def symmetric_difference(self, other: Iterable[int]) -> Self:
         """A new bitmap: see :meth:`symmetric_difference_update`."""
-        return self._operation(_core.hbitmap_xor, self._coerce(other, strict=True))
+        return self._operation(_core.hbitmap_xor, self, self._coerce(other, strict=True))
 
     # The operators take any iterable, as those of collections.abc.Set do.
 
-    def __or__(self, other: Iterable[int]) -> HBitmap:  # type: ignore[override]
+    def __or__(self, other: Iterable[int]) -> Self:  # type: ignore[override]
         if not isinstance(other, Iterable):
             return NotImplemented
         return self._union(self._coerce(other, strict=True))
 
-    def __and__(self, other: Iterable[object]) -> HBitmap:
+    def __and__(self, other: Iterable[object]) -> Self:
         if not isinstance(other, Iterable):
             return NotImplemented
-        return self._operation(_core.hbitmap_and, self._coerce(other, strict=False))
+        return self._operation(_core.hbitmap_and, self, self._coerce(other, strict=False))
 
-    def __sub__(self, other: Iterable[object]) -> HBitmap:
+    def __sub__(self, other: Iterable[object]) -> Self:
         if not isinstance(other, Iterable):
             return NotImplemented
-        return self._operation(_core.hbitmap_andnot, self._coerce(other, strict=False))
+        return self._operation(_core.hbitmap_andnot, self, self._coerce(other, strict=False))
 
-    def __xor__(self, other: Iterable[int]) -> HBitmap:  # type: ignore[override]
+    def __xor__(self, other: Iterable[int]) -> Self:  # type: ignore[override]
         if not isinstance(other, Iterable):
             return NotImplemented
-        return self._operation(_core.hbitmap_xor, self._coerce(other, strict=True))
+        return self._operation(_core.hbitmap_xor, self, self._coerce(other, strict=True))
 
     __ror__ = __or__
     __rand__ = __and__
     __rxor__ = __xor__
 
-    def __rsub__(self, other: Iterable[int]) -> HBitmap:
+    def __rsub__(self, other: Iterable[int]) -> Self:
         if not isinstance(other, Iterable):
             return NotImplemented
-        return self._coerce(other, strict=True).difference(self)
+        return self._operation(_core.hbitmap_andnot, self._coerce(other, strict=True), self)
 
-    def __ior__(self, other: Iterable[int]) -> HBitmap:  # type: ignore[override]
+    def __ior__(self, other: Iterable[int]) -> Self:  # type: ignore[override]
         if not isinstance(other, Iterable):
             return NotImplemented
         self.update(other)
         return self
 
-    def __iand__(self, other: Iterable[object]) -> HBitmap:
+    def __iand__(self, other: Iterable[object]) -> Self:
         if not isinstance(other, Iterable):
             return NotImplemented
         self.intersection_update(other)
         return self
 
-    def __isub__(self, other: Iterable[object]) -> HBitmap:
+    def __isub__(self, other: Iterable[object]) -> Self:
         if not isinstance(other, Iterable):
             return NotImplemented
         self.difference_update(other)
         return self
 
-    def __ixor__(self, other: Iterable[int]) -> HBitmap:  # type: ignore[override]
+    def __ixor__(self, other: Iterable[int]) -> Self:  # type: ignore[override]
         if not isinstance(other, Iterable):
             return NotImplemented
         self.symmetric_difference_update(other)
@@ -657,6 +948,58 @@ class HBitmap(Base, MutableSet[int]):
         """Are all elements of the other in here too?"""
         return self >= _as_set(other)
 
+    def intersection_count(self, other: Iterable[object]) -> int:
+        """``len(self & other)``, in elements (dirty groups), and no bitmap is made of that.
+
+        So are :meth:`union_count` (``|``), :meth:`difference_count` (``-``) and
+        :meth:`symmetric_difference_count` (``^``). Of what is no HBitmap the groups of the elements
+        are taken first, as the operators take them.
+
+        :raises MismatchError: if another HBitmap has another size or granularity
+
+        Writer: what is marked meanwhile counts or not. They take both locks, so no clear shows by
+        half. Kill, fork, drop, twin: as for every bitmap.
+
+        >>> a, b = HBitmap(100), HBitmap(100)
+        >>> a.set(0, 10), b.set(8, 10)
+        (None, None)
+        >>> a.intersection_count(b), a.union_count(b), a.difference_count(b)
+        (2, 18, 8)
+        """
+        return self._count(_core.hbitmap_intersection_count, other, strict=False)
+
+    def union_count(self, other: Iterable[int]) -> int:
+        """``len(self | other)``, but of one granularity only: see :meth:`intersection_count`.
+
+        :raises MismatchError: if another HBitmap has another size or granularity
+        :raises RangeError: if an element is not inside the bitmap
+        """
+        return self._count(_core.hbitmap_union_count, other, strict=True)
+
+    def difference_count(self, other: Iterable[object]) -> int:
+        """``len(self - other)``: see :meth:`intersection_count`.
+
+        :raises MismatchError: if another HBitmap has another size or granularity
+        """
+        return self._count(_core.hbitmap_difference_count, other, strict=False)
+
+    def symmetric_difference_count(self, other: Iterable[int]) -> int:
+        """``len(self ^ other)``: see :meth:`intersection_count`.
+
+        :raises MismatchError: if another HBitmap has another size or granularity
+        :raises RangeError: if an element is not inside the bitmap
+        """
+        return self._count(_core.hbitmap_symmetric_difference_count, other, strict=True)
+
+    def _count(
+        self, function: Callable[[CData, CData], int], other: Iterable[object], strict: bool
+    ) -> int:
+        fitting = self._coerce(other, strict)
+        groups = function(self._hb, fitting._hb)
+        if groups < 0:
+            raise _core.mismatch(self._hb, fitting._hb)
+        return groups
+
     @staticmethod
     def _compare(function: Callable[[CData, CData], int], a: HBitmap, b: HBitmap) -> bool:
         answer = function(a._hb, b._hb)
@@ -684,7 +1027,7 @@ class HBitmap(Base, MutableSet[int]):
         start, count = self._to_the_end(start, count)
         drain = _core.hbitmap_drain
         if into is None:
-            into = HBitmap(self.size, self._granularity)
+            into = self._like(_core.hbitmap_alloc(self.size, self._granularity))
             drain = _core.hbitmap_drain_fresh
         elif not isinstance(into, HBitmap):
             raise TypeError(f"into must be an HBitmap, not {type(into).__name__}")
@@ -700,6 +1043,42 @@ class HBitmap(Base, MutableSet[int]):
             raise _core.failed(code, self._hb, start, count)
         self._clears += 1
         return into
+
+    def copy_areas(self, dst: WriteableBuffer, src: ReadableBuffer) -> int:
+        """Copy from ``src`` to ``dst`` what is dirty, where items are bytes; returns how many.
+
+        :param dst: a writable contiguous buffer of at least as many bytes as the bitmap has items:
+            a mapped file, a bytearray
+        :param src: a contiguous buffer that is as long at least; the two must not overlap
+        :raises TypeError: if one is no buffer, or ``dst`` is read-only
+        :raises InvalidError: if one is too short or not contiguous, or they overlap
+
+        One call of C, without the GIL. Writer: what is marked meanwhile is copied or not, and
+        bytes that change in ``src`` meanwhile come out mixed, so this is for a bitmap that is
+        constant (:meth:`drain`, :meth:`taking`) and data that are at rest. Interrupted: it has come
+        to its end. Kill: ``dst`` has some of it. Fork: a child that was forked meanwhile copies
+        nothing. Drop: the buffers are given back also by an error. Twin: several may run at once.
+
+        >>> hb = HBitmap(8)
+        >>> hb.set(2, 3)
+        >>> copy = bytearray(8)
+        >>> hb.copy_areas(copy, b"abcdefgh"), bytes(copy)
+        (3, b'\\x00\\x00cde\\x00\\x00\\x00')
+        """
+        with _core.raw_array("dst", dst, writable=True) as to, _core.raw_array("src", src) as from_:
+            size = self.size
+            for name, array_of_bytes in (("dst", to), ("src", from_)):
+                if len(array_of_bytes) < size:
+                    raise InvalidError(
+                        f"{name} has {len(array_of_bytes)} bytes, the bitmap {size} items: "
+                        "it must have a byte for each"
+                    )
+            copied = _core.hbitmap_copy_areas(self._hb, to, from_, min(len(to), len(from_)))
+            if copied < 0:
+                if self.size > min(len(to), len(from_)):
+                    raise InvalidError("the bitmap has grown beyond dst or src")
+                raise InvalidError("dst and src overlap")
+            return copied
 
     def taking(self) -> Taken:
         """``with hb.taking() as taken``: what is dirty, to be dropped only if that is said.
@@ -850,22 +1229,25 @@ class HBitmap(Base, MutableSet[int]):
         return _core.failed(code, self._hb, start, count)
 
     @classmethod
-    def from_bytes(cls, data: ReadableBuffer, size: int, granularity: int = 0) -> HBitmap:
+    def from_bytes(cls, data: ReadableBuffer, size: int, granularity: int = 0) -> Self:
         """A bitmap from all of what :meth:`serialize` gave.
 
         :raises InvalidError: if ``data`` is not just as long as such a bitmap's
         """
         hb = cls(size, granularity)
+        hb._fill(data)
+        return hb
+
+    def _fill(self, data: ReadableBuffer) -> None:
         nbytes = _core.byte_array("data", data)[1]
-        expected = _core.hbitmap_serialization_size(hb._hb, 0, hb.size)
-        hb._check_serializable()
+        expected = _core.hbitmap_serialization_size(self._hb, 0, self.size)
+        self._check_serializable()
         if nbytes != expected:
             raise InvalidError(
-                f"{nbytes} bytes of data: a bitmap of {hb.size} items, granularity "
-                f"{hb._granularity}, has {expected}"
+                f"{nbytes} bytes of data: a bitmap of {self.size} items, granularity "
+                f"{self._granularity}, has {expected}"
             )
-        hb.deserialize(data)
-        return hb
+        self.deserialize(data)
 
     def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
         """Leaf words where more than 1/8 of them are not zero, else areas.
@@ -887,12 +1269,17 @@ class HBitmap(Base, MutableSet[int]):
             data = PickleBuffer(data if isinstance(data, bytes) else bytes(data))
         elif not isinstance(data, bytes):
             data = bytes(data)
-        return _unpickle, (self.size, self._granularity, dense, data)
+        made = (self.size, self._granularity, dense, data)
+        if self._kind is HBitmap:
+            return _unpickle, made
+        return _unpickle, (*made, self._kind), self.__getstate__()
 
 
 class Taken(HBitmap):
     """What was dirty in a bitmap, out of it for now; made by :meth:`HBitmap.taking`."""
 
+    # What is made of it is no such thing.
+    _kind = HBitmap  # type: ignore[assignment]
     # What puts it back when it goes, whatever interrupts that; and what it does that with.
     __slots__ = ("_back", "_pair")
 
@@ -933,6 +1320,8 @@ class Taken(HBitmap):
             )
 
 
+_Kind = TypeVar("_Kind", bound=HBitmap)
+
 _pointer = HBitmap.__dict__["_hb"]
 
 
@@ -954,13 +1343,56 @@ def _little_endian(data: ReadableBuffer) -> ReadableBuffer:
     return words.tobytes()
 
 
-def _unpickle(size: int, granularity: int, dense: bool, data: ReadableBuffer) -> HBitmap:
+def _unpickle(
+    size: int,
+    granularity: int,
+    dense: bool,
+    data: ReadableBuffer,
+    kind: type[HBitmap] = HBitmap,
+) -> HBitmap:
+    hb = _new(kind)
+    hb._adopt(_core.hbitmap_alloc(size, granularity), granularity, None)
     if dense:
-        return HBitmap.from_bytes(data, size, granularity)
-    hb = HBitmap(size, granularity)
-    areas = array("Q", bytes(_little_endian(data)))
-    hb.set_many(areas[::2], areas[1::2])
+        hb._fill(data)
+    else:
+        areas = array("Q", bytes(_little_endian(data)))
+        hb.set_many(areas[::2], areas[1::2])
     return hb
+
+
+def _new(kind: type[_Kind]) -> _Kind:
+    """An instance, as those of a subclass of set come about: not by a ``__new__`` of its own, nor
+    by ``__init__``."""
+    return Base.__new__(kind)
+
+
+def _slots_of(kind: type[HBitmap]) -> list[str]:
+    """The names of the slots that subclasses of HBitmap have given it."""
+    names = []
+    for each in kind.__mro__:
+        if issubclass(HBitmap, each):
+            continue
+        slots = vars(each).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if name.startswith("__") and not name.endswith("__"):
+                names.append(f"_{each.__name__.lstrip('_')}{name}")
+            elif name not in ("__dict__", "__weakref__"):
+                names.append(name)
+    return names
+
+
+def _set_state(hb: HBitmap, state: object) -> None:
+    """What ``__getstate__`` gave, as pickle sets it."""
+    if state is None:
+        return
+    if hasattr(hb, "__setstate__"):
+        hb.__setstate__(state)
+        return
+    attributes, slots = state if isinstance(state, tuple) else (state, None)
+    if attributes:
+        vars(hb).update(attributes)
+    for name, value in (slots or {}).items():
+        setattr(hb, name, value)
 
 
 def check_whole(hb: HBitmap) -> None:

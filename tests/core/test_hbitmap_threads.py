@@ -389,3 +389,137 @@ def test_words_taken_and_given_back_by_several_threads_leave_no_pin() -> None:
     collect()
     hb.truncate(5)
     assert hb.size == 5
+
+
+def test_flips_beside_marks_of_others_lose_none() -> None:
+    """Each thread has bits of its own in every word; who marks finds its own marks, all of them."""
+    hb = HBitmap(64 * 200)
+    done = threading.Event()
+
+    def flip() -> None:
+        try:
+            for _ in range(101):
+                for word in range(0, hb.size, 64):
+                    hb.flip(word + 32, 31)
+        finally:
+            done.set()
+
+    def mark(bit: int) -> None:
+        while True:
+            last = done.is_set()
+            for item in range(bit, hb.size, 64):
+                hb.add(item)
+                assert item in hb
+            if last:
+                return
+
+    run(flip, lambda: mark(31), lambda: mark(63))
+    is_sound(hb)
+    assert list(hb.areas()) == [(start, 33) for start in range(31, hb.size, 64)]
+
+
+def test_a_flip_of_all_beside_marks_keeps_what_was_clean() -> None:
+    hb = HBitmap(SIZE)
+    markers = Markers(hb)
+
+    def flip() -> None:
+        while markers.busy:
+            hb.flip(0, SIZE)
+            hb.flip(0, SIZE)
+
+    run(*markers.workers(), flip)
+    is_sound(hb)
+
+
+@pytest.mark.parametrize(("granularity", "start"), [(0, 0), (0, 13), (2, 5)])
+def test_foreign_bits_merged_beside_marks_and_drains_are_each_in_one(
+    granularity: int, start: int
+) -> None:
+    hb = HBitmap(64 * 1024)
+    bits = b"\x41" * 64
+    merged = HBitmap(hb.size)
+    merged.merge_bits(bits, start, granularity)
+    rounds, drained = 200, HBitmap(hb.size)
+
+    def merge() -> None:
+        for _ in range(rounds):
+            hb.merge_bits(bits, start, granularity)
+
+    def drain() -> None:
+        for _ in range(rounds):
+            part = hb.drain()
+            is_sound(part)
+            drained.update(part)
+
+    run(merge, merge, drain)
+    is_sound(hb)
+    assert hb | drained == merged
+    hb.clear()
+    hb.merge_bits(bits, start, granularity)
+    assert hb == merged
+
+
+def test_order_and_counts_beside_marks_stay_within_what_was_marked() -> None:
+    hb, other = HBitmap(SIZE), HBitmap(SIZE)
+    before = list(range(0, SIZE, 7))
+    hb.update(before)
+    other.set(0, SIZE)
+    markers = Markers(hb)
+
+    def ask() -> None:
+        last = 0
+        while markers.busy:
+            assert hb.rank(SIZE // 2) >= SIZE // 14
+            assert hb.select(len(before) - 1) <= before[-1]
+            now = hb.intersection_count(other)
+            assert last <= now <= hb.rank(SIZE)
+            assert hb.difference_count(hb) == hb.symmetric_difference_count(hb) == 0
+            assert hb.difference_count(other) == 0
+            assert other.union_count(hb) == SIZE
+            items = hb.items_array().tolist()
+            assert items == sorted(set(items))
+            assert set(before) <= set(items)
+            assert (hb.prev_dirty() or 0) >= before[-1]
+            last = now
+
+    run(*markers.workers(), ask, ask)
+    assert len(hb) == SIZE
+    is_sound(hb)
+
+
+def test_areas_copied_beside_marks_have_what_was_dirty_before() -> None:
+    hb = HBitmap(SIZE)
+    hb.set(0, 100)
+    markers = Markers(hb)
+    src = b"x" * SIZE
+
+    def copy() -> None:
+        while markers.busy:
+            dst = bytearray(SIZE)
+            assert hb.copy_areas(dst, src) == dst.count(b"x")
+            assert dst[:100] == b"x" * 100
+
+    run(*markers.workers(), copy)
+    assert hb.copy_areas(bytearray(SIZE), src) == SIZE
+
+
+def test_counts_in_both_directions_do_not_block_each_other() -> None:
+    a, b = HBitmap(SIZE), HBitmap(SIZE)
+    a.set(0, 100)
+    b.set(50, 100)
+
+    def ask(x: HBitmap, y: HBitmap) -> None:
+        for _ in range(300):
+            assert x.intersection_count(y) == 50
+            assert x.union_count(y) == 150
+            assert x.difference_count(y) == 50
+
+    run(lambda: ask(a, b), lambda: ask(b, a))
+
+
+def test_what_is_laid_over_a_buffer_is_marked_by_several_threads() -> None:
+    leaf = bytearray(8 * (SIZE // 64 + 1))
+    hb = HBitmap.over(leaf, SIZE)
+    run(*Markers(hb).workers())
+    assert len(hb) == SIZE
+    is_sound(hb)

@@ -15,6 +15,7 @@ import pickle
 from array import array
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
+from operator import index
 from typing import Any, Callable
 
 import pytest
@@ -120,6 +121,17 @@ def elements(model: Model) -> st.SearchStrategy[Iterable[Any]]:
         st.builds(lambda plain, element: {*plain, element}, items, wrong),
         st.builds(lambda plain, element: [*plain, element], items, wrong),
     )
+
+
+@st.composite
+def foreign_bits(draw: st.DrawFn, nbits: int) -> bytes:
+    """A flat bitmap of hardly more than so many bits, a few KiB at most."""
+    nbytes = min(-(-nbits // 8), draw(st.sampled_from([1, 9, 70, 600, 1100])))
+    pieces = draw(st.lists(st.sampled_from([b"\0" * 64, b"\0", b"\xff" * 9, b"\x81", b"\x10"])))
+    data = b"".join(pieces)[: max(0, nbytes - 1)]
+    # Of the last byte some may be beyond the end.
+    data += bytes([draw(st.sampled_from([0, 1, 0x80, 0xFF]))]) if nbytes else b""
+    return data + draw(st.sampled_from([b"", b"\0" * 70, b"\0\1"]))
 
 
 class Pair:
@@ -291,6 +303,25 @@ class Machine(RuleBasedStateMachine):
         self.both(lambda hb: hb.reset(start, count), pair)
 
     @rule(n=PAIR, data=DATA)
+    def flip(self, n: int, data: st.DataObject) -> None:
+        pair = self.pairs[n]
+        start, count = data.draw(ranges(pair.model))
+        if count <= 10000 * pair.model.group:
+            self.both(lambda hb: hb.flip(start, count), pair)
+        self.both(lambda hb: hb.flip(start), pair)
+
+    @rule(n=PAIR, data=DATA, msb_first=st.booleans())
+    def merge_bits(self, n: int, data: st.DataObject, msb_first: bool) -> None:
+        pair = self.pairs[n]
+        size, own = pair.model.size, pair.model.granularity
+        start = data.draw(positions(pair.model))
+        near = st.integers(max(0, own - 5), min(63, own + 3))
+        granularity = data.draw(st.none() | near)
+        most = max(0, size - start - 1) >> (own if granularity is None else granularity)
+        foreign = data.draw(foreign_bits(most + 1))
+        self.both(lambda hb: hb.merge_bits(foreign, start, granularity, msb_first), pair)
+
+    @rule(n=PAIR, data=DATA)
     def reset_one(self, n: int, data: st.DataObject) -> None:
         pair = self.pairs[n]
         start = data.draw(positions(pair.model))
@@ -326,7 +357,7 @@ class Machine(RuleBasedStateMachine):
     def refused_mark(self, n: int, data: st.DataObject) -> None:
         pair = self.pairs[n]
         start, count = data.draw(wrong_ranges(pair.model))
-        method = data.draw(st.sampled_from(["set", "reset", "drain", "serialize"]))
+        method = data.draw(st.sampled_from(["set", "reset", "flip", "drain", "serialize"]))
         if method == "serialize" and count == 0:
             return
         self.both(lambda hb: getattr(hb, method)(start, count), pair)
@@ -350,6 +381,10 @@ class Machine(RuleBasedStateMachine):
             lambda hb: hb.next_dirty_area(wrong),
             lambda hb: hb.status(wrong),
             lambda hb: hb.merge(wrong),
+            lambda hb: hb.flip(wrong),
+            lambda hb: hb.rank(wrong),
+            lambda hb: hb.select(wrong),
+            lambda hb: hb.merge_bits(b"", wrong),
             lambda hb: hb.truncate(wrong),
             lambda hb: hb.drain(wrong),
             lambda hb: hb.serialize(wrong),
@@ -366,6 +401,10 @@ class Machine(RuleBasedStateMachine):
                 lambda hb: hb.count(0, wrong),
                 lambda hb: hb.areas(0, wrong),
                 lambda hb: hb.next_dirty(0, wrong),
+                lambda hb: hb.prev_dirty(wrong),
+                lambda hb: hb.prev_dirty(0, wrong),
+                lambda hb: hb.flip(0, wrong),
+                lambda hb: hb.merge_bits(b"", 0, wrong),
                 lambda hb: hb.next_zero(0, wrong),
                 lambda hb: hb.next_dirty_area(0, wrong),
                 lambda hb: hb.next_dirty_area(0, None, wrong),
@@ -400,6 +439,28 @@ class Machine(RuleBasedStateMachine):
         self.both(lambda hb: hb.next_dirty_area(start, end, most), pair)
         self.both(lambda hb: list(hb.areas(start, end)), pair)
         self.both(lambda hb: list(hb.iter(start)), pair)
+        self.both(lambda hb: hb.prev_dirty(start, count), pair)
+        self.both(lambda hb: hb.prev_dirty(None, count), pair)
+        self.both(lambda hb: hb.rank(start), pair)
+        self.both(lambda hb: hb.select(start), pair)
+
+    @rule(n=PAIR, data=DATA)
+    def ask_order(self, n: int, data: st.DataObject) -> None:
+        pair = self.pairs[n]
+        which = data.draw(st.integers(-1, len(pair.model)))
+        self.both(lambda hb: hb.select(which), pair)
+        if 0 <= which < len(pair.model):
+            item = pair.real.select(which)
+            assert pair.real.rank(item) == which + 1
+
+    @rule(n=PAIR, data=DATA)
+    def items_array(self, n: int, data: st.DataObject) -> None:
+        pair = self.pairs[n]
+        start = data.draw(positions(pair.model))
+        end = data.draw(st.none() | positions(pair.model))
+        items = pair.real.items_array(start, end)
+        assert (items.format, items.shape) == ("Q", (len(items),))
+        assert items.tolist() == pair.model.items(start, end)
 
     @rule(n=PAIR)
     def areas_array(self, n: int) -> None:
@@ -437,6 +498,8 @@ class Machine(RuleBasedStateMachine):
             *["union", "intersection", "difference", "symmetric_difference"],
             *["update", "intersection_update", "difference_update"],
             *["symmetric_difference_update", "issubset", "issuperset", "isdisjoint"],
+            *["intersection_count", "union_count"],
+            *["difference_count", "symmetric_difference_count"],
         ]
     )
     COMPARISONS = st.sampled_from(
@@ -698,6 +761,31 @@ class DrainCopies(Model):
         return result
 
 
+class FlipOnlySets(Model):
+    def flip(self, start: int, count: Maybe = None) -> None:
+        before = set(self.starts)
+        super().flip(start, count)
+        self.starts |= before
+
+
+class MergeBitsForgetsTheOrder(Model):
+    def merge_bits(
+        self, bits: Any, start: int = 0, granularity: Maybe = None, msb_first: bool = False
+    ) -> None:
+        super().merge_bits(bits, start, granularity, False)
+
+
+class RankLeavesTheItemOut(Model):
+    def rank(self, item: int) -> int:
+        return super().rank(item) - (index(item) in self.starts)
+
+
+class PrevDirtyIgnoresTheCount(Model):
+    def prev_dirty(self, start: Maybe = None, count: Maybe = None) -> Maybe:
+        super().prev_dirty(start, count)
+        return super().prev_dirty(start, None)
+
+
 class TruncateLeavesBits(Model):
     def truncate(self, size: int) -> None:
         before = set(self.starts)
@@ -723,6 +811,10 @@ class DeserializeAdds(Model):
         (PopTakesTheLast, ["set", "pop"]),
         (MergeReplaces, ["set", "merge"]),
         (DrainCopies, ["set", "drain_all"]),
+        (FlipOnlySets, ["set", "flip"]),
+        (MergeBitsForgetsTheOrder, ["merge_bits"]),
+        (RankLeavesTheItemOut, ["set", "search"]),
+        (PrevDirtyIgnoresTheCount, ["set", "search"]),
         (TruncateLeavesBits, ["set", "truncate"]),
         (DeserializeAdds, ["set", "deserialize"]),
     ],

@@ -113,6 +113,31 @@ class Model:
     def reset_all(self) -> None:
         self.starts.clear()
 
+    def flip(self, start: int, count: Maybe = None) -> None:
+        start, count = index(start), self.group if count is None else index(count)
+        self._refuse_cut(start, count)
+        self.starts ^= {item for item in self.touched(start, count) if item < self.size}
+
+    def merge_bits(
+        self, bits: Any, start: int = 0, granularity: Maybe = None, msb_first: bool = False
+    ) -> None:
+        start = index(start)
+        granularity = self.granularity if granularity is None else index(granularity)
+        if not 0 <= granularity <= 63:
+            raise ValueError(granularity)
+        self._refuse_beyond_64_bits(start, 0)
+        for byte_at, byte in enumerate(memoryview(bits).tobytes()):
+            for bit in range(8):
+                if byte >> (7 - bit if msb_first else bit) & 1:
+                    begin = start + ((8 * byte_at + bit) << granularity)
+                    self._refuse_outside(begin, 1)
+        for byte_at, byte in enumerate(memoryview(bits).tobytes()):
+            for bit in range(8):
+                if byte >> (7 - bit if msb_first else bit) & 1:
+                    begin = start + ((8 * byte_at + bit) << granularity)
+                    end = min(begin + (1 << granularity), self.size)
+                    self.starts.update(self.touched(begin, end - begin))
+
     def __setitem__(self, key: Any, value: object) -> None:
         if isinstance(key, slice):
             if key.step is not None and index(key.step) != 1:
@@ -159,6 +184,16 @@ class Model:
         start = 0 if start is None else index(start)
         return sum(nitems for _, nitems in self.areas(start, self._search_end(start, count)))
 
+    def rank(self, item: int) -> int:
+        if index(item) < 0:
+            raise ValueError(item)
+        return sum(start <= index(item) for start in self.starts)
+
+    def select(self, n: int) -> int:
+        if not 0 <= index(n) < len(self.starts):
+            raise IndexError(n)
+        return sorted(self.starts)[index(n)]
+
     # ---- searches ---------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[int]:
@@ -189,6 +224,19 @@ class Model:
     def next_dirty(self, start: int, count: Maybe = None) -> Maybe:
         areas = self.areas(start, self._search_end(index(start), count))
         return areas[0][0] if areas else None
+
+    def prev_dirty(self, start: Maybe = None, count: Maybe = None) -> Maybe:
+        start = max(0, self.size - 1) if start is None else index(start)
+        first = 0 if count is None else start - index(count) + 1
+        if start < 0 or first > start + 1:
+            raise ValueError(start, count)
+        areas = self.areas(max(0, first), start + 1)
+        return sum(areas[-1]) - 1 if areas else None
+
+    def items(self, start: int = 0, end: Maybe = None) -> list[int]:
+        """What items_array() gives, as a list."""
+        areas = self.areas(start, end)
+        return [item for first, count in areas for item in self.touched(first, count)]
 
     def next_zero(self, start: int, count: Maybe = None) -> Maybe:
         dirty, same = self.status(start, count)
@@ -375,6 +423,18 @@ class Model:
 
     def isdisjoint(self, other: Operand) -> bool:
         return self.starts.isdisjoint(self.literal(other))
+
+    def intersection_count(self, other: Operand) -> int:
+        return len(self.starts & self.groups_of(other, strict=False))
+
+    def union_count(self, other: Operand) -> int:
+        return len(self.starts | self.groups_of(other, strict=True))
+
+    def difference_count(self, other: Operand) -> int:
+        return len(self.starts - self.groups_of(other, strict=False))
+
+    def symmetric_difference_count(self, other: Operand) -> int:
+        return len(self.starts ^ self.groups_of(other, strict=True))
 
     # ---- whole bitmaps ----------------------------------------------------------------------
 
