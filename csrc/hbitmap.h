@@ -335,6 +335,12 @@ int hbitmap_merge(const HBitmap *a, const HBitmap *b, HBitmap *result);
  * differ) or ENOMEM. */
 HBitmap *hbitmap_union(const HBitmap *a, const HBitmap *b);
 
+/* The same: a and b, a and not b, a xor b.  EINVAL where the sizes or the
+ * granularities differ. */
+HBitmap *hbitmap_intersection(const HBitmap *a, const HBitmap *b);
+HBitmap *hbitmap_difference(const HBitmap *a, const HBitmap *b);
+HBitmap *hbitmap_symmetric_difference(const HBitmap *a, const HBitmap *b);
+
 /* result = a and b, a and not b, a xor b; any of the three may be the same.
  * Sizes and granularities must be equal (-EINVAL). */
 int hbitmap_and(const HBitmap *a, const HBitmap *b, HBitmap *result);

@@ -245,7 +245,11 @@ class Memory:
         ffi.release(self.words)
 
 
-def hbitmap_alloc(size: int, granularity: int) -> tuple[CData, Owner]:
+#: A new ``HBitmap *``, and its owner.
+Made = tuple[CData, Owner]
+
+
+def hbitmap_alloc(size: int, granularity: int) -> Made:
     """A new ``HBitmap *``, valid as long as its owner exists.
 
     :raises InvalidError: for sizes and granularities that hbitmap_alloc refuses
@@ -258,12 +262,13 @@ def hbitmap_alloc(size: int, granularity: int) -> tuple[CData, Owner]:
     return _own(hb, size, granularity)
 
 
-def hbitmap_union(a: CData, b: CData) -> tuple[CData, Owner]:
-    """The same of the granularity of ``a``, with what is dirty in ``a`` or ``b``.
+def hbitmap_of(operation: str, a: CData, b: CData) -> Made:
+    """A new one of the shape of ``a``: their union, intersection, ...
 
-    :raises MismatchError: if their sizes differ
+    :param operation: the name of the C function, without ``hbitmap_``
+    :raises MismatchError: if they do not fit each other
     """
-    hb = lib.hbitmap_union(a, b)
+    hb = getattr(lib, f"hbitmap_{operation}")(a, b)
     code = ffi.errno
     size, granularity = hbitmap_size(a), hbitmap_granularity(a)
     if hb:
@@ -271,13 +276,13 @@ def hbitmap_union(a: CData, b: CData) -> tuple[CData, Owner]:
     raise mismatch(a, b) if code == errno.EINVAL else no_memory(size, granularity)
 
 
-def _own(hb: CData, size: int, granularity: int) -> tuple[CData, Owner]:
+def _own(hb: CData, size: int, granularity: int) -> Made:
     # As if it were marked all over, within reason.
     add_memory_pressure(min((size >> granularity) // 8, 1 << 26))
     return hb, own(hb, "hbitmap_free")
 
 
-def hbitmap_alloc_on(size: int, granularity: int, memory: Memory) -> tuple[CData, Owner]:
+def hbitmap_alloc_on(size: int, granularity: int, memory: Memory) -> Made:
     """The same over leaf words in ``memory``: set bits are adopted, and it cannot be truncated.
 
     :raises InvalidError: also if the memory has too few words

@@ -95,9 +95,7 @@ class HBitmap(Base, MutableSet[int]):
             raise TypeError("an HBitmap is initialised once")
         self._adopt(_core.hbitmap_alloc(size, granularity), granularity, None)
 
-    def _adopt(
-        self, made: tuple[CData, _core.Owner], granularity: int, memory: _core.Memory | None
-    ) -> None:
+    def _adopt(self, made: _core.Made, granularity: int, memory: _core.Memory | None) -> None:
         hb, owner = made
         self._attach(_core.address(hb), owner)
         self._hb = hb
@@ -151,7 +149,7 @@ class HBitmap(Base, MutableSet[int]):
         """The class of what is made of it."""
         return type(self)
 
-    def _like(self, made: tuple[CData, _core.Owner]) -> Self:
+    def _like(self, made: _core.Made) -> Self:
         """A bitmap of that class over C memory that was just made, of its granularity."""
         result = _new(self._kind)
         result._adopt(made, self._granularity, None)
@@ -628,7 +626,7 @@ class HBitmap(Base, MutableSet[int]):
 
     def copy(self) -> Self:
         """A bitmap of the same size, granularity and bits."""
-        return self._union(self)
+        return self._made_of("union", self, self)
 
     def __copy__(self) -> Self:
         result = self.copy()
@@ -662,16 +660,9 @@ class HBitmap(Base, MutableSet[int]):
             raise _core.mismatch(self._hb, other._hb)
         self._clears += 1
 
-    def _union(self, other: HBitmap) -> Self:
-        """A new bitmap of the shape of self: self or other."""
-        return self._like(_core.hbitmap_union(self._hb, other._hb))
-
-    def _operation(self, operation: Operation, a: HBitmap, b: HBitmap) -> Self:
-        """A new bitmap of the shape of self: a op b, in C."""
-        result = self._like(_core.hbitmap_alloc(self.size, self._granularity))
-        if operation(a._hb, b._hb, result._hb):
-            raise _core.mismatch(a._hb, b._hb)
-        return result
+    def _made_of(self, operation: str, a: HBitmap, b: HBitmap) -> Self:
+        """A new bitmap: a op b, in C; self is one of them, and the other has its granularity."""
+        return self._like(_core.hbitmap_of(operation, a._hb, b._hb))
 
     def _coerce(self, other: Iterable[object], strict: bool) -> HBitmap:
         """``other``, or the groups of its elements as a bitmap of the shape of self.
@@ -695,7 +686,7 @@ class HBitmap(Base, MutableSet[int]):
             elements = list(elements) if items is None else items
             items = None
             with suppress(TypeError, OverflowError):
-                items = _core.integers_in(array("q", map(index, elements)))
+                items = _core.integers_in(_int64_array(elements))
         if items is None or not self._mark_items(items):
             # One of them is no item.
             self._mark_items(_core.integers_in(self._items_of(elements, strict)))
@@ -831,29 +822,29 @@ class HBitmap(Base, MutableSet[int]):
 
     def symmetric_difference(self, other: Iterable[int]) -> Self:
         """A new bitmap: see :meth:`symmetric_difference_update`."""
-        return self._operation(_core.hbitmap_xor, self, self._coerce(other, strict=True))
+        return self._made_of("symmetric_difference", self, self._coerce(other, strict=True))
 
     # The operators take any iterable, as those of collections.abc.Set do.
 
     def __or__(self, other: Iterable[int]) -> Self:  # type: ignore[override]
         if not isinstance(other, Iterable):
             return NotImplemented
-        return self._union(self._coerce(other, strict=True))
+        return self._made_of("union", self, self._coerce(other, strict=True))
 
     def __and__(self, other: Iterable[object]) -> Self:
         if not isinstance(other, Iterable):
             return NotImplemented
-        return self._operation(_core.hbitmap_and, self, self._coerce(other, strict=False))
+        return self._made_of("intersection", self, self._coerce(other, strict=False))
 
     def __sub__(self, other: Iterable[object]) -> Self:
         if not isinstance(other, Iterable):
             return NotImplemented
-        return self._operation(_core.hbitmap_andnot, self, self._coerce(other, strict=False))
+        return self._made_of("difference", self, self._coerce(other, strict=False))
 
     def __xor__(self, other: Iterable[int]) -> Self:  # type: ignore[override]
         if not isinstance(other, Iterable):
             return NotImplemented
-        return self._operation(_core.hbitmap_xor, self, self._coerce(other, strict=True))
+        return self._made_of("symmetric_difference", self, self._coerce(other, strict=True))
 
     __ror__ = __or__
     __rand__ = __and__
@@ -862,7 +853,7 @@ class HBitmap(Base, MutableSet[int]):
     def __rsub__(self, other: Iterable[int]) -> Self:
         if not isinstance(other, Iterable):
             return NotImplemented
-        return self._operation(_core.hbitmap_andnot, self._coerce(other, strict=True), self)
+        return self._made_of("difference", self._coerce(other, strict=True), self)
 
     def __ior__(self, other: Iterable[int]) -> Self:  # type: ignore[override]
         if not isinstance(other, Iterable):
@@ -1328,6 +1319,16 @@ _pointer = HBitmap.__dict__["_hb"]
 def pointers(bitmaps: Iterable[HBitmap]) -> list[CData]:
     """The ``HBitmap *`` of bitmaps, each valid as long as its bitmap exists; torn ones, too."""
     return [_pointer.__get__(each) for each in bitmaps]
+
+
+def _int64_array(elements: Iterable[Any]) -> array[int]:
+    """
+    :raises TypeError: if one is no integer
+    :raises OverflowError: if one does not fit
+    """
+    # From 3.10 on CPython's asks for __index__ itself, and for nothing else.
+    exact = sys.version_info >= (3, 10) and sys.implementation.name == "cpython"
+    return array("q", elements if exact else map(index, elements))
 
 
 def _as_set(elements: Iterable[Any]) -> AbstractSet[Any]:

@@ -1145,9 +1145,40 @@ static void op_union(void)
     member_close(&made);
 }
 
+static const char *const names[] = { "and", "andnot", "xor" };
+
+static uint8_t m_operate(unsigned which, uint8_t a, uint8_t b)
+{
+    return which == 0 ? a && b : which == 1 ? a && !b : a != b;
+}
+
+/* The same three into new bitmaps. */
+static void op_made(void)
+{
+    static HBitmap *(*const make[])(const HBitmap *, const HBitmap *) = {
+        hbitmap_intersection, hbitmap_difference, hbitmap_symmetric_difference,
+    };
+    struct member *a = any(), *b = any();
+    unsigned which = (unsigned)rng_below(&rng, 3);
+    struct member made = { .name = 'M', .hb = make[which](a->hb, b->hb) };
+    bool fits = same_shape(a, b);
+
+    trace("new %s %c %c", names[which], a->name, b->name);
+    CHECK_EQ(made.hb != NULL, fits);
+    if (!fits) {
+        CHECK_EQ(errno, EINVAL);
+        return;
+    }
+    m_init(&made.m, a->m.size, a->m.granularity);
+    for (uint64_t group = 0; group < made.m.ngroups; group++) {
+        made.m.dirty[group] = m_operate(which, a->m.dirty[group], b->m.dirty[group]);
+    }
+    compare(&made);
+    member_close(&made);
+}
+
 static void op_algebra(void)
 {
-    static const char *const names[] = { "and", "andnot", "xor" };
     struct member *a = any(), *b = any(), *r = any();
     bool fits = same_shape(a, b) && same_shape(a, r);
     unsigned which = (unsigned)rng_below(&rng, 3);
@@ -1159,10 +1190,7 @@ static void op_algebra(void)
                        hbitmap_xor(a->hb, b->hb, r->hb);
     CHECK_EQ(err, fits ? 0 : -EINVAL);
     for (uint64_t group = 0; fits && group < r->m.ngroups; group++) {
-        uint8_t va = a->m.dirty[group], vb = b->m.dirty[group];
-
-        r->m.dirty[group] = which == 0 ? va && vb :
-                            which == 1 ? va && !vb : va != vb;
+        r->m.dirty[group] = m_operate(which, a->m.dirty[group], b->m.dirty[group]);
     }
 }
 
@@ -1442,6 +1470,7 @@ static const struct {
     { "merge", op_merge, 5 },
     { "union", op_union, 3 },
     { "algebra", op_algebra, 8 },
+    { "made", op_made, 4 },
     { "drain", op_drain, 8 },
     { "serialize", op_serialize, 4 },
     { "deserialize", op_deserialize, 4 },
@@ -2404,6 +2433,15 @@ static int run_union(struct member *a, struct member *b)
     return err;
 }
 
+static int run_difference(struct member *a, struct member *b)
+{
+    HBitmap *hb = hbitmap_difference(a->hb, b->hb);
+    int err = hb ? 0 : -errno;
+
+    hbitmap_free(hb);
+    return err;
+}
+
 static int run_drain(struct member *a, struct member *b)
 {
     return hbitmap_drain(a->hb, 0, a->m.size, b->hb);
@@ -2432,6 +2470,20 @@ static int run_set(struct member *a, struct member *b)
 {
     (void)b;
     return hbitmap_set(a->hb, 0, a->m.size);
+}
+
+static int run_flip(struct member *a, struct member *b)
+{
+    (void)b;
+    return hbitmap_flip(a->hb, 0, a->m.size);
+}
+
+static int run_merge_bits(struct member *a, struct member *b)
+{
+    static const uint8_t bits[100] = { 1, 2, 3, [99] = 0x40 };
+
+    (void)b;
+    return hbitmap_merge_bits(a->hb, bits, 800, 0, 0, false);
 }
 
 static int run_reset(struct member *a, struct member *b)
@@ -2485,8 +2537,8 @@ static void fail_operation(void)
 static void test_failing_operations(void)
 {
     static int (*const runs[])(struct member *, struct member *) = {
-        run_truncate_up, run_truncate_down, run_union, run_merge, run_merge_finer,
-        run_drain, run_drain_fresh, run_xor, run_deserialize, run_set, run_reset,
+        run_truncate_up, run_truncate_down, run_union, run_difference, run_merge,
+        run_merge_finer, run_flip, run_merge_bits, run_drain, run_drain_fresh, run_xor, run_deserialize, run_set, run_reset,
     };
 
     for (size_t i = 0; i < sizeof(runs) / sizeof(runs[0]); i++) {
@@ -2494,7 +2546,7 @@ static void test_failing_operations(void)
 
         failing = runs[i];
         allocations = fail_each(fail_operation);
-        CHECK(allocations || i > 2, "truncate or union allocates nothing");
+        CHECK(allocations || i > 3, "truncate, union or difference allocates nothing");
     }
     ok("operations without memory: -ENOMEM, nothing changed");
 }

@@ -85,6 +85,10 @@ CALLS = [
     lambda: asked.merge(torn), lambda: torn == asked, lambda: torn.drain(), lambda: torn.clear(),
     lambda: torn.serialize(), lambda: torn.words, lambda: torn.taking(), lambda: torn.sha256(),
     lambda: torn.truncate(5), lambda: torn.pin().__enter__(),
+    lambda: torn.flip(0), lambda: torn.rank(5), lambda: torn.select(0), lambda: torn.prev_dirty(),
+    lambda: torn.items_array(), lambda: torn.merge_bits(b"\\1"), lambda: torn.update(range(5)),
+    lambda: torn.copy_areas(bytearray(5), b"12345"), lambda: torn.intersection_count(torn),
+    lambda: asked.union_count(torn), lambda: torn & torn,
 ]
 
 def child():

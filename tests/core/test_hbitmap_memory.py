@@ -106,12 +106,24 @@ class FailingLib:
             return ffi.NULL
         return self._lib.hbitmap_alloc(size, granularity)
 
-    def hbitmap_union(self, a: Any, b: Any) -> Any:
+    def _made_of(self, name: str, a: Any, b: Any) -> Any:
         self._left -= 1
         if self._left < 0:
             ffi.errno = errno.ENOMEM
             return ffi.NULL
-        return self._lib.hbitmap_union(a, b)
+        return getattr(self._lib, name)(a, b)
+
+    def hbitmap_union(self, a: Any, b: Any) -> Any:
+        return self._made_of("hbitmap_union", a, b)
+
+    def hbitmap_intersection(self, a: Any, b: Any) -> Any:
+        return self._made_of("hbitmap_intersection", a, b)
+
+    def hbitmap_difference(self, a: Any, b: Any) -> Any:
+        return self._made_of("hbitmap_difference", a, b)
+
+    def hbitmap_symmetric_difference(self, a: Any, b: Any) -> Any:
+        return self._made_of("hbitmap_symmetric_difference", a, b)
 
 
 def bitmap_and_model() -> tuple[HBitmap, Model]:
@@ -144,6 +156,7 @@ ALLOCATING: list[Callable[[HBitmap], object]] = [
     lambda hb: hb.difference_update([500]),
     lambda hb: hb.symmetric_difference_update([500]),
     lambda hb: hb.drain(),
+    lambda hb: hb.intersection_count([500]),
     lambda hb: HBitmap.from_bytes(hb.serialize(), 1000, 2),
     lambda hb: pickle.loads(pickle.dumps(hb)),
 ]
@@ -206,6 +219,7 @@ BUFFERING: list[Callable[[HBitmap], object]] = [
     lambda hb: hb.sha256(),
     lambda hb: hb.serialize(),
     lambda hb: hb.areas_array(),
+    lambda hb: hb.items_array(),
     lambda hb: list(hb.areas()),
     lambda hb: list(hb),
     lambda hb: hb.status(0),
