@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import operator
 import random
 from array import array
 from collections.abc import Iterable
@@ -94,7 +95,56 @@ def many_marks(shape: Shape) -> Work:
         narrow = array("I", starts)
         roaring = pyroaring.BitMap(narrow)
         ways["pyroaring update"] = lambda: roaring.update(narrow)
-    return Work("mark", WRITES, ways, [Goal("set_many, dirty", None, 4)], before)
+    goals = [Goal("set_many, dirty", None, 4)]
+    return Work("mark", WRITES, ways, goals, before)
+
+
+@benchmark("update, 100,000 items", 1 << 20)
+def update(shape: Shape) -> Work:
+    """What does it cost to mark the elements of something, beside the same as ranges?"""
+    rng = random.Random(1)
+    items = array("Q", [rng.randrange(shape.groups) for _ in range(WRITES)])
+    counts, as_list = array("Q", [1]) * WRITES, list(items)
+    hb = HBitmap(shape.groups)
+    hb.update(items)
+    ways: Ways = {
+        "set_many": lambda: hb.set_many(items, counts),
+        "update(array('Q'))": lambda: hb.update(items),
+        "update(list)": lambda: hb.update(as_list),
+    }
+    goals = [Goal("update(array('Q'))", "set_many", 1.2)]
+    if numpy:
+        signed = numpy.array(items, dtype="<i8")
+        ways["update(numpy, int64)"] = lambda: hb.update(signed)
+        goals.append(Goal("update(numpy, int64)", "set_many", 1.2))
+    if pyroaring:
+        roaring = pyroaring.BitMap(array("I", items))
+        ways["pyroaring update(list)"] = lambda: roaring.update(as_list)
+    return Work("item", WRITES, ways, goals)
+
+
+@benchmark("update, a range", 1 << 24)
+def update_with_a_range(shape: Shape) -> Work:
+    """What does it cost to mark or clean the elements of a range, beside one call for them?"""
+    hb = HBitmap(shape.groups)
+    every, third = range(shape.groups), range(0, shape.groups, 3)
+    ways: Ways = {
+        "set": lambda: hb.set(0, shape.groups),
+        "update(range)": lambda: hb.update(every),
+        "difference_update(range)": lambda: hb.difference_update(every),
+        "reset": lambda: hb.reset(0, shape.groups),
+        "update(range(0, n, 3))": lambda: hb.update(third),
+    }
+    before: dict[str, Callable[[], object]] = {
+        "difference_update(range)": lambda: hb.update(every),
+        "reset": lambda: hb.update(every),
+    }
+    goals = [
+        Goal("update(range)", "set", 1.5),
+        Goal("difference_update(range)", "reset", 1.5),
+    ]
+    ways = {way: lambda _=None, call=call: call() for way, call in ways.items()}
+    return Work("word", shape.groups // 64, ways, goals, before)
 
 
 # ---- all that is dirty ----------------------------------------------------------------------
@@ -137,6 +187,65 @@ def areas(shape: Shape) -> Work:
     return Work("area", len(hb.areas_array()), ways, [Goal("areas_array", None, 8)])
 
 
+@benchmark("items", 1 << 24, (0.012, DENSE))
+def items(shape: Shape) -> Work:
+    """What does it cost to have all that is dirty as an array of items?"""
+    hb = hbitmap(shape)
+    ways: Ways = {"items_array": hb.items_array, "areas_array": hb.areas_array}
+    goals = [Goal("items_array", "areas_array", 1.0)]
+    if numpy:
+        words = words_of(shape).view("u1")
+        ways["numpy flatnonzero of bits"] = lambda: numpy.flatnonzero(
+            numpy.unpackbits(words, bitorder="little")
+        )
+    if pyroaring:
+        ways["pyroaring to_array"] = roaring_of(shape).to_array
+        goals.append(Goal("items_array", "pyroaring to_array", 3.0))
+    return Work("item", len(hb), ways, goals)
+
+
+@benchmark("merge_bits", 1 << 24, (SPARSE, DENSE))
+def foreign(shape: Shape) -> Work:
+    """What does it cost to mark what a foreign flat bitmap has, beside a merge of our own?"""
+    hb, other, bits = hbitmap(shape), hbitmap(shape, 2), leaf(shape, 2)
+    larger = HBitmap(2 * shape.groups)
+    ways: Ways = {
+        "merge": lambda a: a.merge(other),
+        "merge_bits": lambda a: a.merge_bits(bits),
+        "merge_bits, highest first": lambda a: a.merge_bits(bits, msb_first=True),
+        "merge_bits from item 13": lambda _: larger.merge_bits(bits, 13),
+        "merge_bits, granularity 1": lambda _: larger.merge_bits(bits, granularity=1),
+    }
+    before: dict[str, Callable[[], object]] = dict.fromkeys(ways, hb.copy)
+    if numpy:
+        words, more_words = words_of(shape), words_of(shape, 2)
+        ways["numpy words"] = lambda a: a.__ior__(more_words)
+        before["numpy words"] = words.copy
+    return Work("word", shape.groups // 64, ways, [Goal("merge_bits", "merge", 2.0)], before)
+
+
+@benchmark("copy_areas", 1 << 24, (SPARSE, 0.1))
+def copy_dirty(shape: Shape) -> Work:
+    """What does it cost to copy what is dirty, beside a loop of ours, and beside all?"""
+    hb = hbitmap(shape)
+    src, dst = memoryview(bytes(shape.groups)), memoryview(bytearray(shape.groups))
+
+    def by_areas() -> None:
+        for start, count in hb.areas():
+            dst[start : start + count] = src[start : start + count]
+
+    def whole_of_it() -> None:
+        dst[:] = src
+
+    ways: Ways = {
+        "copy_areas": lambda: hb.copy_areas(dst, src),
+        "for area in areas()": by_areas,
+        "all of it": whole_of_it,
+    }
+    goals = [Goal("copy_areas", "for area in areas()", 0.2)]
+    return Work("area", len(hb.areas_array()), ways, goals)
+
+
 # ---- whole bitmaps --------------------------------------------------------------------------
 
 DENSITIES = (SPARSE, DENSE)
@@ -167,6 +276,50 @@ def union(shape: Shape) -> Work:
         words, more_words = words_of(shape), words_of(shape, 2)
         ways["numpy words"] = lambda: words | more_words
     return whole(shape, "HBitmap", ways)
+
+
+def add_operation(
+    sign: str, operate: Callable[[Any, Any], Any], count: str, cardinality: str
+) -> None:
+    """Two benchmarks: of a new bitmap, and of its count alone."""
+
+    def operation(shape: Shape) -> Work:
+        """What does a new bitmap cost that is made of two?"""
+        hb, other = hbitmap(shape), hbitmap(shape, 2)
+        ways: Ways = {"HBitmap": lambda: operate(hb, other)}
+        goals = []
+        if pyroaring:
+            roaring, more_roaring = roaring_of(shape), roaring_of(shape, 2)
+            ways["pyroaring"] = lambda: operate(roaring, more_roaring)
+            goals = [Goal("HBitmap", "pyroaring", 1.5)]
+        if numpy:
+            words, more_words = words_of(shape), words_of(shape, 2)
+            ways["numpy words"] = lambda: (
+                words & ~more_words if sign == "-" else operate(words, more_words)
+            )
+        return Work("word", shape.groups // 64, ways, goals)
+
+    def counted(shape: Shape) -> Work:
+        """What does it cost to count what an operation would give, without the bitmap?"""
+        hb, other = hbitmap(shape), hbitmap(shape, 2)
+        ways: Ways = {
+            "HBitmap": lambda: getattr(hb, count)(other),
+            "len of the new one": lambda: len(operate(hb, other)),
+        }
+        goals = [Goal("HBitmap", "len of the new one", 1.0)]
+        if pyroaring:
+            roaring, more_roaring = roaring_of(shape), roaring_of(shape, 2)
+            ways["pyroaring"] = lambda: getattr(roaring, cardinality)(more_roaring)
+            goals.append(Goal("HBitmap", "pyroaring", 1.5))
+        return Work("word", shape.groups // 64, ways, goals)
+
+    benchmark(f"a {sign} b", densities=DENSITIES)(operation)
+    benchmark(f"{count}", densities=DENSITIES)(counted)
+
+
+add_operation("&", operator.and_, "intersection_count", "intersection_cardinality")
+add_operation("-", operator.sub, "difference_count", "difference_cardinality")
+add_operation("^", operator.xor, "symmetric_difference_count", "symmetric_difference_cardinality")
 
 
 @benchmark("a |= b", densities=DENSITIES)

@@ -41,6 +41,14 @@ WALLS = {
         "them into a fiftieth of the memory. The bare loop over just those words is `merge in "
         "place sparse`."
     ),
+    r"a [&^-] b.*0\.1 %|_count.*0\.1 %": (
+        "As above: pyroaring reads a fiftieth of the memory. A new bitmap also has fresh pages for "
+        "whatever is in it; an intersection of such has hardly any, and the counts have none."
+    ),
+    r"^items": (
+        "pyroaring widens numbers that it has; here they are made of bits, two words of three with "
+        "one or two of them. The bare loop of that is `iterate` in C."
+    ),
     r"drain": (
         "A new bitmap is mapped and an old one unmapped, and pages are moved, whatever they hold."
     ),
