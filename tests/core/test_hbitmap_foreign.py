@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from model import Model, assert_same
-from support import collect
+from support import collect, run_python
 
 from pybitmap import HBitmap, InvalidError, RangeError
 
@@ -376,6 +376,30 @@ def test_marks_in_a_mapped_file_are_there_for_the_next_who_opens_it(tmp_path: Pa
                 leaf.close()
             del hb
             collect()
+
+
+@needs_fork
+def test_marks_survive_a_kill_in_a_mapped_file(tmp_path: Path) -> None:
+    path = tmp_path / "leaf"
+    path.write_bytes(bytes(1 << 13))
+    code = f"""
+import mmap, os, signal
+from pybitmap import HBitmap
+file = open({str(path)!r}, "r+b")
+hb = HBitmap.over(mmap.mmap(file.fileno(), 0), 1 << 16)
+hb.update(range(0, 1 << 16, 3))
+hb.merge_bits(b"\\x02")
+hb.flip(6)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    with pytest.raises(AssertionError, match="exit status -9"):
+        run_python(code)
+    expected = HBitmap(1 << 16)
+    expected.update(range(0, 1 << 16, 3))
+    expected.add(1)
+    expected.remove(6)
+    leaf = bytearray(path.read_bytes())
+    assert HBitmap.over(leaf, 1 << 16) == expected
 
 
 @needs_fork
