@@ -140,6 +140,33 @@ def set_one(shape: Shape) -> Work:
     return Work("call", CALLS, ways, goals, loop=loop(starts))
 
 
+@benchmark("clean one", GROUPS)
+def clean_one(shape: Shape) -> Work:
+    """What does it cost to clean one item, of which each is dirty? All of these take the lock."""
+    starts = sorted(set(random_starts()))
+    hb, plain = HBitmap(shape.groups), set(starts)
+
+    def again(items: Any) -> Callable[[], None]:
+        return lambda: items.update(starts)
+
+    ways: dict[str, Callable[..., object]] = {}
+    before: dict[str, Callable[[], object]] = {}
+    for name, items, clean in [
+        ("HBitmap.reset", hb, hb.reset),
+        ("HBitmap.discard", hb, hb.discard),
+        ("HBitmap.remove", hb, hb.remove),
+        ("set.discard", plain, plain.discard),
+    ]:
+        ways[name] = lambda _, clean=clean: calls(clean, starts)()
+        before[name] = again(items)
+    if pyroaring:
+        roaring = pyroaring.BitMap(starts)
+        ways["pyroaring discard"] = lambda _: calls(roaring.discard, starts)()
+        before["pyroaring discard"] = again(roaring)
+    goals = [Goal(f"HBitmap.{name}", "HBitmap.reset", 1.5) for name in ("discard", "remove")]
+    return Work("call", len(starts), ways, goals, before, loop(starts))
+
+
 @benchmark("write", GROUPS)
 def write(shape: Shape) -> Work:
     """What does a node's write path cost beside a mark in a bare bitmap?"""

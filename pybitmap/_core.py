@@ -499,7 +499,7 @@ def raw_array(
     """The bytes of a buffer of any format as a C array of that kind, without a copy.
 
     :raises TypeError: if it is no buffer, or is to be writable and is not
-    :raises InvalidError: if it is not contiguous
+    :raises InvalidError: if it is not contiguous, or to be writable and what is lent is a copy
     """
     try:
         view = memoryview(data)
@@ -511,7 +511,13 @@ def raw_array(
     if not view.c_contiguous:
         view.release()
         raise InvalidError(f"{name} must be contiguous")
-    return ffi.from_buffer(kind, view)
+    pointer = ffi.from_buffer(kind, view)
+    if writable and address(pointer) != address(ffi.from_buffer(kind, view)):
+        ffi.release(pointer)
+        view.release()
+        # PyPy does so for slices of views that were cast.
+        raise InvalidError(f"{name} is copied whenever it is lent; slice it before it is cast")
+    return pointer
 
 
 def bytes_of(data: bytes) -> CData:

@@ -116,7 +116,8 @@ class HBitmap(Base, MutableSet[int]):
 
         A mark that has returned is in the buffer. That is exported until neither the bitmap nor a
         view of its :attr:`words` is left, so it cannot be resized or closed meanwhile; nor can the
-        bitmap be truncated (BufferError). Copies and results have memory of their own.
+        bitmap be truncated (BufferError). Copies and results have memory of their own. (PyPy lets
+        bytearrays be resized and maps be closed all the same: do not, there it is a crash.)
 
         Writer: whoever changes the buffer in another way is not seen, and may undo marks. Kill: of
         a mapped file the next program finds what was marked, and lays a new bitmap over it. Fork:
