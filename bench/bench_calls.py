@@ -163,7 +163,7 @@ def clean_one(shape: Shape) -> Work:
         roaring = pyroaring.BitMap(starts)
         ways["pyroaring discard"] = lambda _: calls(roaring.discard, starts)()
         before["pyroaring discard"] = again(roaring)
-    goals = [Goal(f"HBitmap.{name}", "HBitmap.reset", 1.5) for name in ("discard", "remove")]
+    goals = [Goal(f"HBitmap.{name}", "HBitmap.reset", 0.5) for name in ("discard", "remove")]
     return Work("call", len(starts), ways, goals, before, loop(starts))
 
 

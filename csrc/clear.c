@@ -226,14 +226,12 @@ void hbitmap_reset_all(HBitmap *hb)
     hb_unlock(hb);
 }
 
-int hbitmap_take(HBitmap *hb, uint64_t item)
+/* The caller holds the lock; it is released. */
+static int hb_take(HBitmap *hb, uint64_t item)
 {
-    HB_AT_HOME(hb, -EXDEV, hbitmap_take, hb, item);
-    const struct hb_block *b;
+    const struct hb_block *b = hb_block_of(hb);
     int taken = -ERANGE;
 
-    hb_lock(hb, HB_CHANGE);
-    b = hb_block_of(hb);
     if (item < b->size) {
         uint64_t group = item >> hb->granularity;
 
@@ -241,6 +239,19 @@ int hbitmap_take(HBitmap *hb, uint64_t item)
     }
     hb_unlock(hb);
     return taken;
+}
+
+int hbitmap_take(HBitmap *hb, uint64_t item)
+{
+    HB_AT_HOME(hb, -EXDEV, hbitmap_take, hb, item);
+    hb_lock(hb, HB_CHANGE);
+    return hb_take(hb, item);
+}
+
+int hbitmap_try_take(HBitmap *hb, uint64_t item)
+{
+    HB_AT_HOME(hb, -EXDEV, hbitmap_try_take, hb, item);
+    return hb_try_lock(hb, HB_CHANGE) ? hb_take(hb, item) : -EAGAIN;
 }
 
 /* ---- draining ----------------------------------------------------------- */

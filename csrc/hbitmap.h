@@ -200,6 +200,9 @@ void hbitmap_reset_all(HBitmap *hb);
  * -ERANGE.  Of several threads that take one group, one gets the 1. */
 int hbitmap_take(HBitmap *hb, uint64_t item);
 
+/* The same for callers that must not wait for the lock: -EAGAIN where they would. */
+int hbitmap_try_take(HBitmap *hb, uint64_t item);
+
 /*
  * Dirty groups become clean and clean ones dirty; whole groups, as for
  * hbitmap_reset.  A mark of a group meanwhile comes before the flip, or after it and

@@ -94,6 +94,31 @@ static inline void hb_lock(const HBitmap *hb, enum hb_purpose purpose)
     hb_locked(hb);
 }
 
+/* The same for who must not wait: not if another has it, nor if marks have to be
+ * finished first. */
+static inline bool hb_try_lock(const HBitmap *hb, enum hb_purpose purpose)
+{
+    struct hb_slot *slot = hb_slot();
+    _Atomic uintptr_t *entry;
+
+    if (!slot || hb_unfinished(hb)) {
+        return false;
+    }
+    entry = slot->locked;
+    while (atomic_load_explicit(entry, memory_order_relaxed)) {
+        entry++;
+    }
+    atomic_store_explicit(entry, (uintptr_t)hb, memory_order_relaxed);
+    hb_write_fence();       /* before the lock's own stores, in what a fork copies */
+    if (pthread_mutex_trylock(hb_lock_of(hb)) != 0) {
+        atomic_store_explicit(entry, 0, memory_order_release);
+        return false;
+    }
+    atomic_store_explicit(entry, (uintptr_t)hb + purpose, memory_order_relaxed);
+    hb_write_fence();       /* before those of the call */
+    return true;
+}
+
 static inline void hb_unlock(const HBitmap *hb)
 {
     struct hb_slot *slot = hb_own_slot;

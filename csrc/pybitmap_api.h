@@ -187,5 +187,9 @@ static inline int pybitmap_import(void)
     (pybitmap_core->hbitmap_symmetric_difference_count)
 #define hbitmap_prev_dirty (pybitmap_core->hbitmap_prev_dirty)
 #define hbitmap_copy_areas (pybitmap_core->hbitmap_copy_areas)
+#define hbitmap_intersection (pybitmap_core->hbitmap_intersection)
+#define hbitmap_difference (pybitmap_core->hbitmap_difference)
+#define hbitmap_symmetric_difference (pybitmap_core->hbitmap_symmetric_difference)
+#define hbitmap_try_take (pybitmap_core->hbitmap_try_take)
 
 #endif

@@ -103,7 +103,11 @@
     F(hbitmap_difference_count)     \
     F(hbitmap_symmetric_difference_count) \
     F(hbitmap_prev_dirty)           \
-    F(hbitmap_copy_areas)
+    F(hbitmap_copy_areas)           \
+    F(hbitmap_intersection)         \
+    F(hbitmap_difference)           \
+    F(hbitmap_symmetric_difference) \
+    F(hbitmap_try_take)
 
 #ifdef __cplusplus
 #define PYBITMAP_TYPE_OF(name) decltype(::name)

@@ -354,16 +354,19 @@ HB_INLINE HBitmap *hb_make_kind(enum hb_kind kind, const HBitmap *a, const HBitm
 
 HBitmap *hbitmap_intersection(const HBitmap *a, const HBitmap *b)
 {
+    HB_TOGETHER((a, b), NULL, hbitmap_intersection, a, b);
     return hb_make_kind(HB_BOTH, a, b);
 }
 
 HBitmap *hbitmap_difference(const HBitmap *a, const HBitmap *b)
 {
+    HB_TOGETHER((a, b), NULL, hbitmap_difference, a, b);
     return hb_make_kind(HB_FIRST_ONLY, a, b);
 }
 
 HBitmap *hbitmap_symmetric_difference(const HBitmap *a, const HBitmap *b)
 {
+    HB_TOGETHER((a, b), NULL, hbitmap_symmetric_difference, a, b);
     return hb_make_kind(HB_ONE_ONLY, a, b);
 }
 

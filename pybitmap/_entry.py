@@ -25,6 +25,7 @@ from ._core import (
     hbitmap_iter_fill,
     hbitmap_iter_init,
     hbitmap_set,
+    hbitmap_take,
     hbtracker_try_mark,
 )
 
@@ -105,6 +106,26 @@ class CffiBase(_CffiEntry):
         :raises RangeError: if it is not inside the bitmap
         """
         self.set(item)
+
+    def discard(self, item: object) -> None:
+        """Clean the group of ``item``; whatever is no item of a dirty group is ignored."""
+        self._take(item)
+
+    def remove(self, item: object) -> None:
+        """Clean the group of ``item``.
+
+        :raises KeyError: if it is no item of a dirty group
+        """
+        if not self._take(item):
+            raise KeyError(item)
+
+    def _take(self, item: object) -> bool:
+        try:
+            taken = hbitmap_take(self._hb, index(cast(int, item)))
+        except (TypeError, OverflowError):
+            return False
+        self._clears += 1
+        return taken == 1
 
     def get(self, item: int) -> bool:
         """Is the group of ``item`` dirty? Beyond the end of the bitmap: False.
@@ -313,6 +334,9 @@ else:
         __slots__ = ()
         _cffi_set = CffiBase.set
         _cffi_add = CffiBase.add
+        _cffi_discard = CffiBase.discard
+        _cffi_remove = CffiBase.remove
+        _take = CffiBase._take
         _cffi_get = CffiBase.get
         _cffi_contains = CffiBase.__contains__
         _cffi_items = CffiBase._items

@@ -7,7 +7,7 @@
  * classes for HBitmap and BlockNode which hold the C object's address and call
  * C at once, the GIL held:
  *
- *     Base       set, add, get, in; iteration, for the same reason
+ *     Base       set, add, discard, remove, get, in; iteration, for the same reason
  *     NodeBase   mark_dirty
  *
  * and four things that Python lacks: bytes for somebody to fill; an owner of C
@@ -20,8 +20,8 @@
  * Everything else goes to the method of the same name with _cffi_ before it,
  * which pybitmap/_entry.py has put into the class: that one knows every
  * argument, words every error, and releases the GIL.  So there is one source
- * of errors, and whoever holds the GIL here never waits: hbtracker_try_mark
- * says -EAGAIN where hbtracker_mark would wait.
+ * of errors, and whoever holds the GIL here never waits for a lock:
+ * hbtracker_try_mark and hbitmap_try_take say -EAGAIN where the others would wait.
  *
  * Nothing of csrc is linked in.  bind() takes the addresses that cffi has, so
  * there is one copy of the code and of its threads' slots.
@@ -53,6 +53,7 @@ enum { FIRST_BATCH = 8, BATCH = 64 };
  * once. */
 static __typeof__(hbitmap_set) *core_set;
 static __typeof__(hbitmap_get) *core_get;
+static __typeof__(hbitmap_try_take) *core_try_take;
 static __typeof__(hbitmap_granularity) *core_granularity;
 static __typeof__(hbitmap_iter_init) *core_iter_init;
 static __typeof__(hbitmap_iter_fill) *core_iter_fill;
@@ -470,6 +471,44 @@ static PyObject *base_add(PyObject *self, PyObject *const *args, Py_ssize_t narg
     return by_cffi(self, "_cffi_add", args, nargs, names);
 }
 
+/* 1: the group of args[0] was dirty, and is clean now; 0: it is clean; -1: by cffi. */
+static int take(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *names)
+{
+    HBitmap *hb = bitmap_of(self);
+    uint64_t item;
+    int taken;
+
+    if (!hb || names || nargs != 1 || !plain(args[0], &item)) {
+        return -1;
+    }
+    if (!core_get(hb, item)) {
+        return 0;
+    }
+    taken = core_try_take(hb, item);
+    if (taken > 0) {
+        ((struct entry *)self)->clears++;
+    }
+    return taken < 0 ? -1 : taken;
+}
+
+static PyObject *base_discard(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
+                              PyObject *names)
+{
+    if (take(self, args, nargs, names) >= 0) {
+        Py_RETURN_NONE;
+    }
+    return by_cffi(self, "_cffi_discard", args, nargs, names);
+}
+
+static PyObject *base_remove(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
+                             PyObject *names)
+{
+    if (take(self, args, nargs, names) > 0) {
+        Py_RETURN_NONE;
+    }
+    return by_cffi(self, "_cffi_remove", args, nargs, names);
+}
+
 static PyObject *base_get(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
                           PyObject *names)
 {
@@ -534,6 +573,13 @@ static PyMethodDef base_methods[] = {
         "add($self, /, item)\n--\n\n"
         "Mark the group of ``item``.\n\n"
         ":raises RangeError: if it is not inside the bitmap") },
+    { "discard", FASTCALL(base_discard), PyDoc_STR(
+        "discard($self, /, item)\n--\n\n"
+        "Clean the group of ``item``; whatever is no item of a dirty group is ignored.") },
+    { "remove", FASTCALL(base_remove), PyDoc_STR(
+        "remove($self, /, item)\n--\n\n"
+        "Clean the group of ``item``.\n\n"
+        ":raises KeyError: if it is no item of a dirty group") },
     { "get", FASTCALL(base_get), PyDoc_STR(
         "get($self, /, item)\n--\n\n"
         "Is the group of ``item`` dirty? Beyond the end of the bitmap: False.\n\n"
@@ -813,6 +859,7 @@ static PyObject *fast_bind(PyObject *module, PyObject *addresses)
 {
     (void)module;
     if (BIND(core_set, "hbitmap_set") && BIND(core_get, "hbitmap_get") &&
+        BIND(core_try_take, "hbitmap_try_take") &&
         BIND(core_granularity, "hbitmap_granularity") &&
         BIND(core_iter_init, "hbitmap_iter_init") &&
         BIND(core_iter_fill, "hbitmap_iter_fill") &&

@@ -588,26 +588,6 @@ class HBitmap(Base, MutableSet[int]):
 
     # ---- as a set ---------------------------------------------------------------------------
 
-    def discard(self, item: object) -> None:
-        """Clean the group of ``item``; whatever is no item of a dirty group is ignored."""
-        self._take(item)
-
-    def remove(self, item: object) -> None:
-        """Clean the group of ``item``.
-
-        :raises KeyError: if it is no item of a dirty group
-        """
-        if not self._take(item):
-            raise KeyError(item)
-
-    def _take(self, item: object) -> bool:
-        try:
-            taken = _core.hbitmap_take(self._hb, index(cast(int, item)))
-        except (TypeError, OverflowError):
-            return False
-        self._clears += 1
-        return taken == 1
-
     def pop(self) -> int:
         """Clean the first dirty group and return its start; each is given to one caller only.
 

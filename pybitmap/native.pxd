@@ -117,3 +117,7 @@ cdef extern from "pybitmap_api.h" nogil:
     int64_t hbitmap_symmetric_difference_count(const HBitmap *a, const HBitmap *b)
     int64_t hbitmap_prev_dirty(const HBitmap *hb, int64_t start, int64_t count)
     int64_t hbitmap_copy_areas(const HBitmap *hb, void *dst, const void *src, uint64_t nbytes)
+    HBitmap *hbitmap_intersection(const HBitmap *a, const HBitmap *b)
+    HBitmap *hbitmap_difference(const HBitmap *a, const HBitmap *b)
+    HBitmap *hbitmap_symmetric_difference(const HBitmap *a, const HBitmap *b)
+    int hbitmap_try_take(HBitmap *hb, uint64_t item)

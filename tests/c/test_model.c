@@ -683,7 +683,8 @@ static void op_take(void)
     uint64_t item = rng_one_in(&rng, 8) ? pick_wild(&x->m) : pick_item(&x->m);
 
     trace("%c: take %" PRIu64, x->name, item);
-    CHECK_EQ(hbitmap_take(x->hb, item),
+    /* Nobody else has the lock. */
+    CHECK_EQ(rng_one_in(&rng, 2) ? hbitmap_take(x->hb, item) : hbitmap_try_take(x->hb, item),
              item >= x->m.size ? -ERANGE : m_get(&x->m, item));
     if (item < x->m.size) {
         m_put(&x->m, item, 1, 0);

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The fast entry of set, add, get, in and mark_dirty: what it does itself, and what it hands on.
+"""The fast entry of set, add, discard, remove, get, in and mark_dirty: what it does itself, and what it hands on.
 
 Whatever the arguments, the answer or the error is the one of the way by cffi. All of this holds
 without the entry as well (``make test-pure``), but for the tests of who did the work.
@@ -16,6 +16,7 @@ import operator
 import os
 import pickle
 import sys
+import threading
 from typing import Any, Callable
 
 import pytest
@@ -70,6 +71,14 @@ class Recording(HBitmap):
         self.calls.append((args, kwargs))
         _entry.CffiBase.set(self, *args, **kwargs)
 
+    def _cffi_discard(self, *args: Any, **kwargs: Any) -> None:
+        self.calls.append((args, kwargs))
+        _entry.CffiBase.discard(self, *args, **kwargs)
+
+    def _cffi_remove(self, *args: Any, **kwargs: Any) -> None:
+        self.calls.append((args, kwargs))
+        _entry.CffiBase.remove(self, *args, **kwargs)
+
     def _cffi_get(self, *args: Any, **kwargs: Any) -> bool:
         self.calls.append((args, kwargs))
         return _entry.CffiBase.get(self, *args, **kwargs)
@@ -111,6 +120,10 @@ def test_plain_calls_do_not_come_to_cffi() -> None:
     hb.set(7, 0)
     hb.set(100, 65536)
     hb.add(2**39)
+    hb.add(2**38)
+    hb.remove(2**38)
+    hb.discard(2**38)
+    hb.discard(2**62)
     assert hb.get(5)
     assert not hb.get(2**63 - 1)
     assert 5 in hb
@@ -248,6 +261,44 @@ def test_add_answers_as_by_cffi(item: Any, granularity: int) -> None:
     assert hb == other
 
 
+@given(anything, st.sampled_from(["discard", "remove"]))
+def test_discard_and_remove_answer_as_by_cffi(item: Any, method: str) -> None:
+    hb, other = HBitmap(SIZE, 3), HBitmap(SIZE, 3)
+    for each in (hb, other):
+        each.set(0, SIZE // 2)
+    by_cffi = getattr(_entry.CffiBase, method)
+    for _ in range(2):
+        answer = outcome(getattr(hb, method), item)
+        assert answer == outcome(by_cffi, other, item)
+        assert hb == other
+
+
+@needs_fast
+def test_what_is_cleaned_beside_somebody_who_has_the_lock_comes_to_cffi() -> None:
+    """Whose clear of all takes a while; without the GIL, so that this goes on meanwhile."""
+    hb = Recording(1 << 28)
+    done = threading.Event()
+
+    def clear() -> None:
+        while not done.is_set():
+            hb.set(start=0, count=hb.size)
+            hb.reset(0, hb.size)
+
+    other = threading.Thread(target=clear)
+    other.start()
+    try:
+        while not any(kwargs == {} and len(args) == 1 for args, kwargs in hb.calls):
+            hb.add(5)
+            hb.discard(5)
+    finally:
+        done.set()
+        other.join()
+    hb.add(5)
+    hb.remove(5)
+    assert 5 not in hb
+    _core.check(hb._hb)
+
+
 @given(anything)
 def test_get_and_in_answer_as_by_cffi(item: Any) -> None:
     hb = HBitmap(SIZE)
@@ -279,6 +330,8 @@ def test_wrong_keywords_are_a_type_error(kwargs: dict[str, int]) -> None:
     [
         (HBitmap.set, _entry.CffiBase.set),
         (HBitmap.add, _entry.CffiBase.add),
+        (HBitmap.discard, _entry.CffiBase.discard),
+        (HBitmap.remove, _entry.CffiBase.remove),
         (HBitmap.get, _entry.CffiBase.get),
         (BlockNode.mark_dirty, _entry.CffiNodeBase.mark_dirty),
     ],
@@ -311,6 +364,7 @@ def test_an_index_that_raises_is_not_swallowed() -> None:
     "call",
     [
         *[lambda hb: hb.set(1), lambda hb: hb.add(1), lambda hb: hb.get(1)],
+        *[lambda hb: hb.discard(1), lambda hb: hb.remove(1)],
         *[lambda hb: 1 in hb, lambda hb: hb.size],
     ],
 )
