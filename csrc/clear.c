@@ -251,7 +251,7 @@ int hbitmap_take(HBitmap *hb, uint64_t item)
 int hbitmap_try_take(HBitmap *hb, uint64_t item)
 {
     HB_AT_HOME(hb, -EXDEV, hbitmap_try_take, hb, item);
-    return hb_try_lock(hb, HB_CHANGE) ? hb_take(hb, item) : -EAGAIN;
+    return hb_lock_if(hb, HB_CHANGE, false) ? hb_take(hb, item) : -EAGAIN;
 }
 
 /* ---- draining ----------------------------------------------------------- */

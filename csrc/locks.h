@@ -63,16 +63,22 @@ static inline void hb_locked(const HBitmap *hb)
     }
 }
 
-/* A thread that is alone needs none, and says nothing.  (There may be no slot, if there
- * is no memory for one.) */
-static inline void hb_lock(const HBitmap *hb, enum hb_purpose purpose)
+/*
+ * Takes the lock; a thread that is alone needs none, and says nothing.  (There may be
+ * no slot, if there is no memory for one.)  False, for who must not wait: another
+ * thread has it, or marks have to be finished first.
+ */
+static inline bool hb_lock_if(const HBitmap *hb, enum hb_purpose purpose, bool wait)
 {
     struct hb_slot *slot;
     _Atomic uintptr_t *entry = NULL;
 
+    if (!wait && hb_unfinished(hb)) {
+        return false;
+    }
     if (hb_alone()) {
         hb_locked(hb);
-        return;
+        return true;
     }
     slot = hb_slot();
     if (slot) {
@@ -83,7 +89,14 @@ static inline void hb_lock(const HBitmap *hb, enum hb_purpose purpose)
         atomic_store_explicit(entry, (uintptr_t)hb, memory_order_relaxed);
     }
     hb_write_fence();       /* before the lock's own stores, in what a fork copies */
-    pthread_mutex_lock(hb_lock_of(hb));
+    if (wait) {
+        pthread_mutex_lock(hb_lock_of(hb));
+    } else if (pthread_mutex_trylock(hb_lock_of(hb)) != 0) {
+        if (entry) {
+            atomic_store_explicit(entry, 0, memory_order_release);
+        }
+        return false;
+    }
     if (entry) {
         atomic_store_explicit(entry, (uintptr_t)hb + purpose, memory_order_relaxed);
     }
@@ -92,31 +105,12 @@ static inline void hb_lock(const HBitmap *hb, enum hb_purpose purpose)
     }
     hb_write_fence();       /* before those of the call */
     hb_locked(hb);
+    return true;
 }
 
-/* The same for who must not wait: not if another has it, nor if marks have to be
- * finished first. */
-static inline bool hb_try_lock(const HBitmap *hb, enum hb_purpose purpose)
+static inline void hb_lock(const HBitmap *hb, enum hb_purpose purpose)
 {
-    struct hb_slot *slot = hb_slot();
-    _Atomic uintptr_t *entry;
-
-    if (!slot || hb_unfinished(hb)) {
-        return false;
-    }
-    entry = slot->locked;
-    while (atomic_load_explicit(entry, memory_order_relaxed)) {
-        entry++;
-    }
-    atomic_store_explicit(entry, (uintptr_t)hb, memory_order_relaxed);
-    hb_write_fence();       /* before the lock's own stores, in what a fork copies */
-    if (pthread_mutex_trylock(hb_lock_of(hb)) != 0) {
-        atomic_store_explicit(entry, 0, memory_order_release);
-        return false;
-    }
-    atomic_store_explicit(entry, (uintptr_t)hb + purpose, memory_order_relaxed);
-    hb_write_fence();       /* before those of the call */
-    return true;
+    (void)hb_lock_if(hb, purpose, true);
 }
 
 static inline void hb_unlock(const HBitmap *hb)
