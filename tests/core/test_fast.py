@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The fast entry of the calls made most: what it does itself, and what it hands on.
+"""The fast entry of single marks, cleans and questions: what it does itself, and what it hands on.
 
 Whatever the arguments, the answer or the error is the one of the way by cffi. All of this holds
 without the entry as well (``make test-pure``), but for the tests of who did the work.

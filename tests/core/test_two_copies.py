@@ -174,6 +174,8 @@ def refusal(name: str) -> Any:
     result, _ = DECLARED[name]
     if name in NOTHING:
         return NOTHING[name]
+    if name.endswith(("intersection_count", "union_count", "difference_count", "copy_areas")):
+        return -errno.EXDEV  # as where sizes differ: -EINVAL
     if result == "int64_t":
         return -1
     if "*" in result or result == "void":
