@@ -11,7 +11,9 @@ from typing import Any, Callable
 
 from measure import Goal, Shape, Work, benchmark, peer
 
-from pybitmap import BlockGraph, BlockNode, HBitmap, _entry
+from pybitmap import BlockGraph, BlockNode, HBitmap
+from pybitmap.block.node import CffiNodeBase
+from pybitmap.hbitmap import CffiBase
 
 bitarray, numpy, pyroaring = peer("bitarray"), peer("numpy"), peer("pyroaring")
 
@@ -25,7 +27,7 @@ def random_starts() -> list[int]:
     return [rng.randrange(GROUPS - WIDTH) for _ in range(CALLS)]
 
 
-class ByCffi(_entry.CffiBase):
+class ByCffi(CffiBase):
     """The same bitmap, without the fast entry in front."""
 
     def __init__(self, hb: HBitmap) -> None:
@@ -36,7 +38,7 @@ class ByCffi(_entry.CffiBase):
         return self._items(0)
 
 
-class NodeByCffi(_entry.CffiNodeBase):
+class NodeByCffi(CffiNodeBase):
     def __init__(self, node: BlockNode) -> None:
         self._tracker = node._tracker
 

@@ -541,3 +541,15 @@ def check(hb: CData) -> None:
     reason = new("const char **")
     if lib.hbitmap_check(hb, reason):
         raise AssertionError(ffi.string(reason[0]).decode())
+
+
+class CffiEntry:
+    """Keeps the C object."""
+
+    __slots__ = ("_owner",)
+
+    def _attach(self, address: int, owner: Owner) -> None:
+        """From now on the methods are about what lies at ``address`` as long as ``owner`` lives."""
+        if hasattr(self, "_owner"):
+            raise TypeError("it is initialised once")
+        self._owner = owner

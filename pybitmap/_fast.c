@@ -428,7 +428,7 @@ static PyMethodDef hinted_methods[] = {
 
 static PyType_Slot hinted_slots[] = {
     { Py_tp_doc, (void *)PyDoc_STR(
-        "Hinted(iterator, hint, /)\n--\n\nSee pybitmap._entry.PythonHinted.") },
+        "Hinted(iterator, hint, /)\n--\n\nSee pybitmap.hbitmap.PythonHinted.") },
     { Py_tp_new, hinted_new },
     { Py_tp_methods, hinted_methods },
     { Py_tp_iter, PyObject_SelfIter },

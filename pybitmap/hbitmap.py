@@ -35,12 +35,16 @@ from . import _core
 from ._core import (
     CData,
     hbitmap_count,
+    hbitmap_count_range,
     hbitmap_get,
+    hbitmap_granularity,
     hbitmap_iter_fill,
     hbitmap_iter_init,
     hbitmap_reset,
+    hbitmap_set,
+    hbitmap_take,
 )
-from ._entry import FIRST_BATCH, LAST_BATCH, Base, filled_bytes, hinted, leave_aside
+from ._entry import _fast, filled_bytes, in_front, leave_aside
 from ._fork import in_child
 from .errors import InvalidError, RangeError, StateError
 from .native import Pin
@@ -56,6 +60,164 @@ _TO_THE_END = _core.MAX_SIZE
 _DIGEST_STEP = 1 << 24  # bytes
 _FIRST_AREAS = 4096  # that areas_array has room for at first, and items_array for items
 _AT_ONCE = 1 << 16  # items of a range with a step that are marked by one call
+
+
+#: How many items or areas an iterator fetches at a time: the first time, and at most.
+FIRST_BATCH, LAST_BATCH = 16, 1024
+
+_Item = TypeVar("_Item")
+
+
+class PythonHinted(Iterator[_Item]):
+    """What ``iterator`` gives, with a ``__length_hint__``, which generators lack.
+
+    ``hint()`` says how many that were in all. Both go when the iterator has come to its end.
+    ``_fast`` has the same in C.
+    """
+
+    __slots__ = ("_given", "_hint", "_iterator")
+
+    def __init__(self, iterator: Iterator[_Item], hint: Callable[[], int]) -> None:
+        self._iterator: Iterator[_Item] = iterator
+        self._hint: Callable[[], int] | None = hint
+        self._given = 0
+
+    def __next__(self) -> _Item:
+        try:
+            item = next(self._iterator)
+        except StopIteration:
+            self._iterator, self._hint = iter(()), None
+            raise
+        self._given += 1
+        return item
+
+    def __length_hint__(self) -> int:
+        hint = self._hint
+        return 0 if hint is None else max(0, hint() - self._given)
+
+
+Hinted: type[PythonHinted[Any]] = PythonHinted if _fast is None else _fast.Hinted
+
+
+def hinted(iterator: Iterator[_Item], hint: Callable[[], int]) -> Iterator[_Item]:
+    """See :class:`PythonHinted`."""
+    return Hinted(iterator, hint)
+
+
+class CffiBase(_core.CffiEntry):
+    """What HBitmap is called for most."""
+
+    __slots__ = ("_clears",)
+
+    _hb: CData
+
+    def _attach(self, address: int, owner: _core.Owner) -> None:
+        super()._attach(address, owner)
+        self._clears = 0
+
+    def set(self, start: int, count: int = 1) -> None:
+        """Mark every group that the ``count`` items from ``start`` on touch; 0 marks nothing.
+
+        :raises RangeError: (a ValueError) if the range is not inside the bitmap
+        """
+        if type(start) is not int or type(count) is not int:
+            start, count = index(start), index(count)
+        try:
+            code = hbitmap_set(self._hb, start, count)
+        except OverflowError:
+            raise _core.out_of_range(self._hb, start, count) from None
+        if code:
+            raise _core.failed(code, self._hb, start, count)
+
+    def add(self, item: int) -> None:
+        """Mark the group of ``item``.
+
+        :raises RangeError: if it is not inside the bitmap
+        """
+        self.set(item)
+
+    def discard(self, item: object) -> None:
+        """Clean the group of ``item``; whatever is no item of a dirty group is ignored."""
+        self._take(item)
+
+    def remove(self, item: object) -> None:
+        """Clean the group of ``item``.
+
+        :raises KeyError: if it is no item of a dirty group
+        """
+        if not self._take(item):
+            raise KeyError(item)
+
+    def _take(self, item: object) -> bool:
+        try:
+            taken = hbitmap_take(self._hb, index(cast(int, item)))
+        except (TypeError, OverflowError):
+            return False
+        self._clears += 1
+        return taken == 1
+
+    def get(self, item: int) -> bool:
+        """Is the group of ``item`` dirty? Beyond the end of the bitmap: False.
+
+        :raises RangeError: if ``item`` is negative
+        """
+        item = index(item)
+        try:
+            return hbitmap_get(self._hb, item)
+        except OverflowError:
+            if item < 0:
+                raise _core.out_of_range(self._hb, item, 1) from None
+            return False
+
+    def __contains__(self, item: object) -> bool:
+        """Is it an item of a dirty group? Never an error."""
+        try:
+            return hbitmap_get(self._hb, item if type(item) is int else index(cast(int, item)))
+        except (TypeError, ValueError, OverflowError):
+            return False
+
+    def _items(self, first: int) -> Iterator[int]:
+        """For iter(): ``first`` is what C takes."""
+        return hinted(self._batches(first), lambda: self._groups_from(first))
+
+    def _groups_from(self, first: int) -> int:
+        """How many iter(first) would give; a hint: other threads may mark and clear."""
+        granularity = hbitmap_granularity(self._hb)
+        start = first >> granularity << granularity
+        # The last group may be cut.
+        return -(-hbitmap_count_range(self._hb, start, _core.MAX_SIZE) >> granularity)
+
+    def _batches(self, first: int) -> Iterator[int]:
+        hbi = _core.new("HBitmapIter *")
+        hbitmap_iter_init(hbi, self._hb, first)
+        batch = FIRST_BATCH
+        items = _core.new("uint64_t[]", LAST_BATCH)
+        while True:
+            clears = self._clears
+            nitems = hbitmap_iter_fill(hbi, items, batch)
+            full = nitems == batch
+            batch = min(2 * batch, LAST_BATCH)
+            for item in _core.unpack(items, nitems):
+                if self._clears != clears:
+                    # The rest of the batch may not be dirty any more. Small steps from here
+                    # on: whoever clears what they get will do so again.
+                    hbitmap_iter_init(hbi, self._hb, item)
+                    full, batch = True, 1
+                    break
+                yield item
+            if not full:
+                return
+
+
+if TYPE_CHECKING:
+    Base = CffiBase
+else:
+    Base = in_front(
+        "Base",
+        CffiBase,
+        handed=["set", "add", "discard", "remove", "get", "__contains__", "_items"],
+        kept=["_take", "_batches", "_groups_from"],
+    )
 
 
 class HBitmap(Base, MutableSet[int]):
@@ -89,6 +251,11 @@ class HBitmap(Base, MutableSet[int]):
     # iterators that hold a batch of them.
     # What it was made over; None: memory of its own.
     __slots__ = ("__weakref__", "_granularity", "_hb", "_memory")
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.set is not Base.set and cls.add is Base.add:
+            cls.add = CffiBase.add  # type: ignore[method-assign]  # by the subclass's own set
 
     def __init__(self, size: int, granularity: int = 0) -> None:
         if hasattr(self, "_hb"):  # which iterators and other threads may be using

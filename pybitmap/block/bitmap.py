@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from weakref import ref
 
 from .._core import NotCopied
-from .._entry import Guard
+from .._guard import Guard
 from ..errors import InvalidError, StateError, StoreError
 from ..hbitmap import HBitmap
 from .coordinator import Coordinator

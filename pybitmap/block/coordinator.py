@@ -17,8 +17,8 @@ from typing import Any
 from weakref import WeakSet
 
 from .. import _core
-from .._entry import Guard
 from .._fork import in_child
+from .._guard import Guard
 from ..errors import AbortedError, InvalidError, NotFoundError, StateError, StoreError
 from ..store.base import Purpose, Store, Switches
 from . import state as states

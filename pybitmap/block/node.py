@@ -18,8 +18,8 @@ from operator import index
 from typing import TYPE_CHECKING
 
 from .. import _core
-from .._core import CData, NotCopied
-from .._entry import NodeBase
+from .._core import CData, NotCopied, hbtracker_try_mark
+from .._entry import in_front
 from ..errors import ClosedError, RangeError, ReadonlyError, UnsupportedError
 from ..hbitmap import HBitmap
 from ..native import Pin
@@ -33,6 +33,51 @@ from .writing import Before, Writing
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+
+
+class CffiNodeBase(_core.CffiEntry):
+    """What BlockNode is called for most."""
+
+    __slots__ = ()
+
+    _tracker: CData
+
+    def mark_dirty(self, offset: int, length: int) -> None:
+        """A write: mark it in every bitmap that records.
+
+        :raises RangeError: if it is not inside the node
+        :raises ReadonlyError: if the node is read-only, or a bitmap of it must not change
+        :raises ClosedError: if the node is closed
+        :raises StateError: where it would have to wait for the thread that calls it, which is
+            truncating or closing the node, and has come here by a callback or a signal handler
+        """
+        if type(offset) is not int or type(length) is not int:
+            offset, length = index(offset), index(length)
+        try:
+            code = hbtracker_try_mark(self._tracker, offset, length)
+            if code == -errno.EAGAIN:
+                code = self._patiently(lambda: hbtracker_try_mark(self._tracker, offset, length))
+        except OverflowError:
+            code = -errno.ERANGE
+        if code:
+            raise self._refused(code, f"range [{offset}, {offset + length})")
+
+    def _patiently(self, call: Callable[[], int]) -> int:
+        """Call until the answer is another than that it would have to wait.
+
+        :raises StateError: if this thread waits for itself
+        """
+        raise NotImplementedError
+
+    def _refused(self, code: int, what: str) -> Exception:
+        """What the code of a call means."""
+        raise NotImplementedError
+
+
+if TYPE_CHECKING:
+    NodeBase = CffiNodeBase
+else:
+    NodeBase = in_front("NodeBase", CffiNodeBase, handed=["mark_dirty"])
 
 
 class BlockNode(NotCopied, NodeBase):

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Callable, Optional
 
 from .. import _core
-from .._entry import Guard
+from .._guard import Guard
 from ..hbitmap import HBitmap
 from .bitmap import DirtyBitmap, bitmap_of
 from .coordinator import Coordinator

@@ -25,6 +25,8 @@ from hypothesis import strategies as st
 from support import collect, run_python
 
 from pybitmap import BlockGraph, BlockNode, HBitmap, _core, _entry
+from pybitmap.block.node import CffiNodeBase
+from pybitmap.hbitmap import CffiBase
 
 pytestmark = pytest.mark.core
 
@@ -65,27 +67,27 @@ class Recording(HBitmap):
 
     def _cffi_set(self, *args: Any, **kwargs: Any) -> None:
         self.calls.append((args, kwargs))
-        _entry.CffiBase.set(self, *args, **kwargs)
+        CffiBase.set(self, *args, **kwargs)
 
     def _cffi_add(self, *args: Any, **kwargs: Any) -> None:
         self.calls.append((args, kwargs))
-        _entry.CffiBase.set(self, *args, **kwargs)
+        CffiBase.set(self, *args, **kwargs)
 
     def _cffi_discard(self, *args: Any, **kwargs: Any) -> None:
         self.calls.append((args, kwargs))
-        _entry.CffiBase.discard(self, *args, **kwargs)
+        CffiBase.discard(self, *args, **kwargs)
 
     def _cffi_remove(self, *args: Any, **kwargs: Any) -> None:
         self.calls.append((args, kwargs))
-        _entry.CffiBase.remove(self, *args, **kwargs)
+        CffiBase.remove(self, *args, **kwargs)
 
     def _cffi_get(self, *args: Any, **kwargs: Any) -> bool:
         self.calls.append((args, kwargs))
-        return _entry.CffiBase.get(self, *args, **kwargs)
+        return CffiBase.get(self, *args, **kwargs)
 
     def _cffi_contains(self, *args: Any) -> bool:
         self.calls.append(args)
-        return _entry.CffiBase.__contains__(self, *args)
+        return CffiBase.__contains__(self, *args)
 
 
 @pytest.mark.skipif(not CPYTHON or not HAS_GIL or PURE, reason="not to be here")
@@ -102,8 +104,9 @@ def test_the_environment_switches_it_off(value: str, expected: str) -> None:
         pytest.skip("there is no _fast here")
     code = (
         f"import os; os.environ['PYBITMAP_PURE_CFFI'] = {value!r};"
-        "from pybitmap import HBitmap, BlockNode, _entry;"
-        "print(issubclass(HBitmap, _entry.CffiBase), issubclass(BlockNode, _entry.CffiNodeBase))"
+        "from pybitmap import HBitmap, BlockNode;"
+        "from pybitmap.block.node import CffiNodeBase; from pybitmap.hbitmap import CffiBase;"
+        "print(issubclass(HBitmap, CffiBase), issubclass(BlockNode, CffiNodeBase))"
     )
     assert run_python(code).split() == [expected, expected]
 
@@ -190,7 +193,7 @@ class RecordingNode(BlockNode):
 
     def _cffi_mark_dirty(self, *args: Any, **kwargs: Any) -> None:
         self.calls.append((args, kwargs))
-        _entry.CffiNodeBase.mark_dirty(self, *args, **kwargs)
+        CffiNodeBase.mark_dirty(self, *args, **kwargs)
 
 
 def recording_node(size: int) -> RecordingNode:
@@ -249,7 +252,7 @@ anything = (
 def test_set_answers_as_by_cffi(args: list[Any], granularity: int) -> None:
     hb, other = HBitmap(SIZE, granularity), HBitmap(SIZE, granularity)
     error, text = outcome(hb.set, *args)
-    error_there, text_there = outcome(_entry.CffiBase.set, other, *args)
+    error_there, text_there = outcome(CffiBase.set, other, *args)
     assert (error, text) == (error_there, text_there)
     assert hb == other
 
@@ -257,7 +260,7 @@ def test_set_answers_as_by_cffi(args: list[Any], granularity: int) -> None:
 @given(anything, st.sampled_from([0, 3]))
 def test_add_answers_as_by_cffi(item: Any, granularity: int) -> None:
     hb, other = HBitmap(SIZE, granularity), HBitmap(SIZE, granularity)
-    assert outcome(hb.add, item) == outcome(_entry.CffiBase.add, other, item)
+    assert outcome(hb.add, item) == outcome(CffiBase.add, other, item)
     assert hb == other
 
 
@@ -266,7 +269,7 @@ def test_discard_and_remove_answer_as_by_cffi(item: Any, method: str) -> None:
     hb, other = HBitmap(SIZE, 3), HBitmap(SIZE, 3)
     for each in (hb, other):
         each.set(0, SIZE // 2)
-    by_cffi = getattr(_entry.CffiBase, method)
+    by_cffi = getattr(CffiBase, method)
     for _ in range(2):
         answer = outcome(getattr(hb, method), item)
         assert answer == outcome(by_cffi, other, item)
@@ -303,17 +306,15 @@ def test_what_is_cleaned_beside_somebody_who_has_the_lock_comes_to_cffi() -> Non
 def test_get_and_in_answer_as_by_cffi(item: Any) -> None:
     hb = HBitmap(SIZE)
     hb.set(3, 500)
-    assert outcome(hb.get, item) == outcome(_entry.CffiBase.get, hb, item)
-    assert (item in hb) is _entry.CffiBase.__contains__(hb, item)
+    assert outcome(hb.get, item) == outcome(CffiBase.get, hb, item)
+    assert (item in hb) is CffiBase.__contains__(hb, item)
 
 
 @given(st.lists(anything, max_size=3))
 def test_mark_dirty_answers_as_by_cffi(args: list[Any]) -> None:
     nodes = [BlockGraph().add_node("n", SIZE) for _ in range(2)]
     contents = [node.add_bitmap("b", 512) for node in nodes]
-    assert outcome(nodes[0].mark_dirty, *args) == outcome(
-        _entry.CffiNodeBase.mark_dirty, nodes[1], *args
-    )
+    assert outcome(nodes[0].mark_dirty, *args) == outcome(CffiNodeBase.mark_dirty, nodes[1], *args)
     assert contents[0].sha256() == contents[1].sha256()
 
 
@@ -328,12 +329,12 @@ def test_wrong_keywords_are_a_type_error(kwargs: dict[str, int]) -> None:
 @pytest.mark.parametrize(
     ("mine", "cffi_s"),
     [
-        (HBitmap.set, _entry.CffiBase.set),
-        (HBitmap.add, _entry.CffiBase.add),
-        (HBitmap.discard, _entry.CffiBase.discard),
-        (HBitmap.remove, _entry.CffiBase.remove),
-        (HBitmap.get, _entry.CffiBase.get),
-        (BlockNode.mark_dirty, _entry.CffiNodeBase.mark_dirty),
+        (HBitmap.set, CffiBase.set),
+        (HBitmap.add, CffiBase.add),
+        (HBitmap.discard, CffiBase.discard),
+        (HBitmap.remove, CffiBase.remove),
+        (HBitmap.get, CffiBase.get),
+        (BlockNode.mark_dirty, CffiNodeBase.mark_dirty),
     ],
 )
 def test_signature_and_documentation_are_the_same(
@@ -532,7 +533,7 @@ def test_iter_answers_as_by_cffi(first: Any) -> None:
     hb.set(60, 500)
 
     def by_cffi(first: Any) -> list[int]:
-        return list(_entry.CffiBase._items(hb, hb._search_range(first, None)[0]))
+        return list(CffiBase._items(hb, hb._search_range(first, None)[0]))
 
     assert outcome(lambda first: list(hb.iter(first)), first) == outcome(by_cffi, first)
 
@@ -583,7 +584,7 @@ def test_a_write_that_waits_lets_others_run() -> None:
 
 def test_a_refused_code_is_worded_by_cffi_s_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that failed is made again, and that one's answer counts."""
-    monkeypatch.setattr(_entry, "hbitmap_set", lambda hb, start, count: -errno.ENOMEM)
+    monkeypatch.setattr("pybitmap.hbitmap.hbitmap_set", lambda hb, start, count: -errno.ENOMEM)
     with pytest.raises(Exception, match="ENOMEM"):
         HBitmap(SIZE).set(SIZE)
 
