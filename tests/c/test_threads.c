@@ -689,7 +689,20 @@ static void asked_clear(struct worker *self)
         uint64_t other = atomic_load(&asked.group) + 1;
 
         CHECK_EQ(hbitmap_set(asked.hb, item_of(other), 1), 0);
-        (void)hbitmap_take(asked.hb, item_of(other));
+        switch (rng_below(&self->rng, 4)) {
+        case 0:
+            (void)hbitmap_take(asked.hb, item_of(other));
+            break;
+        case 1:
+            (void)hbitmap_try_take(asked.hb, item_of(other));
+            break;
+        case 2:
+            CHECK_EQ(hbitmap_reset(asked.hb, item_of(other), item_of(1)), 0);
+            break;
+        default:
+            CHECK_EQ(hbitmap_flip(asked.hb, item_of(other), item_of(1)), 0);
+            break;
+        }
         linger(self, 50);
     }
 }
