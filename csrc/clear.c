@@ -49,7 +49,7 @@ static void hb_empty_pieces(const struct hb_block *b, uint64_t above, uint64_t b
             named[i] = atomic_exchange(&names[i], 0);
         }
     }
-    hb_fence();
+    hb_fence();     /* with those of hb_mark: leaf, then level 1 */
     hb_test_delay();
     for (uint64_t rest = bits & ~many; rest; rest &= rest - 1) {
         unsigned i = hb_lowest(rest);

@@ -88,7 +88,8 @@ static uint64_t hb_count_noted(struct hb_block *b, uint64_t word, bool alone)
         atomic_store_explicit(notes, 0, memory_order_relaxed);
     } else if (bits) {
         bits = atomic_exchange(notes, 0);
-        /* The loads of the leaf, most of which are plain, come after this. */
+        /* The loads of the leaf, most of which are plain, come after this; with those
+         * of hb_mark: leaf, then note. */
         hb_fence();
         hb_test_delay();
     }

@@ -88,7 +88,8 @@ static inline bool hb_lock_if(const HBitmap *hb, enum hb_purpose purpose, bool w
         }
         atomic_store_explicit(entry, (uintptr_t)hb, memory_order_relaxed);
     }
-    hb_write_fence();       /* before the lock's own stores, in what a fork copies */
+    /* Before the lock's own stores, in what a fork copies (with hb_locks_forget). */
+    hb_write_fence();
     if (wait) {
         pthread_mutex_lock(hb_lock_of(hb));
     } else if (pthread_mutex_trylock(hb_lock_of(hb)) != 0) {
@@ -103,7 +104,8 @@ static inline bool hb_lock_if(const HBitmap *hb, enum hb_purpose purpose, bool w
     if (purpose == HB_CHANGE) {
         hb_says_change(hb, memory_order_relaxed);
     }
-    hb_write_fence();       /* before those of the call */
+    /* Before those of the call (with hb_undisturbed, and hb_locks_forget). */
+    hb_write_fence();
     hb_locked(hb);
     return true;
 }

@@ -24,7 +24,8 @@ bool hb_mark(const struct hb_block *b, uint64_t first, uint64_t last)
      * which is sequentially consistent throughout.  Stored words need a full
      * fence for that.  Where all was found set there are loads only; these stay
      * in order behind hb_read_fence(), which costs nothing on x86 where the full
-     * one takes as long as the rest of the mark.
+     * one takes as long as the rest of the mark.  With the fences of hb_empty_pieces,
+     * hb_give_back and hb_move_leaf (level 1, then leaf), and of hb_count_noted.
      */
     if (gained) {
         hb_fence();
@@ -335,7 +336,7 @@ bool hb_mark_words(const struct hb_block *to, uint64_t parent, const hb_word *so
                                          ~atomic_load(&target[i]), alone);
     }
     hb_test_delay();
-    /* Loads only, if nothing was gained, some of them plain. */
+    /* Loads only, if nothing was gained, some of them plain; as in hb_mark. */
     hb_read_fence();
     for (uint64_t bits = named & ~atomic_load(&to->level[1][parent]); bits;
          bits &= bits - 1) {

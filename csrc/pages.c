@@ -120,7 +120,7 @@ hb_word *hb_move_leaf(const struct hb_block *b, size_t *nbytes)
     }
     *nbytes = hb_align((size_t)b->nwords[0] * sizeof(hb_word), page);
     hb_drop_summaries(b);
-    hb_fence();
+    hb_fence();     /* with those of hb_mark: leaf, then level 1 */
     hb_test_delay();
     moved = hb_test_alloc_fails()
                 ? MAP_FAILED : mremap((void *)b->level[0], *nbytes, *nbytes,
@@ -185,7 +185,7 @@ void hb_give_back(const struct hb_block *b)
              word = hb_next_bit(b, 2, (word / HB_BITS + 1) * HB_BITS)) {
             hb_drop_summaries_under(b, word / HB_BITS);
         }
-        hb_fence();
+        hb_fence();     /* with those of hb_mark: leaf, then level 1 */
         if (madvise((void *)&b->level[0][at], (size_t)n * sizeof(hb_word),
                     MADV_DONTNEED) != 0) {
             /* Locked memory.  What comes after this is better emptied word by

@@ -109,7 +109,8 @@ void hb_summarise_range(const struct hb_block *b, uint64_t first, uint64_t last)
         uint64_t lo = head, hi = tail;
 
         /* Loads and stores follow that are plain.  If they came before what says
-         * so, a clear that takes the bits they saw or set would not wait. */
+         * so, a clear that takes the bits they saw or set would not wait (with the
+         * read-modify-writes of hb_unsummarise_above). */
         hb_fence();
         for (unsigned k = 2; k < b->nlevels; k++) {
             hb_test_delay();
@@ -118,13 +119,14 @@ void hb_summarise_range(const struct hb_block *b, uint64_t first, uint64_t last)
             hi /= HB_BITS;
         }
         /* Whoever sees a bit of level 1 relies on those above, some of which
-         * may have been stored: they come first. */
+         * may have been stored: they come first (with the load of hb_summarise). */
         hb_fence();
         hb_test_delay();
         (void)hb_mark_level(b, 1, first, last);
         hb_summarising_ends(slot);
     } else {
-        /* Plain loads; what is above these bits was set by others. */
+        /* Plain loads; what is above these bits was set by others (with the second
+         * fence above). */
         hb_read_fence();
     }
 }

@@ -228,7 +228,7 @@ class HBitmap(Base, MutableSet[int]):
     :raises InvalidError: (a ValueError) if one of them is out of range
     :raises MemoryError: if there is no memory; what is never marked takes none
 
-    All clean at first. Memory: one bit per group, 1/63 more for the summaries; from 256 KiB on,
+    All clean at first. Memory: one bit per group, 1/63 more for the summaries; from 512 KiB on,
     pages that are never marked take none.
 
     Writer: marks of other threads go on beside every call and none is lost. Fork: the child has a
