@@ -49,6 +49,13 @@ WALLS = {
         "pyroaring widens numbers that it has; here they are made of bits, two words of three with "
         "one or two of them. The bare loop of that is `iterate` in C."
     ),
+    r"^(deserialize sparse|reset all, dense|merge sparse into a fresh one), alone": (
+        "The goal is QEMU's time, see bench/c/bench.c. A copy of the leaf, or a memset, is nearly "
+        "all of ours: the rest is the look at which words are not zero, and the summaries."
+    ),
+    r"^alloc and free of": (
+        "The bare loop is one calloc of the leaf; ours has summaries, and a lock."
+    ),
     r"drain": (
         "A new bitmap is mapped and an old one unmapped, and pages are moved, whatever they hold."
     ),
