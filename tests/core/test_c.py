@@ -1,54 +1,28 @@
 # SPDX-License-Identifier: MIT
-"""The C core tested from C: builds the programs of tests/c and runs short rounds of them.
+"""The C core tested from C: the model, what a process does to it, and how the sources compile.
 
-`make asan` and `make tsan` build the same programs under the sanitizers. Here they run plain, with
-whatever C compiler there is. How the sources compile is checked with gcc and with clang.
+`make asan` builds the same programs under the sanitizers. Here they run plain, with whatever C
+compiler there is. How the sources compile is checked with gcc and with clang.
 """
 
 from __future__ import annotations
 
 import os
 import platform
-import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
-import preload
 import pytest
+from c_programs import CSRC, PROGRAMS, TESTS, build, run, succeed
 from peers import peer
 
-TESTS = Path(__file__).parents[1]
-PROGRAMS = TESTS / "c"
-CSRC = TESTS.parent / "csrc"
 BENCH = TESTS.parent / "bench" / "c"
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror"]
+
 
 MODEL = ["-DHB_TEST_ALLOC"]
 ALL_MAPPED = [*MODEL, "-DHB_MAP_MIN=1", "-DHB_GIVE_BACK_MIN=1"]
 ALL_FROM_MALLOC = [*MODEL, "-DHB_MAP_MIN=SIZE_MAX"]
-
-
-def run(command: list[str], stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
-
-
-def succeed(command: list[str], stdin: str = "") -> str:
-    done = run(command, stdin)
-    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
-    return done.stdout
-
-
-def build(tmp_path: Path, program: str, *flags: str) -> str:
-    compiler = os.environ.get("CC", "cc").split()
-    if shutil.which(compiler[0]) is None:
-        pytest.skip(f"no C compiler: {compiler[0]} is not installed (Debian package gcc)")
-    binary = str(tmp_path / program)
-    sources = [str(PROGRAMS / f"{program}.c"), *sorted(map(str, CSRC.glob("*.c")))]
-    options = ["-std=c11", "-O1", "-g", f"-I{CSRC}", "-pthread", *flags]
-    succeed([*compiler, *options, "-o", binary, *sources])
-    return binary
 
 
 @pytest.mark.parametrize(
@@ -73,81 +47,6 @@ def test_the_model_program_notices_a_broken_model(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stdout + done.stderr
     assert "test_model.c:" in done.stderr
     assert "seed 1" in done.stderr
-
-
-@pytest.mark.parametrize(
-    "flags", [[], ["-O3", "-DHB_MAP_MIN=1", "-DHB_GIVE_BACK_MIN=1"]], ids=["default", "given back"]
-)
-def test_threads_keep_the_promises(tmp_path: Path, flags: list[str]) -> None:
-    output = succeed([build(tmp_path, "test_threads", *flags), "1", "1"])
-    facts = ["hot", "once", "asked", "kept", "seek", "count", "growing", "paged", "live", "fork"]
-    facts += ["mixed", "truncate"]
-    for fact in facts:
-        assert f"ok {fact}: " in output
-
-
-def test_pages_are_left_alone_where_the_system_does_not_do_what_it_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Neither moved nor given back: a mark would be seen twice, or come back after a clear."""
-    library = preload.build(tmp_path, "emulated")
-    program = build(tmp_path, "test_threads")
-    monkeypatch.setenv("LD_PRELOAD", str(library))
-    for which in ["qemu", "old-qemu", "old-linux"]:
-        monkeypatch.setenv("EMULATED", which)
-        assert "ok paged" in succeed([program, "1", "1", "paged"]), which
-
-
-def test_threads_that_are_held_up_halfway(tmp_path: Path) -> None:
-    program = build(tmp_path, "test_threads", "-DHB_TEST_DELAY")
-    assert "ok halfway" in succeed([program, "1", "1", "halfway"])
-    assert "ok growing" in succeed([program, "1", "1", "growing"])
-    assert "ok asked" in succeed([program, "1", "1", "asked"])
-
-
-def test_a_clear_that_does_not_wait_is_noticed(tmp_path: Path) -> None:
-    program = build(tmp_path, "test_threads", "-DHB_TEST_DELAY", "-DHB_BREAK_NO_WAIT")
-    done = run([program, "1", "3", "halfway"])
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "test_threads.c:" in done.stderr
-
-
-@pytest.mark.parametrize("step", ["COUNTING", "COUNT_WAIT"])
-def test_a_count_that_leaves_out_a_step_is_noticed(tmp_path: Path, step: str) -> None:
-    program = build(tmp_path, "test_threads", "-DHB_TEST_DELAY", f"-DHB_BREAK_{step}")
-    done = run([program, "1", "3", "growing"])
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "were marked" in done.stderr
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="threads are kept on a processor by Linux")
-@pytest.mark.parametrize("flags", [[], ["-DHB_BREAK_NO_SLEEP"]], ids=["as it is", "broken"])
-def test_a_wait_at_real_time_priority_lets_the_marker_have_the_processor(
-    tmp_path: Path, flags: list[str]
-) -> None:
-    program = build(tmp_path, "test_priority", "-DHB_TEST_DELAY", *flags)
-    for wait in ["clear", "publish"]:
-        done = run([program, wait])
-        if done.returncode == 77:
-            pytest.skip(done.stdout.strip())
-        assert done.returncode == (1 if flags else 0), done.stdout + done.stderr
-        assert ("of the processor's time" in done.stderr) == bool(flags)
-
-
-def test_an_answer_amid_a_clear_is_noticed(tmp_path: Path) -> None:
-    program = build(tmp_path, "test_threads", "-DHB_TEST_DELAY", "-DHB_BREAK_UNDISTURBED")
-    done = run([program, "1", "3", "asked"])
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "hbitmap_empty" in done.stderr
-
-
-@pytest.mark.parametrize("step", ["KEEP_LOCKS", "UNFINISHED_MARKS"])
-def test_a_fork_that_leaves_out_a_step_is_noticed(tmp_path: Path, step: str) -> None:
-    flags = ["-DHB_TEST_DELAY", f"-DHB_BREAK_{step}", "-DCHILD_SECONDS=1"]
-    program = build(tmp_path, "test_threads", *flags)
-    done = run([program, "1", "1", "fork"])
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "the child of fork" in done.stderr
 
 
 @pytest.fixture
@@ -176,26 +75,6 @@ def test_threads_outlive_the_library(tmp_path: Path, process: str, flags: list[s
     succeed([*os.environ.get("CC", "cc").split(), *options, "-o", library, *sources])
     done = run([process, "unload", library])
     assert done.returncode == (-signal.SIGSEGV if flags else 0), done.stderr
-
-
-def test_bitmaps_come_and_go_beside_writes(tmp_path: Path) -> None:
-    output = succeed([build(tmp_path, "test_tracker"), "1", "5"])
-    for scenario in ["writes", "facts", "late", "guests", "growth", "instant", "large", "rest"]:
-        assert f"ok {scenario}: " in output
-
-
-def test_writers_that_are_held_up_halfway(tmp_path: Path) -> None:
-    program = build(tmp_path, "test_tracker", "-DHB_TEST_DELAY")
-    for scenario in ["guests", "instant", "large", "rest"]:
-        assert f"ok {scenario}: " in succeed([program, "1", "3", f"{scenario}: "])
-
-
-@pytest.mark.parametrize("step", ["WAIT", "WAIT_FOR_FORK", "TURN"])
-def test_a_publication_that_leaves_out_a_step_is_noticed(tmp_path: Path, step: str) -> None:
-    program = build(tmp_path, "test_tracker", "-DHB_TEST_DELAY", f"-DHB_BREAK_NO_{step}")
-    done = run([program, "1", "10", "instant"])
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "test_tracker.c:" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["gcc", "clang"])
