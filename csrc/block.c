@@ -254,10 +254,9 @@ HBitmap *hbitmap_alloc_on(uint64_t size, int granularity,
 static void hb_delete(HBitmap *hb)
 {
     struct hb_block *b = hb_block_of(hb);
-    uint64_t pages = hb_pages(b->nwords[0]);
 
     if (b->paged && b->mapped <= HB_SPARE_MAX && !b->leaf_mapped && !b->older &&
-        hb_pages_named(b) >= pages - pages / 8) {
+        hb_nearly_all(hb_pages_named(b), b->nwords[0])) {
         b = atomic_exchange(&hb_spare, b);
     }
     hb_block_free(b);

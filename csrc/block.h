@@ -172,12 +172,6 @@ static inline uint64_t hb_used(const struct hb_block *b, uint64_t word)
     return word > b->ngroups / HB_BITS ? 0 : hb_bit(b->ngroups) - 1;
 }
 
-/* What reset and drain take: whole groups, see hbitmap_reset.  The groups in
- * [*first, *last]; count is not 0.  0, -ERANGE or -EINVAL. */
-int hb_whole_groups(const HBitmap *hb, const struct hb_block *b,
-                    uint64_t start, uint64_t count,
-                    uint64_t *first, uint64_t *last);
-
 /* ---- searching ---------------------------------------------------------- */
 
 /*
@@ -185,6 +179,27 @@ int hb_whole_groups(const HBitmap *hb, const struct hb_block *b,
  * is a dirty group; above, a word of level k - 1 that may be non-zero.
  */
 uint64_t hb_next_bit(const struct hb_block *b, unsigned k, uint64_t bit);
+
+/*
+ * The words of level 2 that are not zero, from `above` on, or HB_NONE; and what such a
+ * one has.  Where there are but two levels, word 0 stands for all.
+ */
+static inline uint64_t hb_next_above(const struct hb_block *b, uint64_t above)
+{
+    uint64_t bit;
+
+    if (b->nlevels == HB_MIN_LEVELS) {
+        return above == 0 ? 0 : HB_NONE;
+    }
+    bit = hb_next_bit(b, 2, above * HB_BITS);
+    return bit == HB_NONE ? HB_NONE : bit / HB_BITS;
+}
+
+static inline uint64_t hb_pieces_under(const struct hb_block *b, uint64_t above)
+{
+    return b->nlevels > HB_MIN_LEVELS ? atomic_load(&b->level[2][above])
+                                      : atomic_load(&b->level[1][0]) != 0;
+}
 
 /*
  * Where the summary names many of the words under each of its own, a loop over

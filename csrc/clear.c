@@ -107,14 +107,13 @@ static void hb_clear_piece(const struct hb_block *b, uint64_t parent, uint64_t f
 /* The pieces [first, end), whole ones. */
 static void hb_clear_pieces(const struct hb_block *b, uint64_t first, uint64_t end)
 {
-    uint64_t at = first * HB_BITS;
+    for (uint64_t above = hb_next_above(b, first / HB_BITS); above <= (end - 1) / HB_BITS;
+         above = hb_next_above(b, above + 1)) {
+        uint64_t bits = hb_pieces_under(b, above) & hb_mask(above, first, end - 1);
 
-    while ((at = hb_next_bit(b, 1, at)) < end * HB_BITS) {
-        uint64_t above = at / HB_BITS / HB_BITS;
-        uint64_t bits = b->nlevels > 2 ? atomic_load(&b->level[2][above]) : 1;
-
-        hb_empty_pieces(b, above, bits & hb_mask(above, first, end - 1));
-        at = (above + 1) * HB_BITS * HB_BITS;
+        if (bits) {
+            hb_empty_pieces(b, above, bits);
+        }
     }
 }
 
@@ -167,9 +166,11 @@ void hb_clear(const struct hb_block *b, uint64_t first, uint64_t last)
 
 /* ---- whole groups ----------------------------------------------------------- */
 
-int hb_whole_groups(const HBitmap *hb, const struct hb_block *b,
-                    uint64_t start, uint64_t count,
-                    uint64_t *first, uint64_t *last)
+/* What reset and drain take: whole groups, see hbitmap_reset.  The groups in
+ * [*first, *last]; count is not 0.  0, -ERANGE or -EINVAL. */
+static int hb_whole_groups(const HBitmap *hb, const struct hb_block *b,
+                           uint64_t start, uint64_t count,
+                           uint64_t *first, uint64_t *last)
 {
     uint64_t inside = (UINT64_C(1) << hb->granularity) - 1;
     uint64_t end = start + count;
@@ -192,9 +193,8 @@ int hb_whole_groups(const HBitmap *hb, const struct hb_block *b,
 
 /* ---- reset, take -------------------------------------------------------- */
 
-int hbitmap_reset(HBitmap *hb, uint64_t start, uint64_t count)
+int hb_change_groups(HBitmap *hb, uint64_t start, uint64_t count, hb_change *change)
 {
-    HB_AT_HOME(hb, -EXDEV, hbitmap_reset, hb, start, count);
     const struct hb_block *b;
     uint64_t first, last;
     int err;
@@ -206,10 +206,16 @@ int hbitmap_reset(HBitmap *hb, uint64_t start, uint64_t count)
     b = hb_block_of(hb);
     err = hb_whole_groups(hb, b, start, count, &first, &last);
     if (!err) {
-        hb_clear(b, first, last);
+        change(b, first, last);
     }
     hb_unlock(hb);
     return err;
+}
+
+int hbitmap_reset(HBitmap *hb, uint64_t start, uint64_t count)
+{
+    HB_AT_HOME(hb, -EXDEV, hbitmap_reset, hb, start, count);
+    return hb_change_groups(hb, start, count, hb_clear);
 }
 
 void hbitmap_reset_all(HBitmap *hb)
@@ -300,7 +306,7 @@ static bool hb_drain_pages(const struct hb_block *b, struct hb_block *target,
                                                             parent * HB_BITS));
 
         if (named) {
-            (void)hb_mark_words(target, parent, source, named);
+            hb_mark_words(target, parent, source, named);
         }
     }
     munmap((void *)leaf, nbytes);

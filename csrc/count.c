@@ -49,13 +49,9 @@ void hb_count_again(struct hb_block *b)
 
 void hb_note_named(const struct hb_block *b)
 {
-    if (b->nlevels == HB_MIN_LEVELS) {
-        hb_note(b, 0);
-        return;
-    }
-    for (uint64_t at = hb_next_bit(b, 2, 0); at != HB_NONE;
-         at = hb_next_bit(b, 2, (at / HB_BITS + 1) * HB_BITS)) {
-        hb_note_bits(b, at / HB_BITS, atomic_load(&b->level[2][at / HB_BITS]));
+    for (uint64_t above = hb_next_above(b, 0); above != HB_NONE;
+         above = hb_next_above(b, above + 1)) {
+        hb_note_bits(b, above, hb_pieces_under(b, above));
     }
 }
 
@@ -140,22 +136,16 @@ static void hb_count_changes(struct hb_block *b)
 uint64_t hbitmap_count(const HBitmap *hb)
 {
     HB_AT_HOME(hb, 0, hbitmap_count, hb);
-    const bool alone = hb_alone();
     struct hb_block *b = hb_block_of(hb);
     uint64_t groups;
 
 #ifndef HB_BREAK_COUNT_WAIT
-    if (!alone) {
+    if (!hb_alone()) {
         hb_wait_for_summarising();
     }
 #endif
-    if (!hb_unfinished(hb)) {
-        if (alone && atomic_load(&b->top)) {
-            hb_count_changes(b);
-        }
-        if (!atomic_load(&b->top) && !atomic_load(&b->counting)) {
-            return atomic_load(&b->count) << hb->granularity;
-        }
+    if (!hb_unfinished(hb) && !atomic_load(&b->top) && !atomic_load(&b->counting)) {
+        return atomic_load(&b->count) << hb->granularity;
     }
     hb_lock(hb, HB_READ);
     b = hb_block_of(hb);

@@ -135,13 +135,8 @@ static void hb_mark_log_words(const HBitmap *hb, const struct hb_block *b,
         }
         words[n - 1] &= hb_used(b, at + n - 1);
         named = hb_nonzero(words, n);
-        if (hb_many(named, HB_MANY) && hb_alone()) {
-            if (hb_gain_words(&b->level[0][at], (const hb_word *)words, n)) {
-                hb_note(b, parent);
-            }
-            hb_summarise_words(b, parent, named);
-        } else if (named) {
-            (void)hb_mark_words(b, parent, (const hb_word *)words, named);
+        if (named) {
+            hb_mark_words(b, parent, (const hb_word *)words, named);
         }
         done += under;
         if (done >= b->ngroups) {

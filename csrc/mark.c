@@ -304,7 +304,7 @@ static inline bool hb_or_word(hb_word *target, uint64_t more, bool alone)
     return true;
 }
 
-bool hb_mark_words(const struct hb_block *to, uint64_t parent, const hb_word *source,
+void hb_mark_words(const struct hb_block *to, uint64_t parent, const hb_word *source,
                    uint64_t named)
 {
     const bool alone = hb_alone();
@@ -317,6 +317,14 @@ bool hb_mark_words(const struct hb_block *to, uint64_t parent, const hb_word *so
                                                    memory_order_relaxed);
     bool gained = false;
 
+    if (alone && hb_many(named, HB_MANY)) {
+        if (hb_gain_words(target, source, n)) {
+            hb_note(to, parent);
+        }
+        /* A bit over a word that is zero does no harm. */
+        hb_summarise_words(to, parent, named);
+        return;
+    }
     for (uint64_t bits = empty; bits; bits &= bits - 1) {
         unsigned i = hb_lowest(bits);
 
@@ -348,5 +356,4 @@ bool hb_mark_words(const struct hb_block *to, uint64_t parent, const hb_word *so
     if (gained) {
         hb_note(to, parent);
     }
-    return gained;
 }

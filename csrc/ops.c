@@ -88,29 +88,14 @@ int hbitmap_is_disjoint(const HBitmap *a, const HBitmap *b)
 
 /* ---- set operations ----------------------------------------------------- */
 
-enum hb_op { HB_AND, HB_ANDNOT, HB_XOR };
-
-static inline uint64_t hb_apply(enum hb_op op, uint64_t a, uint64_t b)
-{
-    switch (op) {
-    case HB_AND:
-        return a & b;
-    case HB_ANDNOT:
-        return a & ~b;
-    case HB_XOR:
-        return a ^ b;
-    }
-    return 0;
-}
-
 /*
- * result = a op b for the words `named` under word `parent` of level 1.
+ * result = those of a kind, for the words `named` under word `parent` of level 1.
  *
  * Each word of the result is changed by its difference: bits to set are or'ed
  * in, bits to go are and'ed out.  So a mark that comes in between stays, also
  * where the result is a or b.
  */
-static void hb_combine_piece(enum hb_op op, const struct hb_block *a,
+static void hb_combine_piece(enum hb_kind kind, const struct hb_block *a,
                              const struct hb_block *b, const struct hb_block *result,
                              uint64_t parent, uint64_t named, struct hb_gone *gone)
 {
@@ -124,7 +109,7 @@ static void hb_combine_piece(enum hb_op op, const struct hb_block *a,
         /* One load each: the same word must not differ from itself. */
         uint64_t va = a == result ? old : atomic_load(&a->level[0][word]);
         uint64_t vb = b == result ? old : b == a ? va : atomic_load(&b->level[0][word]);
-        uint64_t new = hb_apply(op, va, vb);
+        uint64_t new = hb_of_kind(kind, va, vb);
 
         changed |= old != new;
         if (old & ~new) {
@@ -148,8 +133,8 @@ static void hb_combine_piece(enum hb_op op, const struct hb_block *a,
     }
 }
 
-/* result = a op b, all of one shape; the caller holds the locks. */
-static void hb_combine(enum hb_op op, const struct hb_block *a,
+/* result = the groups of a kind in a and b, all of one shape; the caller holds the locks. */
+static void hb_combine(enum hb_kind kind, const struct hb_block *a,
                        const struct hb_block *b, const struct hb_block *result)
 {
     /* Words that only the result names change too, unless it is an operand and
@@ -159,11 +144,11 @@ static void hb_combine(enum hb_op op, const struct hb_block *a,
     struct hb_gone gone = { 0, 0 };
 
     if (result == a) {
-        x = op == HB_AND ? a : b;
+        x = kind == HB_BOTH ? a : b;
         y = z = NULL;
     } else if (result == b) {
-        x = op == HB_AND ? b : a;
-        y = op == HB_ANDNOT ? b : NULL;
+        x = kind == HB_BOTH ? b : a;
+        y = kind == HB_FIRST_ONLY ? b : NULL;
         z = NULL;
     }
     for (uint64_t next = hb_next_word(x, y, z, 0); next != HB_NONE;
@@ -173,7 +158,7 @@ static void hb_combine(enum hb_op op, const struct hb_block *a,
 
         named |= y ? atomic_load(&y->level[1][parent]) : 0;
         named |= z ? atomic_load(&z->level[1][parent]) : 0;
-        hb_combine_piece(op, a, b, result, parent, named, &gone);
+        hb_combine_piece(kind, a, b, result, parent, named, &gone);
         next = (parent + 1) * HB_BITS;
     }
     hb_unsummarise_above(result, &gone);
@@ -184,7 +169,7 @@ static void hb_combine(enum hb_op op, const struct hb_block *a,
  * are many; for one thread alone.  Where it ended: at `word`, if there are few.
  */
 static uint64_t hb_merge_alone(const struct hb_block *from, const struct hb_block *to,
-                            uint64_t word)
+                               uint64_t word)
 {
     uint64_t most = hb_min(from->nwords[0], word + HB_BITS * HB_BITS);
     uint64_t end = hb_many_end(from, HB_MANY, word, most);
@@ -216,8 +201,8 @@ static void hb_or_into(const struct hb_block *from, const struct hb_block *to)
 
         next = alone ? hb_merge_alone(from, to, at) : at;
         if (next == at) {
-            (void)hb_mark_words(to, parent, &from->level[0][at],
-                                atomic_load(&from->level[1][parent]));
+            hb_mark_words(to, parent, &from->level[0][at],
+                          atomic_load(&from->level[1][parent]));
             next = at + HB_BITS;
         }
     }
@@ -445,10 +430,9 @@ HBitmap *hbitmap_union(const HBitmap *a, const HBitmap *b)
     hb_lock_all(a, b, NULL);
     if (hbitmap_size(a) == hbitmap_size(b)) {
         const struct hb_block *x = hb_block_of(a);
-        uint64_t pages = hb_pages(x->nwords[0]);
+        uint64_t pages = hb_pages_of_union(x, hb_block_of(b));
 
-        result = hb_new_like(a, hb_same_shape(a, b) &&
-                                hb_pages_of_union(x, hb_block_of(b)) >= pages - pages / 8);
+        result = hb_new_like(a, hb_same_shape(a, b) && hb_nearly_all(pages, x->nwords[0]));
         err = errno;
         if (result) {
             hb_merge(a, b, result);
@@ -461,7 +445,7 @@ HBitmap *hbitmap_union(const HBitmap *a, const HBitmap *b)
     return result;
 }
 
-static int hb_operate(enum hb_op op, const HBitmap *a, const HBitmap *b,
+static int hb_operate(enum hb_kind kind, const HBitmap *a, const HBitmap *b,
                       HBitmap *result)
 {
     int err = -EINVAL;
@@ -469,7 +453,7 @@ static int hb_operate(enum hb_op op, const HBitmap *a, const HBitmap *b,
     hb_lock_all(a, b, result);
     if (hb_same_shape(a, result) && hb_same_shape(b, result)) {
         err = 0;
-        hb_combine(op, hb_block_of(a), hb_block_of(b), hb_block_of(result));
+        hb_combine(kind, hb_block_of(a), hb_block_of(b), hb_block_of(result));
     }
     hb_unlock_all(a, b, result);
     return err;
@@ -478,17 +462,17 @@ static int hb_operate(enum hb_op op, const HBitmap *a, const HBitmap *b,
 int hbitmap_and(const HBitmap *a, const HBitmap *b, HBitmap *result)
 {
     HB_TOGETHER((a, b, result), -EXDEV, hbitmap_and, a, b, result);
-    return hb_operate(HB_AND, a, b, result);
+    return hb_operate(HB_BOTH, a, b, result);
 }
 
 int hbitmap_andnot(const HBitmap *a, const HBitmap *b, HBitmap *result)
 {
     HB_TOGETHER((a, b, result), -EXDEV, hbitmap_andnot, a, b, result);
-    return hb_operate(HB_ANDNOT, a, b, result);
+    return hb_operate(HB_FIRST_ONLY, a, b, result);
 }
 
 int hbitmap_xor(const HBitmap *a, const HBitmap *b, HBitmap *result)
 {
     HB_TOGETHER((a, b, result), -EXDEV, hbitmap_xor, a, b, result);
-    return hb_operate(HB_XOR, a, b, result);
+    return hb_operate(HB_ONE_ONLY, a, b, result);
 }

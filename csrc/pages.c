@@ -72,9 +72,8 @@ uint64_t hb_pages_named(const struct hb_block *b)
 bool hb_will_fill(const struct hb_block *b, uint64_t words, uint64_t pages)
 {
     size_t nbytes = (size_t)words * sizeof(hb_word);
-    uint64_t all = hb_pages(words);
 
-    if (!b->paged || b->leaf_mapped || nbytes < HB_HUGE || pages < all - all / 8 ||
+    if (!b->paged || b->leaf_mapped || nbytes < HB_HUGE || !hb_nearly_all(pages, words) ||
         atomic_load(&b->level[b->nlevels - 1][0])) {
         return false;
     }

@@ -47,6 +47,12 @@ static inline uint64_t hb_pages(uint64_t words)
     return (words - 1) / HB_BITS / HB_PAGE_PARENTS + 1;
 }
 
+/* Are that many nearly all of those that so many leaf words have? */
+static inline bool hb_nearly_all(uint64_t pages, uint64_t words)
+{
+    return pages >= hb_pages(words) - hb_pages(words) / 8;
+}
+
 /*
  * Somebody is about to fill the first `words` of the leaf, and will touch this many of
  * those pieces at least: if b is clean and that is nearly all, huge pages are taken,

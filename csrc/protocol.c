@@ -38,8 +38,7 @@ static bool hb_mark_whole(const struct hb_block *b, unsigned k,
     return changed;
 }
 
-bool hb_mark_level(const struct hb_block *b, unsigned k,
-                          uint64_t first, uint64_t last)
+bool hb_mark_level(const struct hb_block *b, unsigned k, uint64_t first, uint64_t last)
 {
     uint64_t head = first / HB_BITS, tail = last / HB_BITS;
     bool changed;
@@ -134,7 +133,7 @@ void hb_summarise_range(const struct hb_block *b, uint64_t first, uint64_t last)
 /* ---- clearing upwards --------------------------------------------------- */
 
 void hb_unsummarise(const struct hb_block *b, uint64_t parent, uint64_t words,
-               struct hb_gone *gone)
+                    struct hb_gone *gone)
 {
     uint64_t left, again = 0;
 
@@ -235,7 +234,7 @@ void hb_unsummarise_above(const struct hb_block *b, struct hb_gone *gone)
 
 void hb_drop_summaries_under(const struct hb_block *b, uint64_t word)
 {
-    struct hb_gone gone = { word, b->nlevels > 2 ? atomic_load(&b->level[2][word]) : 1 };
+    struct hb_gone gone = { word, hb_pieces_under(b, word) };
 
     for (uint64_t bits = gone.bits; bits; bits &= bits - 1) {
         atomic_store_explicit(&b->level[1][word * HB_BITS + hb_lowest(bits)], 0,
@@ -247,13 +246,9 @@ void hb_drop_summaries_under(const struct hb_block *b, uint64_t word)
 
 void hb_drop_summaries(const struct hb_block *b)
 {
-    if (b->nlevels == HB_MIN_LEVELS) {
-        hb_drop_summaries_under(b, 0);
-        return;
-    }
-    for (uint64_t at = hb_next_bit(b, 2, 0); at != HB_NONE;
-         at = hb_next_bit(b, 2, (at / HB_BITS + 1) * HB_BITS)) {
-        hb_drop_summaries_under(b, at / HB_BITS);
+    for (uint64_t above = hb_next_above(b, 0); above != HB_NONE;
+         above = hb_next_above(b, above + 1)) {
+        hb_drop_summaries_under(b, above);
     }
 }
 

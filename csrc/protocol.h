@@ -140,7 +140,7 @@ bool hb_mark(const struct hb_block *b, uint64_t first, uint64_t last);
  * atomic or, as long as there are other threads.  As with any mark, level 1 is
  * seen to also where nothing changed.
  */
-bool hb_mark_words(const struct hb_block *to, uint64_t parent, const hb_word *source,
+void hb_mark_words(const struct hb_block *to, uint64_t parent, const hb_word *source,
                    uint64_t named);
 
 /* ---- clearing upwards: the caller holds the lock ------------------------ */
@@ -173,8 +173,15 @@ void hb_drop_summaries(const struct hb_block *b);
 
 /* ---- clearing groups ---------------------------------------------------- */
 
-/* Clears the groups [first, last]. */
-void hb_clear(const struct hb_block *b, uint64_t first, uint64_t last);
+/* Does something to the groups [first, last]. */
+typedef void hb_change(const struct hb_block *b, uint64_t first, uint64_t last);
+
+/* Clears them. */
+hb_change hb_clear;
+
+/* Does so with a range of whole groups, holding the lock.  0, -ERANGE or -EINVAL, see
+ * hbitmap_reset. */
+int hb_change_groups(HBitmap *hb, uint64_t start, uint64_t count, hb_change *change);
 
 #pragma GCC visibility pop
 

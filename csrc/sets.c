@@ -64,27 +64,9 @@ int64_t hbitmap_select(const HBitmap *hb, uint64_t n)
 
 /* ---- two bitmaps, word by word ------------------------------------------- */
 
-/* Which groups: those dirty in both, in one at least, in a only, in one only. */
-enum hb_kind { HB_BOTH, HB_EITHER, HB_FIRST_ONLY, HB_ONE_ONLY };
-
+/* Where one of them may be, as a summary of a and one of b tell. */
 #define HB_INLINE static inline __attribute__((always_inline))
 
-HB_INLINE uint64_t hb_of_kind(enum hb_kind kind, uint64_t a, uint64_t b)
-{
-    switch (kind) {
-    case HB_BOTH:
-        return a & b;
-    case HB_EITHER:
-        return a | b;
-    case HB_FIRST_ONLY:
-        return a & ~b;
-    case HB_ONE_ONLY:
-        return a ^ b;
-    }
-    return 0;
-}
-
-/* Where one of them may be, as a summary of a and one of b tell. */
 HB_INLINE uint64_t hb_may_be(enum hb_kind kind, uint64_t a, uint64_t b)
 {
     return kind == HB_BOTH ? a & b : kind == HB_FIRST_ONLY ? a : a | b;
@@ -304,14 +286,13 @@ HB_INLINE uint64_t hb_words_that_may(enum hb_kind kind, const struct hb_block *a
 HB_INLINE uint64_t hb_least_pages(enum hb_kind kind, const HBitmap *a, const HBitmap *b)
 {
     struct hb_walk walk = hb_walk_over(a, b);
-    uint64_t pages = hb_pages_named(walk.a), all = hb_pages(walk.a->nwords[0]);
-    uint64_t words[HB_BITS], both = 0;
+    uint64_t pages = hb_pages_named(walk.a), words[HB_BITS], both = 0;
 
-    if (pages < all - all / 8) {    /* then it is of no use, see hb_will_fill */
+    if (!hb_nearly_all(pages, walk.a->nwords[0])) {     /* then it is of no use, see hb_will_fill */
         return 0;
     }
     if (hb_words_that_may(kind, walk.a, walk.b) >= walk.a->nwords[0] / 2) {
-        return all;
+        return hb_pages(walk.a->nwords[0]);
     }
     while (kind != HB_BOTH && both < pages && hb_walk_on(HB_BOTH, &walk)) {
         uint64_t n = hb_walk_words(HB_BOTH, &walk, false, words);
@@ -455,19 +436,5 @@ static void hb_flip(const struct hb_block *b, uint64_t first, uint64_t last)
 int hbitmap_flip(HBitmap *hb, uint64_t start, uint64_t count)
 {
     HB_AT_HOME(hb, -EXDEV, hbitmap_flip, hb, start, count);
-    const struct hb_block *b;
-    uint64_t first, last;
-    int err;
-
-    if (count == 0) {
-        return 0;
-    }
-    hb_lock(hb, HB_CHANGE);
-    b = hb_block_of(hb);
-    err = hb_whole_groups(hb, b, start, count, &first, &last);
-    if (!err) {
-        hb_flip(b, first, last);
-    }
-    hb_unlock(hb);
-    return err;
+    return hb_change_groups(hb, start, count, hb_flip);
 }

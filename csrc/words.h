@@ -179,6 +179,25 @@ static inline unsigned hb_popcount(uint64_t word)
 #endif
 }
 
+/* What two bitmaps make: the groups that are dirty in both, in one at least, in the first
+ * only, in one only. */
+enum hb_kind { HB_BOTH, HB_EITHER, HB_FIRST_ONLY, HB_ONE_ONLY };
+
+static inline uint64_t hb_of_kind(enum hb_kind kind, uint64_t a, uint64_t b)
+{
+    switch (kind) {
+    case HB_BOTH:
+        return a & b;
+    case HB_EITHER:
+        return a | b;
+    case HB_FIRST_ONLY:
+        return a & ~b;
+    case HB_ONE_ONLY:
+        return a ^ b;
+    }
+    return 0;
+}
+
 /* Bits set in n words. */
 uint64_t hb_popcount_words(const hb_word *words, uint64_t n);
 

@@ -44,19 +44,22 @@ def test_threads_that_are_held_up_halfway(tmp_path: Path) -> None:
     assert "ok asked" in succeed([program, "1", "1", "asked"])
 
 
-def test_a_clear_that_does_not_wait_is_noticed(tmp_path: Path) -> None:
-    program = build(tmp_path, "test_threads", "-DHB_TEST_DELAY", "-DHB_BREAK_NO_WAIT")
-    done = run([program, "1", "3", "halfway"])
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "test_threads.c:" in done.stderr
-
-
-@pytest.mark.parametrize("step", ["COUNTING", "COUNT_WAIT"])
-def test_a_count_that_leaves_out_a_step_is_noticed(tmp_path: Path, step: str) -> None:
+@pytest.mark.parametrize(
+    ("step", "scenario", "noticed"),
+    [
+        ("NO_WAIT", "halfway", "test_threads.c:"),
+        ("COUNTING", "growing", "were marked"),
+        ("COUNT_WAIT", "growing", "were marked"),
+        ("UNDISTURBED", "asked", "hbitmap_empty"),
+    ],
+)
+def test_a_step_that_is_left_out_is_noticed(
+    tmp_path: Path, step: str, scenario: str, noticed: str
+) -> None:
     program = build(tmp_path, "test_threads", "-DHB_TEST_DELAY", f"-DHB_BREAK_{step}")
-    done = run([program, "1", "3", "growing"])
+    done = run([program, "1", "3", scenario])
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "were marked" in done.stderr
+    assert noticed in done.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are kept on a processor by Linux")
@@ -71,13 +74,6 @@ def test_a_wait_at_real_time_priority_lets_the_marker_have_the_processor(
             pytest.skip(done.stdout.strip())
         assert done.returncode == (1 if flags else 0), done.stdout + done.stderr
         assert ("of the processor's time" in done.stderr) == bool(flags)
-
-
-def test_an_answer_amid_a_clear_is_noticed(tmp_path: Path) -> None:
-    program = build(tmp_path, "test_threads", "-DHB_TEST_DELAY", "-DHB_BREAK_UNDISTURBED")
-    done = run([program, "1", "3", "asked"])
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "hbitmap_empty" in done.stderr
 
 
 @pytest.mark.parametrize("step", ["KEEP_LOCKS", "UNFINISHED_MARKS"])
