@@ -462,6 +462,8 @@ class HBitmap(Base, MutableSet[int]):
         no time if nothing has changed since it was last asked. With ``start``: in the ``count``
         items from there on (None: to the end), clipped to them and to the size.
 
+        Writer: every mark that has returned before is in it, if nothing clears meanwhile.
+
         :raises RangeError: if ``start`` or ``count`` is negative
         """
         if start is None and count is None:
