@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from peers import peer
+from peers import package, peer
 
 import pybitmap
 from pybitmap import HBitmap, native
@@ -43,17 +43,6 @@ def run(
     )
     assert done.returncode == 0, done.stdout
     return done.stdout
-
-
-def package(name: str) -> None:
-    """Skip, or fail where peers are required, if a package of the test extra is missing."""
-    try:
-        __import__(name)
-    except ImportError:
-        reason = f"{name} is not installed: pip install '.[test]'"
-        if os.environ.get("PYBITMAP_REQUIRE_PEERS") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
 
 
 def built(tmp_path: Path, example: str, **environment: str) -> Path:

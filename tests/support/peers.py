@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from importlib import import_module
+from typing import Any, NoReturn
 
 import pytest
 
@@ -21,3 +23,21 @@ def peer(name: str, package: str) -> str:
             pytest.fail(reason)
         pytest.skip(reason)
     return path
+
+
+def package(name: str) -> Any:
+    """A module from the package index, of the test extra; skips or fails likewise."""
+    try:
+        return import_module(name)
+    except ImportError:
+        reason = f"{name} is not installed: pip install '.[test]'"
+        if os.environ.get("PYBITMAP_REQUIRE_PEERS") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+
+def lacking(reason: str) -> NoReturn:
+    """Skip for what no package brings: a kernel's feature, hardware, rights. CI repeats these at
+    its end.
+    """
+    pytest.skip(f"NOT TESTED HERE: {reason}")
