@@ -8,63 +8,28 @@ PYBITMAP_ALL_LINES=1, ``make interrupts``). What is looked at then: trials.py.
 
 from __future__ import annotations
 
-import linecache
 import os
 import random
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import pytest
+from lines import Interruption, interrupted
 from stores import Place
 from trials import CHANGES, KINDS, Disturbance, Trials
-
-import pybitmap
 
 pytestmark = pytest.mark.skipif(
     sys.implementation.name != "cpython", reason="relies on counted references and on _fast"
 )
 
-PACKAGE = os.path.dirname(pybitmap.__file__)
 ALL = os.environ.get("PYBITMAP_ALL_LINES") == "1"
 SAMPLE = 10  # of the lines of a change
 
 
-class Interruption(BaseException):
-    """As KeyboardInterrupt."""
-
-
-@contextmanager
-def interrupted(at: int) -> Iterator[Disturbance]:
+def disturbed(at: int) -> AbstractContextManager[Disturbance]:
     """Raises at that line, once; 0: never."""
-    disturbance = Disturbance((Interruption,))
-
-    def trace(frame: FrameType, event: str, arg: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(PACKAGE):
-            return None
-        # A `with` is a line again when its block is left, and a `try` is one that no handler
-        # covers; but no signal handler of Python's can run there.
-        skipped = source(frame).startswith(("with ", "try:"))
-        if event == "line" and not skipped:
-            disturbance.passed += 1
-            if disturbance.passed == at:
-                disturbance.came = True
-                disturbance.where = f"{frame.f_code.co_filename}:{frame.f_lineno}, line {at}"
-                raise Interruption
-        return trace
-
-    sys.settrace(trace)
-    try:
-        yield disturbance
-    finally:
-        sys.settrace(None)
-
-
-def source(frame: FrameType) -> str:
-    return linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+    return interrupted(at, Disturbance((Interruption,)))
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -74,10 +39,10 @@ def test_an_exception_at_any_line_leaves_all_or_nothing(
 ) -> None:
     trials = Trials(kind, tmp_path, name)
     scene = trials.scene()
-    with interrupted(0) as calm:
+    with disturbed(0) as calm:
         trials.attempt(scene)
     scene.graph.close()
     every = range(1, calm.passed + 1)
     at = every if ALL or len(every) < SAMPLE else sorted(random.sample(every, SAMPLE))
     for line in at:
-        trials.disturb(interrupted(line))
+        trials.disturb(disturbed(line))

@@ -35,9 +35,9 @@ class WithoutMemory:
         self._disturbance = Disturbance(
             kinds,
             told=False,
-            where=f"allocation {at}, {count}",
             end=_testcapi.remove_mem_hooks,
         )
+        self._disturbance.where = f"allocation {at}, {count}"
         self._arguments = at, at + count
 
     def __enter__(self) -> Disturbance:

@@ -54,7 +54,8 @@ class Signal:
     """``with``: after so many seconds, a handler raises if a frame of that name is on the stack."""
 
     def __init__(self, seconds: float, within: str) -> None:
-        self._disturbance = Disturbance((Interruption,), where=f"after {seconds * 1e6:.0f} us")
+        self._disturbance = Disturbance((Interruption,))
+        self._disturbance.where = f"after {seconds * 1e6:.0f} us"
         self._seconds, self._within = seconds, within
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lines import Lines
 from stores import PLACES, SIZE, Place
 from support import collect
 
@@ -33,20 +34,16 @@ KINDS: list[type[Place] | None] = [None, *PLACES[1:]]
 
 
 @dataclass
-class Disturbance:
+class Disturbance(Lines):
     """What comes in the midst of a change.
 
     :param kinds: what is raised
     :param told: must whoever made the change be told, if it came?
-    :param passed: moments at which it might have come
     :param end: ends it, where leaving the ``with`` may have been disturbed as well
     """
 
     kinds: tuple[type[BaseException], ...]
     told: bool = True
-    came: bool = False
-    where: str = ""
-    passed: int = 0
     end: Callable[[], object] | None = None
 
 

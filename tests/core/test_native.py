@@ -12,10 +12,9 @@ import re
 import sys
 import threading
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import pytest
+from lines import at_every_line
 from support import collect, run_python
 
 import pybitmap
@@ -200,34 +199,14 @@ def test_a_pin_is_not_copied() -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_pin_that_is_interrupted_at_any_line_pins_nothing() -> None:
     """Before the caller has it, and while it is closed."""
-    lines = 0
-    while True:
-        hb, left = HBitmap(1000), lines
+    hb = HBitmap(1000)
 
-        def trace(frame: FrameType, event: str, _: object) -> Any:
-            nonlocal left
-            if event == "line":
-                if left == 0:
-                    raise KeyboardInterrupt
-                left -= 1
-            return trace
-
-        done = False
-        try:
-            sys.settrace(trace)
-            with hb.pin():
-                pass
-            sys.settrace(None)
-            done = True
-        except KeyboardInterrupt:
+    def attempt() -> None:
+        with hb.pin():
             pass
-        finally:
-            sys.settrace(None)
-        assert not refuses_truncate(hb), lines
-        if done:
-            break
-        lines += 1
-    assert lines > 10
+
+    for where in at_every_line(attempt):
+        assert not refuses_truncate(hb), where
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
