@@ -104,6 +104,14 @@ hbtracker_wait: Callable[[CData, int], bool] = lib.hbtracker_wait
 hbfile_sync_directory: Callable[[bytes], int] = lib.hbfile_sync_directory
 hbfile_detach: Callable[[CData, int, bytes], int] = lib.hbfile_detach
 hbfile_identity: Callable[[bytes, CData], int] = lib.hbfile_identity
+hbkvm_open_log: Callable[[CData, int, int, CData, int], int] = lib.hbkvm_open_log
+hbkvm_fetch_log: Callable[[CData, CData, int], int] = lib.hbkvm_fetch_log
+hbkvm_open_rings: Callable[[CData, int, CData, int, CData, int, CData], int] = lib.hbkvm_open_rings
+hbkvm_fetch_rings: Callable[[CData, CData, CData], int] = lib.hbkvm_fetch_rings
+hbkvm_is_of: Callable[[CData, int], bool] = lib.hbkvm_is_of
+hbkvm_close: Callable[[CData], None] = lib.hbkvm_close
+HBKVM_MANUAL: int = lib.HBKVM_MANUAL
+HBKVM_INITIALLY_SET: int = lib.HBKVM_INITIALLY_SET
 
 #: A C pointer to nothing.
 NULL: CData = ffi.NULL
@@ -198,7 +206,8 @@ def own(pointer: CData, free: str, keep: object = None) -> Owner:
     """
     if fast is None:
         return _Owner(address(pointer), getattr(lib, free), keep)
-    return fast.Owner(address(pointer), addresses[free], keep)
+    function = addresses.get(free) or address(ffi.addressof(lib, free))
+    return fast.Owner(address(pointer), function, keep)
 
 
 def _load_fast() -> Any:
