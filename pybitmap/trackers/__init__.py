@@ -6,6 +6,23 @@ All have one protocol, :class:`Tracker`; each is imported when it is first asked
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .base import Tracker
 
-__all__ = ["Tracker"]
+if TYPE_CHECKING:
+    from .kvm import KvmDirtyLog, KvmDirtyRing
+
+__all__ = ["KvmDirtyLog", "KvmDirtyRing", "Tracker"]
+
+_MODULES = {
+    "KvmDirtyLog": "kvm",
+    "KvmDirtyRing": "kvm",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
