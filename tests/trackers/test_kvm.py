@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import random
+import re
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -499,6 +501,22 @@ def test_processors_have_to_be_processors_each_once(ringed: Machine) -> None:
         KvmDirtyRing(ringed.fd, [], {0: (0, SIZE)})
     with pytest.raises(InvalidError, match="slots is empty"):
         KvmDirtyRing(ringed.fd, fds, {})
+
+
+# ---- the example ----------------------------------------------------------------------------
+
+
+def test_the_example_migrates_a_machine() -> None:
+    Machine(PAGE).close()  # or skips
+    example = Path(__file__).resolve().parents[2] / "examples" / "kvm_migration.py"
+    done = subprocess.run(
+        [sys.executable, str(example)], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[-1] == "the copy is the guest's memory, byte for byte"
+    assert re.fullmatch(r" +1  262144 KiB +[\d.]+, runs", lines[1])
+    assert lines[-2].endswith("is stopped")
 
 
 # ---- what is refused ------------------------------------------------------------------------
