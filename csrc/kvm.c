@@ -177,13 +177,19 @@ static int hb_kvm_hold(HBKvm **made, int vm_fd)
     return 0;
 }
 
-bool hbkvm_is_of(HBKvm *const *held, int vm_fd)
+int hbkvm_machine(HBKvm *const *held)
+{
+    return *held ? (*held)->fd : -1;
+}
+
+bool hbkvm_same(int vm_fd, int other_fd)
 {
 #ifdef SYS_kcmp
-    return *held && syscall(SYS_kcmp, getpid(), getpid(), 0 /* KCMP_FILE */, (*held)->fd, vm_fd) == 0;
+    const int file = 0;     /* KCMP_FILE */
+
+    return syscall(SYS_kcmp, getpid(), getpid(), file, vm_fd, other_fd) == 0;
 #else
-    (void)held;
-    (void)vm_fd;
+    (void)vm_fd, (void)other_fd;
     return false;
 #endif
 }
@@ -725,9 +731,15 @@ int hbkvm_fetch_rings(HBKvm *const *held, HBitmap *hb, uint64_t stranger[2])
     return -ENOSYS;
 }
 
-bool hbkvm_is_of(HBKvm *const *held, int vm_fd)
+int hbkvm_machine(HBKvm *const *held)
 {
-    (void)held, (void)vm_fd;
+    (void)held;
+    return -1;
+}
+
+bool hbkvm_same(int vm_fd, int other_fd)
+{
+    (void)vm_fd, (void)other_fd;
     return false;
 }
 

@@ -80,8 +80,11 @@ int hbkvm_open_rings(HBKvm **held, int vm_fd, const int *vcpu_fds, size_t nvcpus
  */
 int hbkvm_fetch_rings(HBKvm *const *held, HBitmap *hb, uint64_t stranger[2]);
 
-/* Is it of the machine that vm_fd is?  False also where the system does not tell. */
-bool hbkvm_is_of(HBKvm *const *held, int vm_fd);
+/* The descriptor of its machine, its own; -1: nothing is held. */
+int hbkvm_machine(HBKvm *const *held);
+
+/* Are the two descriptors of one machine?  False also where the system does not tell. */
+bool hbkvm_same(int vm_fd, int other_fd);
 
 /* Gives everything back and makes *held NULL; nothing to do if it is. */
 void hbkvm_close(HBKvm **held);

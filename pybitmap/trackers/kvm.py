@@ -45,6 +45,7 @@ class _Kvm(Tracker):
     """What the two have in common: what C holds."""
 
     _held: CData
+    _machine = -1  # its descriptor; a number, as another thread may close it
 
     def _begin(self) -> CData:
         """An ``HBKvm **`` for C to fill; it is given back at the latest when this goes."""
@@ -52,7 +53,12 @@ class _Kvm(Tracker):
         self._owner = _core.own(self._held, "hbkvm_close", self._held)
         return self._held
 
+    def _start(self, what: str, size: int) -> None:
+        self._machine = _core.hbkvm_machine(self._held)
+        super().__init__(what, size, _PAGE.bit_length() - 1)
+
     def _release(self) -> None:
+        self._machine = -1
         _core.hbkvm_close(self._held)
 
     def _check_fetched(self, code: int) -> None:
@@ -138,7 +144,7 @@ class KvmDirtyLog(_Kvm):
                 raise StateError("this machine has dirty rings and no log: use KvmDirtyRing")
             if code:
                 raise _failed(code, f"slot {slot}", f"vm_fd {vm_fd}")
-            super().__init__(f"slot {slot} of a KVM machine", size, _PAGE.bit_length() - 1)
+            self._start(f"slot {slot} of a KVM machine", size)
 
     def _fetch(self) -> None:
         code = _core.hbkvm_fetch_log(self._held, self._log._hb, self._first)
@@ -225,11 +231,7 @@ class KvmDirtyRing(_Kvm):
             if code:
                 named = [f"vCPU {fd}" for fd in vcpus] + [f"vm_fd {vm_fd}"]
                 raise _failed(code, "the rings", named[which[0]])
-            super().__init__(
-                f"slots {', '.join(map(str, places))} of a KVM machine",
-                size,
-                _PAGE.bit_length() - 1,
-            )
+            self._start(f"slots {', '.join(map(str, places))} of a KVM machine", size)
 
     def _fetch(self) -> None:
         code = _core.hbkvm_fetch_rings(self._held, self._log._hb, self._stranger)
@@ -245,7 +247,7 @@ class KvmDirtyRing(_Kvm):
 def _others(kind: type[_Tracking], vm_fd: int) -> Iterator[_Tracking]:
     """The open trackers of this machine, as far as the system tells."""
     for tracker in list(_trackers):
-        if isinstance(tracker, kind) and _core.hbkvm_is_of(tracker._held, vm_fd):
+        if isinstance(tracker, kind) and _core.hbkvm_same(tracker._machine, vm_fd):
             yield tracker
 
 
