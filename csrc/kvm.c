@@ -80,7 +80,8 @@ enum { HB_KVM_AT_ONCE = 1 << 12 };
 struct hb_ring {
     struct hb_kvm_gfn *entries;
     uint32_t next;              /* where the next one appears, if `known` */
-    uint32_t begin, harvested;  /* of the last harvest */
+    uint32_t begin;             /* of those that were harvested, and */
+    uint64_t harvested;         /* how many, until KVM has given all back */
     bool known;
     bool torn;                  /* from the first time on that it was dirty all over: hb_mend */
 };
@@ -551,29 +552,34 @@ static bool hb_find_begin(struct hb_ring *ring, uint32_t nentries)
     return ndirty == nentries;
 }
 
-/* What is dirty in the ring becomes pending. */
+/* What is dirty in the ring becomes pending.  Without room for it there were more than the
+ * ring has. */
 static void hb_harvest(HBKvm *kvm, struct hb_ring *ring)
 {
     const size_t room = kvm->nrings * kvm->nentries;
 
-    ring->harvested = 0;
     ring->known = ring->known || hb_find_begin(ring, kvm->nentries);
     if (!ring->known) {
         return;
     }
-    ring->begin = ring->next;
-    while (ring->harvested < kvm->nentries && kvm->npending < room
-           && hb_is_dirty(ring, ring->next)) {
+    if (!ring->harvested) {
+        ring->begin = ring->next;
+    }
+    for (uint32_t n = 0; n < kvm->nentries && hb_is_dirty(ring, ring->next); n++) {
         struct hb_kvm_gfn *entry = &ring->entries[ring->next];
 
-        kvm->pending[kvm->npending].slot = entry->slot;
-        kvm->pending[kvm->npending++].page = entry->page;
+        if (kvm->npending < room) {
+            kvm->pending[kvm->npending].slot = entry->slot;
+            kvm->pending[kvm->npending++].page = entry->page;
+        } else {
+            kvm->all_pending = true;
+        }
         /* Release: the entry has been read; pairs with KVM's acquire. */
         __atomic_store_n(&entry->flags, entry->flags | HB_KVM_RESET, __ATOMIC_RELEASE);
         ring->next = (ring->next + 1) & (kvm->nentries - 1);
         ring->harvested++;
     }
-    if (ring->harvested == kvm->nentries) {
+    if (ring->harvested >= kvm->nentries) {
         ring->torn = kvm->all_pending = true;
     }
     ring->known = !ring->torn;
@@ -590,7 +596,7 @@ static bool hb_ring_reset(const HBKvm *kvm, const struct hb_ring *ring)
         return true;
     }
     /* KVM gives entries back in order, so the last one that was harvested says of all. */
-    return !ring->known
+    return !ring->harvested
            || !(hb_flags(ring, (ring->next - 1) & (kvm->nentries - 1)) & HB_KVM_RESET);
 }
 
@@ -621,7 +627,7 @@ static bool hb_mend(const HBKvm *kvm, struct hb_ring *ring)
 {
     uint32_t at = (ring->begin - 1) & (kvm->nentries - 1);
 
-    if (!ring->torn || hb_flags(ring, at)) {
+    if (!ring->torn || !ring->harvested || hb_flags(ring, at)) {
         return false;
     }
     __atomic_store_n(&ring->entries[at].flags, HB_KVM_RESET, __ATOMIC_RELEASE);
@@ -629,9 +635,12 @@ static bool hb_mend(const HBKvm *kvm, struct hb_ring *ring)
     return true;
 }
 
-/* KVM watches the pages of all harvested entries again.  A signal lets it stop early, and
- * then it says how far it came; if it never gets on, they are not its own. */
-static int hb_reset_rings(const HBKvm *kvm)
+/*
+ * KVM watches the pages of all harvested entries again.  A signal lets it stop early, and
+ * then it says how far it came.  If it does not get on, it has replaced harvested
+ * entries by new ones, which are harvested; or the ring is torn; or it is not its own.
+ */
+static int hb_reset_rings(HBKvm *kvm)
 {
     struct hb_ring *left;
 
@@ -642,12 +651,18 @@ static int hb_reset_rings(const HBKvm *kvm)
             return n;
         }
         idle = n ? 0 : idle + 1;
-        if (idle > 3 && hb_mend(kvm, left)) {
-            idle = 0;
+        if (idle > 3) {
+            uint64_t before = left->harvested;
+
+            hb_harvest(kvm, left);
+            idle = left->harvested != before || hb_mend(kvm, left) ? 0 : idle;
         }
         if (idle == 1000) {
             return -EXDEV;
         }
+    }
+    for (size_t i = 0; i < kvm->nrings; i++) {
+        kvm->rings[i].harvested = 0;
     }
     return 0;
 }
