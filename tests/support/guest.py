@@ -92,7 +92,10 @@ class Processor:
         fcntl.ioctl(self.fd, SET_REGS, registers)
         exits = 0
         while True:
-            fcntl.ioctl(self.fd, RUN, 0)
+            try:
+                fcntl.ioctl(self.fd, RUN, 0)
+            except InterruptedError:  # by a signal
+                continue
             exits += 1
             reason = struct.unpack_from("<I", self.state, 8)[0]
             if reason == EXIT_HLT:
