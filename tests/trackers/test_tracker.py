@@ -120,7 +120,6 @@ def test_an_interruption_at_any_line_of_a_collect_loses_nothing(granularity: int
         tracker.collect(into)
 
     for where in at_every_line(attempt):
-        collect()
         tracker.collect(into)
         assert into.get(3 * 4096), where
         assert into.get(700 * 4096), where
@@ -138,7 +137,6 @@ def test_an_interruption_at_any_line_of_taking_loses_nothing() -> None:
             pass
 
     for where in at_every_line(attempt):
-        collect()
         assert pages(tracker.collect()) == [3], where
     tracker.close()
 
