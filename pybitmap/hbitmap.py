@@ -1031,6 +1031,10 @@ class HBitmap(Base, MutableSet[int]):
 
     # Comparisons with other sets are literal: set(hb) against theirs.
 
+    # NumPy and pandas leave operators to us, on either side: element by element they mean nothing.
+    __array_ufunc__ = None
+    __pandas_priority__ = 10_000
+
     __hash__ = None  # type: ignore[assignment]
 
     def __eq__(self, other: object) -> bool:

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import pytest
 from model import as_areas
+from peers import package
 from support import collect
 
 from pybitmap import HBitmap, InvalidError, RangeError
@@ -201,3 +203,70 @@ def test_deserialize_refuses_arrays_of_words() -> None:
     with pytest.raises(TypeError, match="bytes"):
         hb.deserialize(np.ones(2, dtype=np.uint64))
     assert hb.empty()
+
+
+OPERATORS = {"or": operator.or_, "and": operator.and_, "sub": operator.sub, "xor": operator.xor}
+
+
+def operands(items: list[int]) -> list[Any]:
+    """The same elements, as what other libraries have."""
+    pandas = package("pandas")
+    arrays = [np.array(items, dtype) for dtype in ("i8", "u8", "i4", "u2")]
+    frames = [pandas.Series(items), pandas.Index(items), pandas.array(items)]
+    return [*arrays, *frames]
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operators_with_arrays_are_those_of_sets_on_either_side(name: str) -> None:
+    operate, items, others = OPERATORS[name], {1, 2, 8}, [8, 16, 32]
+    hb = HBitmap(100)
+    hb.update(items)
+    for other in operands(others):
+        right, left = operate(hb, other), operate(other, hb)
+        assert isinstance(right, HBitmap), type(other)
+        assert isinstance(left, HBitmap), type(other)
+        assert right == operate(items, set(others)), type(other)
+        assert left == operate(set(others), items), type(other)
+
+
+def test_operators_in_place_take_arrays_and_leave_arrays_alone() -> None:
+    for other in operands([8, 16]):
+        hb = HBitmap(100)
+        hb.add(8)
+        hb |= other
+        assert hb == {8, 16}
+        hb -= other
+        assert hb == set()
+    array = np.array([8, 16])
+    with pytest.raises(TypeError):
+        array |= hb
+    assert array.tolist() == [8, 16]
+
+
+@pytest.mark.parametrize("scalar", [np.int64(8), np.uint8(8), np.float64(8), np.bool_(True)])
+def test_a_scalar_is_no_set(scalar: Any) -> None:
+    hb = HBitmap(100)
+    for operate in OPERATORS.values():
+        for operands in ((hb, scalar), (scalar, hb)):
+            with pytest.raises(TypeError):
+                operate(*operands)
+
+
+def test_an_array_is_no_set_to_compare_with() -> None:
+    hb = HBitmap(100)
+    hb.update([8, 16])
+    for other in operands([8, 16]):
+        assert (hb == other) is False
+        assert (other != hb) is True
+        with pytest.raises(TypeError):
+            assert hb <= other
+        assert hb == {int(item) for item in other}
+
+
+def test_a_series_of_polars_is_an_operand_on_the_right_and_refuses_to_be_one_on_the_left() -> None:
+    polars, hb = package("polars"), HBitmap(100)
+    series = polars.Series([8, 16])
+    hb.add(8)
+    assert hb | series == {8, 16}
+    with pytest.raises((TypeError, polars.exceptions.PolarsError)):
+        series | hb
