@@ -20,7 +20,16 @@ from io import BytesIO
 from operator import index, is_
 from typing import TYPE_CHECKING, Any, Callable, NoReturn
 
-from ._cffi import ffi, lib
+try:
+    from ._cffi import ffi, lib
+except ModuleNotFoundError as error:
+    if error.name != f"{__package__}._cffi":
+        raise
+    raise ImportError(
+        f"the folder {os.path.dirname(__file__)} has pybitmap's sources and no compiled module. "
+        "Python looks there first if it is started beside it: start it in another folder, where "
+        "the installed pybitmap is found, or compile the module here: pip install -e ."
+    ) from None
 from .errors import BitmapError, InvalidError, MismatchError, RangeError
 
 if TYPE_CHECKING:
