@@ -13,12 +13,15 @@ import mmap
 import os
 import sys
 from array import array
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from io import BytesIO
+from itertools import repeat
+from numbers import Integral
 from operator import index, is_
-from typing import TYPE_CHECKING, Any, Callable, NoReturn
+from typing import TYPE_CHECKING, Any, Callable, NoReturn, SupportsIndex, cast
 
 try:
     from ._cffi import ffi, lib
@@ -33,7 +36,7 @@ except ModuleNotFoundError as error:
 from .errors import BitmapError, InvalidError, MismatchError, RangeError
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer, WriteableBuffer
+    from ._typing import Integers, Readable, Writable
 
 #: A C object or pointer; cffi has no types for them.
 CData = Any
@@ -147,7 +150,7 @@ buffer: Callable[[CData, int], Any] = ffi.buffer
 
 #: Formats of the struct module for numbers of this machine ("" and "@": native).
 _PREFIXES = ("", "@", "=", "<" if sys.byteorder == "little" else ">")
-_UINT64_FORMATS = {prefix + code for prefix in _PREFIXES for code in "QL"}
+_INTEGER_CODES = "bBhHiIlLqQnNO"  # O: of Python's objects, which may be integers
 _INT64_FORMATS = {prefix + code for prefix in _PREFIXES for code in "QLql"}
 
 
@@ -242,7 +245,7 @@ class Memory:
 
     __slots__ = ("__weakref__", "words")
 
-    def __init__(self, data: WriteableBuffer) -> None:
+    def __init__(self, data: Writable) -> None:
         self.words = raw_array("the memory of a bitmap", data, "uint64_t[]", writable=True)
         at = address(self.words)
         if at % 8 and len(self.words):
@@ -420,24 +423,59 @@ def pinned_words(hb: CData, memory: Memory | None) -> memoryview:
     return memoryview(buffer(pointer, 8 * nwords[0])).toreadonly()
 
 
-def uint64_array(name: str, data: ReadableBuffer) -> tuple[CData, int]:
-    """A buffer of uint64 as ``uint64_t[]`` without a copy, and its number of elements.
+def integers(name: str, data: Integers) -> CData:
+    """Many whole numbers as ``uint64_t[]``, which is a context manager.
 
-    :raises TypeError: if it is not a buffer of native uint64
-    :raises InvalidError: if it is not contiguous and of one dimension
+    Those of a buffer of 64-bit integers as they lie there, if they lie as C wants them; of signed
+    ones, those below 0 come out as 2**63 and more. All others as a copy.
+
+    :raises TypeError: if these are no integers; bytes are none, since they may be anything packed
+    :raises InvalidError: if they have not one dimension
+    :raises RangeError: if one does not fit 64 bits
     """
+    numbers: Any = data
+    view = _view_of(data)
+    if view is not None:
+        if view.ndim != 1:
+            raise InvalidError(f"{name} must have one dimension, not {view.ndim}")
+        if view.format in _INT64_FORMATS and view.itemsize == 8:
+            return _aligned(view)
+        plain = isinstance(data, (bytes, bytearray, memoryview)) and view.itemsize == 1
+        if plain or view.format[-1:] not in _INTEGER_CODES:
+            raise TypeError(
+                f"{name} must be integers: a list, an array('Q'), a NumPy array of them, for "
+                f"example; not a buffer of format {view.format!r}"
+            )
+        with suppress(NotImplementedError):  # of the other byte order
+            numbers = view.tolist()
     try:
-        view = memoryview(data)
+        numbers = [index(number) for number in numbers]
     except TypeError:
         raise TypeError(
-            f"{name} must be a buffer of uint64 (array('Q') or a NumPy array, for example), "
+            f"{name} must be integers: a list, an array('Q'), a NumPy array of them, for example; "
             f"not {type(data).__name__}"
         ) from None
-    if view.format not in _UINT64_FORMATS or view.itemsize != 8:
-        raise TypeError(f"{name} must be a buffer of uint64, not of format {view.format!r}")
-    if view.ndim != 1 or not view.c_contiguous:
-        raise InvalidError(f"{name} must be contiguous and of one dimension")
-    return _aligned(view), len(view)
+    try:
+        return ffi.from_buffer("uint64_t[]", array("Q", numbers))
+    except OverflowError:
+        raise _not_64_bits(name, numbers) from None  # type: ignore[misc]
+
+
+def _view_of(data: object) -> memoryview | None:
+    """Of a buffer, or of the array that something is, as those of pandas, Polars and pyarrow."""
+    if not isinstance(data, memoryview) and hasattr(type(data), "__array__"):
+        data = data.__array__()  # type: ignore[attr-defined]
+    try:
+        return memoryview(data)  # type: ignore[arg-type]
+    except (TypeError, ValueError, BufferError):  # NumPy's dates raise ValueError
+        return None
+
+
+def _not_64_bits(name: str, numbers: Iterable[int]) -> RangeError | None:
+    for i, number in enumerate(numbers):
+        if not 0 <= number < 1 << 64:
+            return RangeError(f"{name}[{i}] is {number}, which is not inside the bitmap")
+    return None
 
 
 def _aligned(view: memoryview) -> CData:
@@ -469,32 +507,49 @@ def integers_in(data: object) -> CData | list[int] | None:
 def with_ranges(
     call: Callable[[CData, CData, int], None],
     names: tuple[str, str],
-    starts: ReadableBuffer,
-    lengths: ReadableBuffer,
+    starts: Integers,
+    lengths: Integers | SupportsIndex,
 ) -> None:
-    """Calls with two buffers of uint64 as arrays, and their number of elements.
+    """Calls with two arrays of uint64, and their number of elements; ``lengths`` may be one number
+    for all.
 
     The buffers are given back before an exception leaves: its traceback may keep the frame.
 
-    :raises TypeError, InvalidError: see :func:`uint64_array`; or if the numbers differ
+    :raises TypeError, InvalidError, RangeError: see :func:`integers`; or if the numbers of elements
+        differ
     """
-    c_starts, nstarts = uint64_array(names[0], starts)
-    with c_starts:
-        c_lengths, nlengths = uint64_array(names[1], lengths)
-        with c_lengths:
-            if nstarts != nlengths:
-                raise InvalidError(f"{nstarts} {names[0]} and {nlengths} {names[1]}")
-            call(c_starts, c_lengths, nstarts)
+    with integers(names[0], starts) as c_starts:
+        nstarts = len(c_starts)
+        if isinstance(lengths, Integral):
+            lengths = repeat(int(lengths), nstarts)
+        with integers(names[1], cast("Integers", lengths)) as c_lengths:
+            if nstarts != len(c_lengths):
+                raise InvalidError(f"{nstarts} {names[0]} and {len(c_lengths)} {names[1]}")
+            try:
+                call(c_starts, c_lengths, nstarts)
+            except RangeError:
+                for name, c_numbers, data in zip(names, (c_starts, c_lengths), (starts, lengths)):
+                    _refuse_negative(name, c_numbers, data)
+                raise
 
 
-def byte_array(name: str, data: ReadableBuffer) -> tuple[CData, int]:
+def _refuse_negative(name: str, c_numbers: CData, data: object) -> None:
+    """Words the error where signed numbers were taken as they lie there."""
+    view = _view_of(data)
+    if view is not None and view.format[-1:] in "lq":
+        error = _not_64_bits(name, ffi.cast("int64_t *", c_numbers)[0 : len(c_numbers)])
+        if error is not None:
+            raise error
+
+
+def byte_array(name: str, data: Readable) -> tuple[CData, int]:
     """A buffer of bytes as ``uint8_t[]`` without a copy, and its length.
 
     :raises TypeError: if it is not a buffer of single bytes
     :raises InvalidError: if it is not contiguous
     """
     try:
-        view = memoryview(data)
+        view = memoryview(cast(Any, data))
     except TypeError:
         raise TypeError(f"{name} must be bytes-like, not {type(data).__name__}") from None
     if view.itemsize != 1:
@@ -503,7 +558,7 @@ def byte_array(name: str, data: ReadableBuffer) -> tuple[CData, int]:
 
 
 def raw_array(
-    name: str, data: ReadableBuffer, kind: str = "uint8_t[]", *, writable: bool = False
+    name: str, data: Readable, kind: str = "uint8_t[]", *, writable: bool = False
 ) -> CData:
     """The bytes of a buffer of any format as a C array of that kind, without a copy.
 
@@ -511,7 +566,7 @@ def raw_array(
     :raises InvalidError: if it is not contiguous, or to be writable and what is lent is a copy
     """
     try:
-        view = memoryview(data)
+        view = memoryview(cast(Any, data))
     except TypeError:
         raise TypeError(f"{name} must be a buffer, not {type(data).__name__}") from None
     if writable and view.readonly:

@@ -29,7 +29,7 @@ from functools import partial
 from operator import index
 from pickle import PickleBuffer
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Callable, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Callable, SupportsIndex, TypeVar, cast
 
 from . import _core
 from ._core import (
@@ -50,8 +50,10 @@ from .errors import InvalidError, RangeError, StateError
 from .native import Pin
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer, WriteableBuffer
+    from _typeshed import ReadableBuffer
     from typing_extensions import Self
+
+    from ._typing import Integers, Readable, Writable
 
     Operation = Callable[[CData, CData, CData], int]
 
@@ -270,7 +272,7 @@ class HBitmap(Base, MutableSet[int]):
         self._memory = memory
 
     @classmethod
-    def over(cls, buffer: WriteableBuffer, size: int, granularity: int = 0) -> Self:
+    def over(cls, buffer: Writable, size: int, granularity: int = 0) -> Self:
         """A bitmap whose leaf words lie in ``buffer``, with the bits that are set there.
 
         :param buffer: writable and contiguous, at an address that is a multiple of 8, of at least
@@ -325,14 +327,25 @@ class HBitmap(Base, MutableSet[int]):
 
     # ---- marks ------------------------------------------------------------------------------
 
-    def set_many(self, starts: ReadableBuffer, counts: ReadableBuffer) -> None:
+    def set_many(self, starts: Integers, counts: Integers | SupportsIndex = 1) -> None:
         """Mark the ranges ``(starts[i], counts[i])``, all or none of them.
 
-        :param starts: a buffer of uint64, shape (n,), in items: an array('Q'), a NumPy array
-        :param counts: the same, as long
+        :param starts: n whole numbers, in items: a list, an array('Q'), any one-dimensional NumPy
+            array, pandas or Polars Series of integers. Those of 64 bits that lie one after the
+            other are not copied
+        :param counts: the same, as many; or one number for all
         :raises RangeError: if one of the ranges is not inside the bitmap; it is named
-        :raises TypeError: for buffers of anything else
-        :raises InvalidError: if the lengths differ
+        :raises TypeError: for anything but integers (bytes are refused, as they may be anything)
+        :raises InvalidError: if the lengths differ, or there is more than one dimension
+
+        Writer, twin: a mark, as :meth:`set`. Interrupted: one call of C marks all of them, so all
+        or none are marked. Drop: the buffers are given back also by an error.
+
+        >>> hb = HBitmap(100)
+        >>> hb.set_many([3, 10, 20], [2, 1, 5])
+        >>> hb.set_many([90, 92], 1)
+        >>> list(hb.areas())
+        [(3, 2), (10, 1), (20, 5), (90, 1), (92, 1)]
         """
         _core.with_ranges(self._set_ranges, ("starts", "counts"), starts, counts)
 
@@ -347,7 +360,7 @@ class HBitmap(Base, MutableSet[int]):
 
     def merge_bits(
         self,
-        bits: ReadableBuffer,
+        bits: Readable,
         start: int = 0,
         granularity: int | None = None,
         msb_first: bool = False,
@@ -1189,7 +1202,7 @@ class HBitmap(Base, MutableSet[int]):
         self._clears += 1
         return into
 
-    def copy_areas(self, dst: WriteableBuffer, src: ReadableBuffer) -> int:
+    def copy_areas(self, dst: Writable, src: Readable) -> int:
         """Copy from ``src`` to ``dst`` what is dirty, where items are bytes; returns how many.
 
         :param dst: a writable contiguous buffer of at least as many bytes as the bitmap has items:
@@ -1332,7 +1345,7 @@ class HBitmap(Base, MutableSet[int]):
             raise self._bad_chunk(code, start, count)
         return data
 
-    def deserialize(self, data: ReadableBuffer, start: int = 0) -> None:
+    def deserialize(self, data: Readable, start: int = 0) -> None:
         """Replace the bits from ``start`` on by those in ``data``; see :meth:`serialize`.
 
         Bits beyond the end of the bitmap are dropped. Not to be called beside marks.
@@ -1374,7 +1387,7 @@ class HBitmap(Base, MutableSet[int]):
         return _core.failed(code, self._hb, start, count)
 
     @classmethod
-    def from_bytes(cls, data: ReadableBuffer, size: int, granularity: int = 0) -> Self:
+    def from_bytes(cls, data: Readable, size: int, granularity: int = 0) -> Self:
         """A bitmap from all of what :meth:`serialize` gave.
 
         :raises InvalidError: if ``data`` is not just as long as such a bitmap's
@@ -1383,7 +1396,7 @@ class HBitmap(Base, MutableSet[int]):
         hb._fill(data)
         return hb
 
-    def _fill(self, data: ReadableBuffer) -> None:
+    def _fill(self, data: Readable) -> None:
         nbytes = _core.byte_array("data", data)[1]
         expected = _core.hbitmap_serialization_size(self._hb, 0, self.size)
         self._check_serializable()

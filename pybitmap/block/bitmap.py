@@ -22,7 +22,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, SupportsIndex
 from weakref import ref
 
 from .._core import NotCopied
@@ -34,7 +34,7 @@ from .device import Cell
 from .state import CHANGE, State, forbid
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
+    from .._typing import Integers
 
 
 class DirtyBitmap(NotCopied):
@@ -203,7 +203,7 @@ class DirtyBitmap(NotCopied):
         with self._coordinator.alone():
             self._changing().set(offset, nbytes)
 
-    def set_many(self, offsets: ReadableBuffer, lengths: ReadableBuffer) -> None:
+    def set_many(self, offsets: Integers, lengths: Integers | SupportsIndex) -> None:
         """Mark many ranges, see :meth:`HBitmap.set_many`.
 
         :raises StateError: if it is busy, readonly or inconsistent
