@@ -334,8 +334,7 @@ def hbtracker_set_alloc(size: int, bitmaps: list[CData], readonly: bool) -> CDat
 
 def check_size(size: int, granularity: int) -> None:
     """Refuses granularities that there are not, and sizes that no bitmap of one can have."""
-    if not 0 <= granularity <= 63:
-        raise InvalidError(f"granularity {granularity} is not in 0..63 (log2 of items per bit)")
+    check_granularity(granularity)
     if not 0 <= size <= MAX_SIZE:
         raise InvalidError(f"size {size} is not in 0..{MAX_SIZE} items")
     if size > MAX_GROUPS << granularity:
@@ -343,6 +342,37 @@ def check_size(size: int, granularity: int) -> None:
             f"size {size} makes more than {MAX_GROUPS} groups of {1 << granularity} items; "
             f"use a larger granularity"
         )
+
+
+def check_granularity(granularity: int) -> None:
+    """
+    :raises InvalidError: if there is no such log2
+    """
+    if not 0 <= granularity <= 63:
+        hint = ""
+        if granularity > 0 and not granularity & (granularity - 1):
+            hint = (
+                f"; {granularity.bit_length() - 1} for {granularity}, or group_size={granularity}"
+            )
+        raise InvalidError(
+            f"granularity {granularity} is not in 0..63: it is the log2 of the items that a bit "
+            f"stands for{hint}"
+        )
+
+
+def granularity_of(granularity: int | None, group_size: int | None) -> int:
+    """The one of the two that is given, as the first; 0 if none is.
+
+    :raises InvalidError: if both are, or ``group_size`` is no power of 2
+    """
+    if group_size is None:
+        return 0 if granularity is None else index(granularity)
+    if granularity is not None:
+        raise InvalidError("granularity is the log2 of group_size: give one of them")
+    group_size = index(group_size)
+    if group_size < 1 or group_size & (group_size - 1):
+        raise InvalidError(f"group_size {group_size} is not a power of 2")
+    return group_size.bit_length() - 1
 
 
 def no_memory(size: int, granularity: int) -> MemoryError:

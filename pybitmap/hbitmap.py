@@ -223,11 +223,13 @@ else:
 
 
 class HBitmap(Base, MutableSet[int]):
-    """A hierarchical bitmap of ``size`` items with one bit for ``2**granularity`` of them.
+    """A hierarchical bitmap of ``size`` items with one bit for ``group_size`` of them.
 
     :param size: in items (bytes, sectors, pages): 0..2**63 - 1, at most 2**41 groups
-    :param granularity: log2 of the items that a bit stands for, 0..63
-    :raises InvalidError: (a ValueError) if one of them is out of range
+    :param granularity: log2 of the items that a bit stands for, 0..63, as QEMU has it; None: 0, so
+        a bit for each
+    :param group_size: the same as their number, a power of 2: 4096 is granularity 12
+    :raises InvalidError: (a ValueError) if one of them is out of range, or both are given
     :raises MemoryError: if there is no memory; what is never marked takes none
 
     All clean at first. Memory: one bit per group, 1/63 more for the summaries; from 512 KiB on,
@@ -243,7 +245,7 @@ class HBitmap(Base, MutableSet[int]):
     ``__new__`` are not called for that. Attributes of a subclass's instances are in its pickles and
     in what ``copy.copy`` and ``copy.deepcopy`` make, not in other results.
 
-    >>> hb = HBitmap(1 << 20, granularity=12)
+    >>> hb = HBitmap(1 << 20, group_size=4096)
     >>> hb.set(5000, 4096)
     >>> list(hb.areas()), 5000 in hb, len(hb)
     ([(4096, 8192)], True, 2)
@@ -259,9 +261,12 @@ class HBitmap(Base, MutableSet[int]):
         if cls.set is not Base.set and cls.add is Base.add:
             cls.add = CffiBase.add  # type: ignore[method-assign]  # by the subclass's own set
 
-    def __init__(self, size: int, granularity: int = 0) -> None:
+    def __init__(
+        self, size: int, granularity: int | None = None, *, group_size: int | None = None
+    ) -> None:
         if hasattr(self, "_hb"):  # which iterators and other threads may be using
             raise TypeError("an HBitmap is initialised once")
+        granularity = _core.granularity_of(granularity, group_size)
         self._adopt(_core.hbitmap_alloc(size, granularity), granularity, None)
 
     def _adopt(self, made: _core.Made, granularity: int, memory: _core.Memory | None) -> None:
@@ -272,14 +277,21 @@ class HBitmap(Base, MutableSet[int]):
         self._memory = memory
 
     @classmethod
-    def over(cls, buffer: Writable, size: int, granularity: int = 0) -> Self:
+    def over(
+        cls,
+        buffer: Writable,
+        size: int,
+        granularity: int | None = None,
+        *,
+        group_size: int | None = None,
+    ) -> Self:
         """A bitmap whose leaf words lie in ``buffer``, with the bits that are set there.
 
         :param buffer: writable and contiguous, at an address that is a multiple of 8, of at least
             ``8 * max(1, ceil(groups / 64))`` bytes: a bytearray, a mapped file, a NumPy array. Bit
             ``n % 64`` of word ``n // 64`` is group ``n``, in the machine's byte order. Bits beyond
             the end are cleared
-        :param size: in items, as ``granularity`` is its log2: see :class:`HBitmap`
+        :param size: in items; as ``granularity`` and ``group_size``: see :class:`HBitmap`
         :raises TypeError: if it is no writable buffer
         :raises InvalidError: if it is too small or not aligned, or for what HBitmap refuses
 
@@ -300,6 +312,7 @@ class HBitmap(Base, MutableSet[int]):
         >>> leaf[1]
         15
         """
+        granularity = _core.granularity_of(granularity, group_size)
         memory = _core.Memory(buffer)
         try:
             return cls._over(memory, size, granularity)
@@ -364,6 +377,8 @@ class HBitmap(Base, MutableSet[int]):
         start: int = 0,
         granularity: int | None = None,
         msb_first: bool = False,
+        *,
+        group_size: int | None = None,
     ) -> None:
         """Mark what a foreign flat bitmap has: a log of KVM's, vhost's, DRBD's, XenServer's.
 
@@ -371,7 +386,8 @@ class HBitmap(Base, MutableSet[int]):
             from the lowest (as in little-endian words) or, with ``msb_first``, from the highest (as
             XenServer has it)
         :param start: the item that bit 0 begins with
-        :param granularity: log2 of the items that a bit of theirs stands for, 0..63; None: as here
+        :param granularity: log2 of the items that a bit of theirs stands for, 0..63
+        :param group_size: the same as their number; both None: as here
         :raises RangeError: if a bit is set that begins beyond the end; then nothing is marked.
             (What the last bit has beyond the end is dropped.)
         :raises TypeError: if it is no buffer
@@ -389,9 +405,10 @@ class HBitmap(Base, MutableSet[int]):
         [(0, 4096), (8192, 65536)]
         """
         start = index(start)
-        granularity = self._granularity if granularity is None else index(granularity)
-        if not 0 <= granularity <= 63:
-            raise InvalidError(f"granularity {granularity} is not in 0..63 (log2 of items per bit)")
+        if granularity is None and group_size is None:
+            granularity = self._granularity
+        granularity = _core.granularity_of(granularity, group_size)
+        _core.check_granularity(granularity)
         with _core.raw_array("bits", bits) as c_bits:
             nbits = 8 * len(c_bits)
             try:
@@ -469,6 +486,15 @@ class HBitmap(Base, MutableSet[int]):
     def granularity(self) -> int:
         """log2 of the number of items that a bit stands for."""
         return self._granularity
+
+    @property
+    def group_size(self) -> int:
+        """The number of items that a bit stands for.
+
+        >>> HBitmap(1 << 20, granularity=12).group_size
+        4096
+        """
+        return 1 << self._granularity
 
     def count(self, start: int | None = None, count: int | None = None) -> int:
         """Dirty items. Without arguments: of whole groups, so it may exceed the size, and takes
@@ -1387,12 +1413,24 @@ class HBitmap(Base, MutableSet[int]):
         return _core.failed(code, self._hb, start, count)
 
     @classmethod
-    def from_bytes(cls, data: Readable, size: int, granularity: int = 0) -> Self:
+    def from_bytes(
+        cls,
+        data: Readable,
+        size: int,
+        granularity: int | None = None,
+        *,
+        group_size: int | None = None,
+    ) -> Self:
         """A bitmap from all of what :meth:`serialize` gave.
 
         :raises InvalidError: if ``data`` is not just as long as such a bitmap's
+
+        >>> hb = HBitmap(1 << 20, group_size=4096)
+        >>> hb.set(5000)
+        >>> HBitmap.from_bytes(hb.serialize(), 1 << 20, group_size=4096) == hb
+        True
         """
-        hb = cls(size, granularity)
+        hb = cls(size, _core.granularity_of(granularity, group_size))
         hb._fill(data)
         return hb
 

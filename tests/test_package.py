@@ -113,13 +113,23 @@ def test_the_version_is_the_project_s() -> None:
     project = Path(__file__).parent.parent / "pyproject.toml"
     version = re.search(r'^version = "(.*)"$', project.read_text(), re.MULTILINE)
     assert version is not None
-    assert importlib.metadata.version("pybitmap") == version[1]
+    assert importlib.metadata.version("pybitmap") == version[1] == pybitmap.__version__
 
 
 def test_every_public_name_is_there_and_documented() -> None:
     assert sorted(pybitmap.__all__) == pybitmap.__all__
     for name in pybitmap.__all__:
         assert getattr(pybitmap, name).__doc__, name
+
+
+def test_stores_are_there_when_they_are_asked_for() -> None:
+    code = (
+        "import sys, pybitmap;"
+        "print('sqlite3' in sys.modules, 'LocalStore' in dir(pybitmap));"
+        "from pybitmap import LocalStore, Qcow2Store;"
+        "print(LocalStore is pybitmap.store.LocalStore, hasattr(pybitmap, 'nothing'))"
+    )
+    assert run_python(code).split() == ["False", "True", "True", "False"]
 
 
 def test_every_public_method_is_documented() -> None:

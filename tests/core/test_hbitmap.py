@@ -167,8 +167,9 @@ def test_granularities_out_of_range_are_refused(granularity: int) -> None:
 def test_sizes_and_granularities_are_integers(value: Any) -> None:
     with pytest.raises(TypeError):
         HBitmap(value)
-    with pytest.raises(TypeError):
-        HBitmap(100, value)
+    if value is not None:
+        with pytest.raises(TypeError):
+            HBitmap(100, value)
 
 
 def test_size_and_granularity_can_be_named() -> None:
@@ -1324,3 +1325,42 @@ def test_a_search_says_that_it_starts_at_a_negative_item(call: str) -> None:
 def test_a_start_beyond_the_end_is_named(call: str) -> None:
     with pytest.raises(RangeError, match="start 200 is not inside the bitmap of 100 items"):
         eval(f"hb.{call}", {"hb": HBitmap(100)})
+
+
+# ---- granularity and group_size -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("granularity", [0, 1, 12, 40, 63])
+def test_the_size_of_a_group_says_the_same_as_the_granularity(granularity: int) -> None:
+    group_size = 1 << granularity
+    hb = HBitmap(100, group_size=group_size)
+    assert (hb.granularity, hb.group_size) == (granularity, group_size)
+    assert hb == HBitmap(100, granularity)
+    memory = bytearray(16)
+    over = HBitmap.over(memory, 100, group_size=group_size)
+    assert over.granularity == granularity
+    if granularity < 58:  # it can be serialised
+        assert HBitmap.from_bytes(hb.serialize(), 100, group_size=group_size) == hb
+
+
+@pytest.mark.parametrize("wrong", [0, -4096, 3, 4097, 1 << 64])
+def test_a_group_size_that_is_no_power_of_2_is_refused(wrong: int) -> None:
+    with pytest.raises(InvalidError, match=f"group_size {wrong} is not|granularity 64 is not"):
+        HBitmap(100, group_size=wrong)
+
+
+def test_granularity_and_group_size_are_not_given_at_once() -> None:
+    with pytest.raises(InvalidError, match="give one of them"):
+        HBitmap(100, 12, group_size=4096)
+
+
+def test_who_gives_the_size_of_a_group_as_granularity_is_told_what_to_write() -> None:
+    with pytest.raises(InvalidError, match=r"log2 .*; 12 for 4096, or group_size=4096$"):
+        HBitmap(100, 4096)
+    with pytest.raises(InvalidError, match=r"stands for$"):
+        HBitmap(100, 100)
+    with pytest.raises(InvalidError, match=r"16 for 65536"):
+        HBitmap(100).merge_bits(b"1", granularity=65536)
+    coarse = HBitmap(100, group_size=8)
+    coarse.merge_bits(b"\1", group_size=1)
+    assert list(coarse.areas()) == [(0, 8)]
