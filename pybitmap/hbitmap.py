@@ -235,6 +235,8 @@ class HBitmap(Base, MutableSet[int]):
     All clean at first. Memory: one bit per group, 1/63 more for the summaries; from 512 KiB on,
     pages that are never marked take none.
 
+    Ranges are ``(start, count)`` everywhere; where an end is asked for, it has its name: ``end=``.
+
     Writer: marks of other threads go on beside every call and none is lost. Fork: the child has a
     copy and goes on with that; what another thread was clearing or changing in another way at that
     moment, but by a mark, is refused there (StateError). Kill: it goes with its process. Drop: the
@@ -614,7 +616,7 @@ class HBitmap(Base, MutableSet[int]):
         """
         return self._items(self._search_range(first, None)[0])
 
-    def areas(self, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:
+    def areas(self, start: int = 0, *, end: int | None = None) -> Iterator[tuple[int, int]]:
         """The dirty areas ``(start, count)`` in order, in items, clipped to ``[start, end)``.
 
         What happens to the bitmap meanwhile counts as for :meth:`iter`.
@@ -644,7 +646,7 @@ class HBitmap(Base, MutableSet[int]):
             if not full:
                 return
 
-    def areas_array(self, start: int = 0, end: int | None = None) -> memoryview:
+    def areas_array(self, start: int = 0, *, end: int | None = None) -> memoryview:
         """The areas of :meth:`areas` at once: a memoryview of format 'Q', shape (n, 2).
 
         ``numpy.asarray`` takes it without a copy. In the machine's byte order, as :attr:`words`.
@@ -672,7 +674,7 @@ class HBitmap(Base, MutableSet[int]):
         view = view.cast("Q", [max(1, nareas), 2])
         return view if nareas else view[:0]
 
-    def items_array(self, start: int = 0, end: int | None = None) -> memoryview:
+    def items_array(self, start: int = 0, *, end: int | None = None) -> memoryview:
         """The starts of the dirty groups that have items in ``[start, end)``, at once and in order:
         a memoryview of format 'Q', shape (n,), in items.
 
@@ -685,7 +687,7 @@ class HBitmap(Base, MutableSet[int]):
 
         >>> hb = HBitmap(100, granularity=1)
         >>> hb.update([5, 7, 50])
-        >>> hb.items_array(5, 50).tolist()
+        >>> hb.items_array(5, end=50).tolist()
         [4, 6]
         """
         start, end = self._search_bounds(start, end)
@@ -744,7 +746,7 @@ class HBitmap(Base, MutableSet[int]):
         return None if item < 0 else item
 
     def next_dirty_area(
-        self, start: int, end: int | None = None, max_count: int | None = None
+        self, start: int, *, end: int | None = None, max_count: int | None = None
     ) -> tuple[int, int] | None:
         """The first dirty area ``(start, count)`` in ``[start, end)``, at most ``max_count`` long.
 

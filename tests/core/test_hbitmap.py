@@ -785,9 +785,9 @@ def test_a_search_with_an_end_beyond_the_size_stops_at_the_size(count: int) -> N
     assert hb.next_zero(50, count) is None
     assert hb.status(50, count) == (True, 50)
     assert hb.count(50, count) == 50
-    assert hb.next_dirty_area(50, 50 + count) == (50, 50)
-    assert hb.next_dirty_area(50, None, count) == (50, 50)
-    assert list(hb.areas(0, 50 + count)) == [(50, 50)]
+    assert hb.next_dirty_area(50, end=50 + count) == (50, 50)
+    assert hb.next_dirty_area(50, end=None, max_count=count) == (50, 50)
+    assert list(hb.areas(0, end=50 + count)) == [(50, 50)]
 
 
 @pytest.mark.parametrize("granularity", [0, 3])
@@ -818,10 +818,10 @@ def test_a_search_of_nothing_finds_nothing() -> None:
     assert hb.next_zero(5, 0) is None
     assert hb.status(5, 0) == (False, 0)
     assert hb.count(5, 0) == 0
-    assert hb.next_dirty_area(5, 5) is None
-    assert hb.next_dirty_area(5, 4) is None
-    assert list(hb.areas(5, 5)) == []
-    assert list(hb.areas(5, 4)) == []
+    assert hb.next_dirty_area(5, end=5) is None
+    assert hb.next_dirty_area(5, end=4) is None
+    assert list(hb.areas(5, end=5)) == []
+    assert list(hb.areas(5, end=4)) == []
 
 
 @pytest.mark.parametrize("bad", [-1, -(2**63), -(2**64)])
@@ -837,9 +837,9 @@ def test_searches_refuse_what_is_negative(bad: int) -> None:
         lambda: hb.count(bad),
         lambda: hb.count(0, bad),
         lambda: hb.next_dirty_area(bad),
-        lambda: hb.next_dirty_area(0, bad),
+        lambda: hb.next_dirty_area(0, end=bad),
         lambda: hb.areas(bad),
-        lambda: hb.areas(0, bad),
+        lambda: hb.areas(0, end=bad),
         lambda: hb.areas_array(bad),
         lambda: hb.iter(bad),
     ):
@@ -851,16 +851,16 @@ def test_searches_refuse_what_is_negative(bad: int) -> None:
 @pytest.mark.parametrize("most", [0, -1, -(2**64)])
 def test_an_area_of_at_most_nothing_is_refused(most: int) -> None:
     with pytest.raises(InvalidError, match=str(most)):
-        HBitmap(100).next_dirty_area(0, None, most)
+        HBitmap(100).next_dirty_area(0, end=None, max_count=most)
 
 
 def test_next_dirty_area_is_clipped_to_start_end_and_max_count() -> None:
     hb = HBitmap(10, 2)
     hb.set(0, 8)
     assert hb.next_dirty_area(0) == (0, 8)
-    assert hb.next_dirty_area(1, 10) == (1, 7)
-    assert hb.next_dirty_area(1, 6) == (1, 5)
-    assert hb.next_dirty_area(1, 6, 2) == (1, 2)
+    assert hb.next_dirty_area(1, end=10) == (1, 7)
+    assert hb.next_dirty_area(1, end=6) == (1, 5)
+    assert hb.next_dirty_area(1, end=6, max_count=2) == (1, 2)
     assert hb.next_dirty_area(8) is None
     hb.set(9)
     assert hb.next_dirty_area(8) == (8, 2)
@@ -903,7 +903,7 @@ def test_areas_array_without_areas_has_shape_0_2() -> None:
 def test_areas_array_is_clipped_as_areas_are() -> None:
     hb = HBitmap(100)
     hb.set(10, 50)
-    assert as_areas(hb.areas_array(20, 30)) == [(20, 10)]
+    assert as_areas(hb.areas_array(20, end=30)) == [(20, 10)]
 
 
 @pytest.mark.parametrize("nareas", [4095, 4096, 4097, 16383, 16384, 16385, 20_000, 300_000])
@@ -1044,7 +1044,7 @@ ITERATORS: list[Callable[[HBitmap], Iterator[Any]]] = [
     iter,
     lambda hb: hb.iter(200),
     lambda hb: hb.areas(),
-    lambda hb: hb.areas(201, 900),
+    lambda hb: hb.areas(201, end=900),
 ]
 
 
