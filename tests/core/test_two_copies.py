@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import os
 import re
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
+from c_programs import link
 from support import beside_malloc, run_python
 
 import pybitmap
@@ -222,21 +222,8 @@ def test_what_others_do_is_handed_on_by_these(name: str) -> None:
 
 
 def compiled(folder: Path, name: str, *flags: str) -> Path:
-    compiler = os.environ.get("CC", "cc").split()
-    if shutil.which(compiler[0]) is None:
-        pytest.skip(f"no C compiler: {compiler[0]} is not installed (Debian package gcc)")
-    library = folder / name
-    done = subprocess.run(
-        [
-            *[*compiler, "-std=c11", "-O1", "-shared", "-fPIC", "-pthread", *flags],
-            *[f"-I{CSRC}", "-o", str(library), str(COPY), *pybitmap.get_sources()],
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return library
+    options = ["-std=c11", "-O1", "-shared", "-fPIC", "-pthread", f"-I{CSRC}", *flags]
+    return link(folder / name, [COPY, *map(Path, pybitmap.get_sources())], *options)
 
 
 @pytest.fixture(scope="module")
