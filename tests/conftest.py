@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import preload
 import pytest
 from commands import Result, Run
 from hypothesis import HealthCheck, settings
@@ -38,6 +40,14 @@ def pytest_collection_finish() -> None:
     gc.collect()
     if hasattr(gc, "freeze"):  # not on PyPy
         gc.freeze()
+
+
+@pytest.fixture
+def memory_path(tmp_path: Path) -> Iterator[Path]:
+    """As tmp_path, in memory where there is such a file system: for tests that store a lot, and for
+    which it does not matter that a sync costs nothing there."""
+    with preload.memory_folder(tmp_path) as folder:
+        yield folder
 
 
 @pytest.fixture
