@@ -106,7 +106,7 @@ def test_incremental_copies_and_rotations_beside_writers_miss_nothing(
     copy = copied(disk, tmp_path / "copy.raw")
     ever = ("--bitmap", f"ever,granularity={BLOCK}", "--bitmap", f"turns,granularity={BLOCK}")
     with serving(tmp_path, *DAILY, *ever) as server:
-        qmp = Qmp(server.qmp)
+        qmp = Qmp(server)
         qmp("block-dirty-bitmap-add", node="disk", name="week", granularity=BLOCK, disabled=True)
         daily = {"bitmaps": [{"node": "disk", "name": "daily"}]}
 
@@ -301,7 +301,7 @@ def test_ended_by_a_signal_it_stores_the_bitmaps(
 ) -> None:
     with serving(tmp_path, *DAILY) as server:
         qemu_io(server.uri, "write 0 4k", options=["-f", "raw"])
-        qmp = Qmp(server.qmp)
+        qmp = Qmp(server)
         qmp("__org.pybitmap_freeze", bitmaps=[{"node": "disk", "name": "daily"}])
         qemu_io(server.uri, "write 8k 4k", options=["-f", "raw"])
         assert server.end(number) == 0
@@ -314,7 +314,7 @@ def test_ended_by_a_signal_it_stores_the_bitmaps(
 
 def test_quit_over_qmp_ends_it(tmp_path: Path, disk: Path) -> None:
     with serving(tmp_path, *DAILY) as server:
-        qmp = Qmp(server.qmp)
+        qmp = Qmp(server)
         qmp("__org.pybitmap_mark", node="disk", offset=0, length=1)
         qmp("quit")
         qmp.close()

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from commands import heed_signals
+from daemon import QmpClient
 from peers import lacking, peer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,10 +52,32 @@ def need_libnbd() -> None:
         peer("python3-libnbd", "python3-libnbd")  # no program: says which package
 
 
+def need_same_python() -> None:
+    """Skips where the system's Python cannot load what this one runs."""
+    code = "import sys; print(sys.implementation.name, *sys.version_info[:2])"
+    theirs = subprocess.run([SYSTEM_PYTHON, "-c", code], capture_output=True, text=True).stdout
+    ours = (sys.implementation.name, *map(str, sys.version_info[:2]))
+    if tuple(theirs.split()) != ours:
+        lacking(f"the system's Python is {theirs.strip()}, not the one that runs the tests")
+
+
 def start(*words: str | Path, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     """Run the starter to its end."""
     command = [*STARTER, *map(str, words), *(["--", *options] if options else [])]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def greets(process: subprocess.Popen[bytes], path: Path) -> bool:
+    """Waits until an NBD server does; False if it ends instead."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until and process.poll() is None:
+        with suppress(OSError), socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(60)
+            sock.connect(str(path))
+            if sock.recv(8) == b"NBDMAGIC":
+                return True
+        time.sleep(0.01)
+    return False
 
 
 class Server:
@@ -70,24 +92,12 @@ class Server:
         self.process = subprocess.Popen(
             [*STARTER, *map(str, [*places, *words])],
             stderr=subprocess.PIPE,
-            text=True,
             preexec_fn=heed_signals,
         )
         self.errors = ""
-        self._wait()
-
-    def _wait(self) -> None:
-        """Until it greets; what it says where it does not is in the failure."""
-        until = time.monotonic() + 60
-        while time.monotonic() < until and self.process.poll() is None:
-            with suppress(OSError), socket.socket(socket.AF_UNIX) as sock:
-                sock.settimeout(60)
-                sock.connect(str(self.socket))
-                if sock.recv(8) == b"NBDMAGIC":
-                    return
-            time.sleep(0.01)
-        self.kill()
-        raise AssertionError(f"nbdkit does not serve: {self.errors}")
+        if not greets(self.process, self.socket):
+            self.kill()
+            raise AssertionError(f"nbdkit does not serve: {self.errors}")
 
     def end(self, number: int = signal.SIGTERM) -> int:
         """Its exit code."""
@@ -96,7 +106,7 @@ class Server:
 
     def wait(self) -> int:
         _, errors = self.process.communicate(timeout=60)
-        self.errors += errors or ""
+        self.errors += (errors or b"").decode()
         return self.process.returncode
 
     def kill(self) -> None:
@@ -136,22 +146,15 @@ def writing(uri: str, *, writers: int = 2, end: int) -> Iterator[list[subprocess
             process.communicate(timeout=60)
 
 
-class Qmp:
-    """A client; closed with its socket."""
+class Qmp(QmpClient):
+    """A client of a server, to be closed."""
 
-    def __init__(self, path: Path) -> None:
-        self._sock = socket.socket(socket.AF_UNIX)
-        self._sock.settimeout(60)
-        self._sock.connect(str(path))
-        self._file = self._sock.makefile("r")
-        self._file.readline()  # the greeting
-        self("qmp_capabilities")
+    def __init__(self, server: Server) -> None:
+        super().__init__(server.qmp, server.process)
 
     def __call__(self, command: str, **arguments: Any) -> Any:
-        request = {"execute": command, "arguments": arguments}
-        self._sock.sendall(json.dumps(request).encode())
-        reply = json.loads(self._file.readline())
-        assert "return" in reply, (request, reply)
+        reply = self.execute({"execute": command, "arguments": arguments})
+        assert "return" in reply, (command, arguments, reply)
         return reply["return"]
 
     def areas(self, node: str, name: str) -> list[tuple[int, int]]:
@@ -162,10 +165,6 @@ class Qmp:
             found += [(area["offset"], area["length"]) for area in page["areas"]]
             start = page.get("next")
         return found
-
-    def close(self) -> None:
-        self._file.close()
-        self._sock.close()
 
 
 def copy_areas(disk: Path, copy: Path, areas: list[tuple[int, int]]) -> None:
