@@ -77,13 +77,20 @@ class Parameters:
         """
         for key in ("disk", "store", "node"):
             if not getattr(self, key):
-                raise InvalidError(f"{key}= is missing: give disk=FILE store=FOLDER")
+                raise InvalidError(
+                    f"{key}= is missing or empty: give disk=FILE store=FOLDER, and names that are "
+                    "not empty"
+                )
 
     def set(self, key: str, value: str) -> None:
         """As nbdkit's command line has them.
 
         :raises InvalidError: for what there is not, and for what is given twice
         """
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise InvalidError(f"{key}={value!r} is no UTF-8, which nbdkit needs") from None
         if key == "bitmap":
             name, granularity = parse_bitmap(value)
             if not name or name in self.bitmaps:

@@ -427,6 +427,9 @@ def test_read_only_writes_nothing_not_even_to_the_store(tmp_path: Path, disk: Pa
         qemu_io(server.uri, "read 0 4k", options=["-r", "-f", "raw"])
         command = [peer("qemu-io", "qemu-utils"), "-f", "raw", "-c", "write 0 1", server.uri]
         assert subprocess.run(command, capture_output=True).returncode == 1
+        options = ("-U", "-", "--run", 'nbdinfo --can write "$uri"')
+        done = start(disk, "--store", tmp_path / "store", "--read-only", options=options)
+        assert (done.returncode, done.stderr) == (2, "")  # a second one: served, and no
         assert server.end() == 0
     assert state() == before
 
@@ -456,6 +459,9 @@ def test_a_disk_of_another_size_is_refused_and_how_to_go_on_works(
         (["fifo", "--store", "s"], 1, "is neither a regular file nor a block device"),
         (["disk.raw"], 2, "required: --store"),
         (["disk.raw", "--store", ""], 1, "store=: give a path"),
+        (["disk.raw", "--store", "s", "--node", ""], 1, "node= is missing or empty"),
+        (["disk.raw", "--store", "s\udcff"], 1, "is no UTF-8"),
+        (["disk.raw", "--store", "s", "--bitmap", ",granularity=4K"], 1, "a name, once"),
         (["disk.raw", "--store", "disk.raw"], 1, "Not a directory"),
         (["disk.raw", "--store", "s"], 1, "has no bitmap, so no write would be recorded"),
         (["disk.raw", "--store", "s", "--bitmap", "b,granularity=3K"], 1, "a power of 2"),
