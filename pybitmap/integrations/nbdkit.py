@@ -102,7 +102,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parameters += ["bitmap=" + each for each in asked.bitmap]
         parameters += ["qmp=" + asked.qmp] if asked.qmp is not None else []
         parameters += ["read-only=true"] if asked.read_only else []
-        checked(Parameters.of(parameters))
+        wanted = Parameters.of(parameters)
+        wanted.check()
+        if not asked.show:
+            checked(wanted)
         command = [_nbdkit(), "-f", *options]
         paths = python_paths()
         if asked.show:
@@ -126,8 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _nbdkit() -> str:
     """The path of nbdkit.
 
-    :raises UnsupportedError: if it is missing, or its plugin for Python, or if that is of a Python
-        that cannot load this installation
+    :raises UnsupportedError: if it is missing or too old, or its plugin for Python is missing, or
+        of a Python that cannot load this installation
     """
     path = shutil.which("nbdkit")
     if path is None:
@@ -140,6 +143,8 @@ def _nbdkit() -> str:
             "nbdkit has no plugin for Python (Debian: nbdkit-plugin-python); it says: "
             + (found.stderr.strip() or "nothing")
         )
+    if lines.get("has_cleanup") != "1":  # what is called last, since 1.28
+        raise UnsupportedError("nbdkit is too old: this needs 1.28 or later")
     ours = f"{sys.version_info.major}.{sys.version_info.minor}"
     if sys.implementation.name != "cpython" or theirs != ours:
         raise UnsupportedError(

@@ -18,6 +18,7 @@ import errno
 import functools
 import os
 import sys
+import syslog
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
@@ -41,6 +42,7 @@ _MAX_EXTENTS = 1024
 
 _Call = TypeVar("_Call", bound=Callable[..., Any])
 
+_started = os.getpid()
 _parameters = Parameters()
 _served: ServedDisk | None = None
 
@@ -66,7 +68,10 @@ def _told(callback: _Call) -> _Call:
 
 
 def _report(text: str) -> None:
+    """To the user, and once nbdkit has forked, when perhaps nobody sees that, to the log."""
     print(f"nbdkit: pybitmap: {text}", file=sys.stderr, flush=True)
+    if os.getpid() != _started:
+        syslog.syslog(syslog.LOG_ERR, f"nbdkit: pybitmap: {text}")
 
 
 # ---- beginning and end --------------------------------------------------------------------------

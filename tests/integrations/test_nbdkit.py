@@ -77,8 +77,9 @@ def copied(source: Path, target: Path) -> Path:
 # ---- kills, and writers beside ------------------------------------------------------------------
 
 
-def test_a_server_that_is_killed_under_writers_has_missed_nothing(
-    tmp_path: Path, disk: Path
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_server_that_is_ended_under_writers_has_missed_nothing(
+    tmp_path: Path, disk: Path, number: signal.Signals
 ) -> None:
     need_libnbd()
     copy = copied(disk, tmp_path / "copy.raw")
@@ -86,7 +87,7 @@ def test_a_server_that_is_killed_under_writers_has_missed_nothing(
     for round in range(ROUNDS):
         with serving(tmp_path, *DAILY) as server, writing(server.uri, end=half):
             time.sleep(0.05 * (round % 4))
-            server.kill()
+            assert server.end(number) == (-number if number == signal.SIGKILL else 0)
         areas, reason = opened(tmp_path)
         assert reason is None
         different = differing(disk, copy, BLOCK)
@@ -514,7 +515,8 @@ def test_a_bitmap_that_does_not_know_what_was_written_is_refused(
     [
         (None, "nbdkit is not installed"),
         ("exit 1", "nbdkit has no plugin for Python"),
-        ("echo python_version=3.5.2", "nbdkit's plugin has CPython 3.5, and this is"),
+        ("echo python_version=3.5.2", "nbdkit is too old"),
+        ("echo python_version=3.5.2; echo has_cleanup=1", "nbdkit's plugin has CPython 3.5, and"),
     ],
 )
 def test_a_nbdkit_that_cannot_load_it_is_named(

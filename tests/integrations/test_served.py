@@ -7,6 +7,7 @@ import ctypes
 import errno
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Callable
 
@@ -69,7 +70,8 @@ def test_a_change_is_marked_before_it_is_made_and_after_what_freezes_meanwhile(
         seen.append(areas(served))  # what a kill would leave
         with served.node.bitmaps["daily"].freeze() as frozen:
             frozen.done()  # a copy of the old data
-        made(*args, **options)
+        with suppress(UnsupportedError):  # as the file system has it
+            made(*args, **options)
 
     monkeypatch.setattr(served.disk, change, beside)
     CHANGES[change](served, 5000, 5000)
