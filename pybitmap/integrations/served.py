@@ -13,6 +13,7 @@ What nbdkit's plugin serves; nothing here knows of nbdkit. The rules:
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -145,7 +146,7 @@ class ServedDisk:
             self.graph = stack.enter_context(BlockGraph())
             self.node = _add_node(self.graph, parameters, self.disk.size, self.read_only)
             for name, granularity in parameters.bitmaps.items():
-                if not _has(self.node, name, granularity):
+                if not _has(self.node, parameters, name):
                     if self.read_only:
                         raise InvalidError(f"there is no bitmap '{name}', and read-only adds none")
                     self.node.add_bitmap(name, granularity, persistent=True)
@@ -263,8 +264,8 @@ def checked(parameters: Parameters) -> None:
         names = set(parameters.bitmaps)
         if parameters.read_only or not LocalStore.vacant(parameters.store):
             node = _add_node(graph, parameters, disk.size, read_only=True)
-            for name, granularity in parameters.bitmaps.items():
-                _has(node, name, granularity)
+            for name in parameters.bitmaps:
+                _has(node, parameters, name)
             names.update(node.bitmaps)
         if not names and parameters.qmp is None:
             raise InvalidError(
@@ -285,11 +286,11 @@ def _add_node(graph: BlockGraph, parameters: Parameters, size: int, read_only: b
         raise MismatchError(
             f"{parameters.disk} has another size than its bitmaps are for: {error}. If it is the "
             "right disk, and was resized, resize them, too: "
-            f"pybitmap resize '{store}' {exact_size(size)} --node '{name}'"
+            "pybitmap resize " + shlex.join([store, exact_size(size), "--node", name])
         ) from None
 
 
-def _has(node: BlockNode, name: str, granularity: int | None) -> bool:
+def _has(node: BlockNode, parameters: Parameters, name: str) -> bool:
     """Has the node such a bitmap?
 
     :raises BitmapError: if it has that name, and is of no use
@@ -300,9 +301,10 @@ def _has(node: BlockNode, name: str, granularity: int | None) -> bool:
     if bitmap.inconsistent:
         raise InconsistentError(
             f"bitmap '{name}' does not know what was written ({bitmap.reason}): mark all of it "
-            f"dirty, so that nothing is missed, with pybitmap repair STORE '{node.name}/{name}', "
-            "or remove it"
+            "dirty, so that nothing is missed: pybitmap repair "
+            + shlex.join([parameters.store, f"{node.name}/{name}"])
         )
+    granularity = parameters.bitmaps[name]
     if granularity not in (None, bitmap.granularity):
         raise MismatchError(
             f"bitmap '{name}' has the granularity {exact_size(bitmap.granularity)}: ask for that "

@@ -435,18 +435,22 @@ def test_read_only_writes_nothing_not_even_to_the_store(tmp_path: Path, disk: Pa
     assert state() == before
 
 
+def advised(command: str, told: str) -> None:
+    """Does what an error says is to be done."""
+    found = re.search(rf"pybitmap ({command} .*)", told)
+    assert found, told
+    words = [sys.executable, "-m", "pybitmap", *shlex.split(found[1])]
+    subprocess.run(words, check=True, capture_output=True)
+
+
 def test_a_disk_of_another_size_is_refused_and_how_to_go_on_works(
-    tmp_path: Path, disk: Path
+    tmp_path: Path, disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with serving(tmp_path, *DAILY) as server:
         assert server.end() == 0
     os.truncate(disk, 2 * SIZE)
-    done = start(disk, "--store", tmp_path / "store", *DAILY, "--socket", tmp_path / "s")
-    assert done.returncode == 1
-    found = re.search(r"pybitmap (resize .*)", done.stderr)
-    assert found
-    resize = [sys.executable, "-m", "pybitmap", *shlex.split(found[1])]
-    subprocess.run(resize, check=True)
+    assert result(disk, "--store", tmp_path / "store", *DAILY, "--socket", tmp_path / "s") == 1
+    advised("resize", capsys.readouterr().err)
     with serving(tmp_path, *DAILY) as server:
         assert server.end() == 0
 
@@ -497,17 +501,20 @@ def test_without_a_place_to_listen_it_says_so(
     assert "say where to listen" in capsys.readouterr().err
 
 
-def test_a_bitmap_that_does_not_know_what_was_written_is_refused(
-    tmp_path: Path, disk: Path
+def test_a_bitmap_that_does_not_know_what_was_written_is_refused_and_how_to_go_on_works(
+    tmp_path: Path, disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with serving(tmp_path, *DAILY) as server:
         assert server.end() == 0
-    for path in (tmp_path / "store").glob("*"):
-        if path.stat().st_size == -(-(SIZE // BLOCK) // 64) * 8 or "words" in path.name:
-            path.unlink()
-    done = start(disk, "--store", tmp_path / "store", *DAILY, "--socket", tmp_path / "s")
-    assert done.returncode == 1
-    assert "bitmap 'daily' does not know what was written" in done.stderr
+    [words] = (tmp_path / "store").glob("*.words")
+    os.truncate(words, 0)
+    assert result(disk, "--store", tmp_path / "store", *DAILY, "--socket", tmp_path / "s") == 1
+    told = capsys.readouterr().err
+    assert "bitmap 'daily' does not know what was written" in told
+    advised("repair", told)
+    with serving(tmp_path, *DAILY) as server:
+        assert server.end() == 0
+    assert opened(tmp_path)[0] == [(0, SIZE - 1000)]
 
 
 @pytest.mark.parametrize(
