@@ -24,6 +24,7 @@ from pathlib import Path
 
 from ..errors import BitmapError, UnsupportedError
 from ..qmp.server import listen_at
+from ..trace import printable
 from .served import Parameters, checked
 
 _PLUGIN = Path(__file__).with_name("nbdkit_plugin.py")
@@ -120,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (BitmapError, OSError) as error:
         of = getattr(error, "filename", None) or ""
         why = getattr(error, "strerror", None) or str(error)
-        print(f"pybitmap: {of}{of and ': '}{why}", file=sys.stderr)
+        print(printable(f"pybitmap: {of}{of and ': '}{why}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -34,6 +34,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from pybitmap.errors import BitmapError, UnsupportedError
 from pybitmap.integrations.served import Parameters, ServedDisk, checked
+from pybitmap.trace import printable
 
 API_VERSION = 2
 
@@ -69,9 +70,10 @@ def _told(callback: _Call) -> _Call:
 
 def _report(text: str) -> None:
     """To the user, and once nbdkit has forked, when perhaps nobody sees that, to the log."""
-    print(f"nbdkit: pybitmap: {text}", file=sys.stderr, flush=True)
+    line = printable(f"nbdkit: pybitmap: {text}")
+    print(line, file=sys.stderr, flush=True)
     if os.getpid() != _started:
-        syslog.syslog(syslog.LOG_ERR, f"nbdkit: pybitmap: {text}")
+        syslog.syslog(syslog.LOG_ERR, line)
 
 
 # ---- beginning and end --------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from errno import ENOENT
 from threading import Thread
 from typing import TYPE_CHECKING, Callable
 
@@ -145,11 +146,8 @@ class ServedDisk:
             # On the way out of an error, too: what was opened is given back in an orderly way.
             self.graph = stack.enter_context(BlockGraph())
             self.node = _add_node(self.graph, parameters, self.disk.size, self.read_only)
-            for name, granularity in parameters.bitmaps.items():
-                if not _has(self.node, parameters, name):
-                    if self.read_only:
-                        raise InvalidError(f"there is no bitmap '{name}', and read-only adds none")
-                    self.node.add_bitmap(name, granularity, persistent=True)
+            for name in _missing(self.node, parameters):
+                self.node.add_bitmap(name, parameters.bitmaps[name], persistent=True)
             self._report_bitmaps()
             if parameters.qmp is not None:
                 self._server = Server(self.graph, parameters.qmp)
@@ -262,11 +260,17 @@ def checked(parameters: Parameters) -> None:
         stack.callback(disk.close)
         graph = stack.enter_context(BlockGraph())
         names = set(parameters.bitmaps)
+        missing = list(parameters.bitmaps)
         if parameters.read_only or not LocalStore.vacant(parameters.store):
             node = _add_node(graph, parameters, disk.size, read_only=True)
-            for name in parameters.bitmaps:
-                _has(node, parameters, name)
+            missing = _missing(node, parameters)
             names.update(node.bitmaps)
+        elif not os.path.isdir(os.path.dirname(parameters.store)):
+            raise FileNotFoundError(ENOENT, "there is no folder for the store", parameters.store)
+        with BlockGraph() as trial:
+            node = trial.add_node(parameters.node, disk.size)
+            for name in missing:
+                node.add_bitmap(name, parameters.bitmaps[name])
         if not names and parameters.qmp is None:
             raise InvalidError(
                 f"node '{parameters.node}' has no bitmap, so no write would be recorded: give "
@@ -288,6 +292,17 @@ def _add_node(graph: BlockGraph, parameters: Parameters, size: int, read_only: b
             "right disk, and was resized, resize them, too: "
             "pybitmap resize " + shlex.join([store, exact_size(size), "--node", name])
         ) from None
+
+
+def _missing(node: BlockNode, parameters: Parameters) -> list[str]:
+    """The bitmaps that are asked for and that it has not.
+
+    :raises BitmapError: if it has one that is of no use, or may not have one
+    """
+    missing = [name for name in parameters.bitmaps if not _has(node, parameters, name)]
+    if missing and parameters.read_only:
+        raise InvalidError(f"there is no bitmap '{missing[0]}', and read-only adds none")
+    return missing
 
 
 def _has(node: BlockNode, parameters: Parameters, name: str) -> bool:

@@ -241,6 +241,15 @@ def test_what_is_checked_before_a_fork_makes_no_store(parameters: Parameters) ->
     assert not os.path.exists(parameters.store)
 
 
+def test_read_only_adds_no_bitmap(parameters: Parameters) -> None:
+    ServedDisk(parameters, report=print).close()
+    parameters.read_only = True
+    parameters.bitmaps = {"weekly": None}
+    for find in (checked, lambda parameters: ServedDisk(parameters, report=print)):
+        with pytest.raises(InvalidError, match="there is no bitmap 'weekly'"):
+            find(parameters)
+
+
 def test_a_disabled_bitmap_is_reported(parameters: Parameters) -> None:
     served = ServedDisk(parameters, report=print)
     served.node.bitmaps["daily"].disable()
