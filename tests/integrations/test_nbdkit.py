@@ -77,6 +77,26 @@ def copied(source: Path, target: Path) -> Path:
 # ---- kills, and writers beside ------------------------------------------------------------------
 
 
+def test_a_write_that_a_kill_cuts_short_is_dirty(tmp_path: Path) -> None:
+    nbytes = 32 * MIB  # takes long enough to be met in its midst, as a rule at once
+    disk = tmp_path / "disk.raw"
+    for _ in range(ROUNDS):
+        disk.write_bytes(b"")
+        os.truncate(disk, nbytes)
+        with serving(tmp_path, *DAILY) as server, open(disk, "rb", buffering=0) as file:
+            command = [peer("qemu-io", "qemu-utils"), "-f", "raw", "-c", f"write 0 {nbytes}"]
+            with subprocess.Popen([*command, server.uri], stdout=subprocess.DEVNULL) as client:
+                while client.poll() is None and os.pread(file.fileno(), 1, 0) == b"\0":
+                    pass
+                server.kill()
+            cut_short = os.pread(file.fileno(), 1, nbytes - 1) == b"\0"
+        assert opened(tmp_path) == ([(0, nbytes)], None)
+        if cut_short:
+            return
+        with BlockGraph() as graph:
+            graph.add_node("disk", store=LocalStore(tmp_path / "store")).bitmaps["daily"].clear()
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_server_that_is_ended_under_writers_has_missed_nothing(
     tmp_path: Path, disk: Path, number: signal.Signals
