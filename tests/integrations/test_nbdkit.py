@@ -20,7 +20,6 @@ from images import create, qemu_io
 from nbd_server import (
     STARTER,
     Qmp,
-    Server,
     copy_areas,
     differing,
     need_libnbd,
@@ -33,6 +32,7 @@ from peers import lacking, peer
 
 from pybitmap import BlockGraph
 from pybitmap.integrations.nbdkit import main
+from pybitmap.integrations.served import Parameters, ServedDisk
 from pybitmap.store import LocalStore, Qcow2Store
 
 MIB = 1 << 20
@@ -41,7 +41,7 @@ BLOCK = 4096
 DAILY = ("--bitmap", f"daily,granularity={BLOCK}")
 
 #: More for a long run.
-ROUNDS = int(os.environ.get("PYBITMAP_NBD_ROUNDS", "3"))
+ROUNDS = int(os.environ.get("PYBITMAP_NBD_ROUNDS", "2"))
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +67,14 @@ def opened(folder: Path, name: str = "daily") -> tuple[list[tuple[int, int]], st
 def dirty(areas: list[tuple[int, int]]) -> set[int]:
     """The offsets of their blocks."""
     return {at for offset, nbytes in areas for at in range(offset, offset + nbytes, BLOCK)}
+
+
+def prepared(folder: Path) -> None:
+    """A store as a server leaves it."""
+    parameters = Parameters(
+        disk=str(folder / "disk.raw"), store=str(folder / "store"), bitmaps={"daily": BLOCK}
+    )
+    ServedDisk(parameters, report=print).close()
 
 
 def copied(source: Path, target: Path) -> Path:
@@ -104,7 +112,7 @@ def test_a_server_that_is_ended_under_writers_has_missed_nothing(
     need_libnbd()
     copy = copied(disk, tmp_path / "copy.raw")
     half = SIZE // 2
-    for round in range(ROUNDS):
+    for round in range(ROUNDS):  # the same command goes on, on the sockets that were left
         with serving(tmp_path, *DAILY) as server, writing(server.uri, end=half):
             time.sleep(0.05 * (round % 4))
             assert server.end(number) == (-number if number == signal.SIGKILL else 0)
@@ -357,13 +365,6 @@ def test_bitmaps_that_cannot_be_stored_are_an_error_and_nothing_is_lost(
     assert opened(tmp_path) == ([(0, BLOCK)], None)
 
 
-def test_after_a_kill_the_same_command_goes_on(tmp_path: Path, disk: Path) -> None:
-    for at in (0, 1):
-        with serving(tmp_path, *DAILY) as server:  # on the sockets that the killed one has left
-            qemu_io(server.uri, f"write {at * BLOCK} 1", options=["-f", "raw"])
-    assert opened(tmp_path) == ([(0, 2 * BLOCK)], None)
-
-
 def result(*words: str | Path) -> int:
     """The exit code of the starter, in this process; for what ends before nbdkit begins."""
     try:
@@ -375,42 +376,43 @@ def result(*words: str | Path) -> int:
 # ---- twins, and what is refused -----------------------------------------------------------------
 
 
-@pytest.fixture
-def server(tmp_path: Path, disk: Path) -> Iterator[Server]:
-    with serving(tmp_path, *DAILY) as server:
-        yield server
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a server that runs."""
+    need_nbdkit()
+    folder = tmp_path_factory.mktemp("served")
+    (folder / "disk.raw").write_bytes(os.urandom(SIZE))
+    with serving(folder, *DAILY):
+        yield folder
 
 
 def test_a_second_server_of_the_disk_is_refused_whatever_its_store(
-    tmp_path: Path, disk: Path, server: Server
+    tmp_path: Path, served: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = start(disk, "--store", tmp_path / "other", *DAILY, "--socket", tmp_path / "s")
-    assert done.returncode == 1
-    assert f"{disk} is open in another program" in done.stderr
-    assert not (tmp_path / "s").exists()
+    disk, socket = served / "disk.raw", tmp_path / "s"
+    assert result(disk, "--store", tmp_path / "other", *DAILY, "--socket", socket) == 1
+    assert f"{disk} is open in another program" in capsys.readouterr().err
+    assert not socket.exists()
 
 
 def test_a_second_server_of_the_store_is_refused_whatever_its_disk(
-    tmp_path: Path, disk: Path, server: Server
+    tmp_path: Path, disk: Path, served: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = copied(disk, tmp_path / "other.raw")
-    done = start(other, "--store", tmp_path / "store", *DAILY, "--socket", tmp_path / "s")
-    assert done.returncode == 1
-    assert f"'{tmp_path / 'store'}' is in use by another process" in done.stderr
+    assert result(disk, "--store", served / "store", *DAILY, "--socket", tmp_path / "s") == 1
+    assert f"'{served / 'store'}' is in use by another process" in capsys.readouterr().err
 
 
-def test_qemu_does_not_write_to_a_disk_that_is_served(disk: Path, server: Server) -> None:
-    command = [peer("qemu-io", "qemu-utils"), "-f", "raw", "-c", "write 0 512", str(disk)]
-    done = subprocess.run(command, capture_output=True, text=True)
+def test_qemu_does_not_write_to_a_disk_that_is_served(served: Path) -> None:
+    command = [peer("qemu-io", "qemu-utils"), "-f", "raw", "-c", "write 0 512"]
+    done = subprocess.run([*command, served / "disk.raw"], capture_output=True, text=True)
     assert 'Failed to get "write" lock' in done.stderr
 
 
 def test_by_hand_in_the_background_errors_are_told_before_it_forks(
-    tmp_path: Path, disk: Path, server: Server
+    tmp_path: Path, disk: Path, served: Path
 ) -> None:
-    other = copied(disk, tmp_path / "other.raw")
-    line = shown(other, "--store", tmp_path / "new", *DAILY)
-    command = line.replace(" -f ", f" -U {tmp_path / 's'} ").replace("/new", "/store")
+    line = shown(disk, "--store", served / "store", *DAILY)
+    command = line.replace(" -f ", f" -U {tmp_path / 's'} ")
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "is in use by another process" in done.stderr
@@ -432,8 +434,7 @@ def test_what_show_prints_is_what_runs(tmp_path: Path, disk: Path) -> None:
 
 
 def test_read_only_writes_nothing_not_even_to_the_store(tmp_path: Path, disk: Path) -> None:
-    with serving(tmp_path, *DAILY) as server:
-        assert server.end() == 0
+    prepared(tmp_path)
 
     def state() -> list[tuple[str, int, str]]:
         files = [disk, *sorted((tmp_path / "store").iterdir())]
@@ -466,8 +467,7 @@ def advised(command: str, told: str) -> None:
 def test_a_disk_of_another_size_is_refused_and_how_to_go_on_works(
     tmp_path: Path, disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with serving(tmp_path, *DAILY) as server:
-        assert server.end() == 0
+    prepared(tmp_path)
     os.truncate(disk, 2 * SIZE)
     assert result(disk, "--store", tmp_path / "store", *DAILY, "--socket", tmp_path / "s") == 1
     advised("resize", capsys.readouterr().err)
@@ -527,8 +527,7 @@ def test_without_a_place_to_listen_it_says_so(
 def test_a_bitmap_that_does_not_know_what_was_written_is_refused_and_how_to_go_on_works(
     tmp_path: Path, disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with serving(tmp_path, *DAILY) as server:
-        assert server.end() == 0
+    prepared(tmp_path)
     [words] = (tmp_path / "store").glob("*.words")
     os.truncate(words, 0)
     assert result(disk, "--store", tmp_path / "store", *DAILY, "--socket", tmp_path / "s") == 1
