@@ -111,19 +111,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         paths = python_paths()
         if asked.show:
             command += ["-U", os.path.abspath(asked.socket)] if asked.socket is not None else []
-            command += ["python", str(_PLUGIN), *parameters]
+            command += ["python", str(_PLUGIN), *wanted.words()]
             print(f"PYTHONPATH={shlex.quote(os.pathsep.join(paths))} {shlex.join(command)}")
             return 0
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
         if asked.socket is not None:
             _hand_on(asked.socket, environment)
-        os.execve(command[0], [*command, "python", str(_PLUGIN), *parameters], environment)
+        os.execve(command[0], [*command, "python", str(_PLUGIN), *wanted.words()], environment)
     except (BitmapError, OSError) as error:
         of = getattr(error, "filename", None) or ""
         why = getattr(error, "strerror", None) or str(error)
         print(printable(f"pybitmap: {of}{of and ': '}{why}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        print("pybitmap: interrupted", file=sys.stderr)
         return 130
 
 

@@ -73,6 +73,15 @@ class Parameters:
             parameters.set(key, value)
         return parameters
 
+    def words(self) -> list[str]:
+        """What :meth:`of` makes the same of, in whatever folder."""
+        found = [f"disk={self.disk}", f"store={self.store}", f"node={self.node}"]
+        for name, granularity in self.bitmaps.items():
+            size = "" if granularity is None else f"{_GRANULARITY}{exact_size(granularity)}"
+            found.append(f"bitmap={name}{size}")
+        found += [] if self.qmp is None else [f"qmp={self.qmp}"]
+        return [*found, "read-only=true"] if self.read_only else found
+
     def check(self) -> None:
         """
         :raises InvalidError: if something is missing, or two things contradict each other

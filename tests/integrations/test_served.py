@@ -241,6 +241,17 @@ def test_what_is_checked_before_a_fork_makes_no_store(parameters: Parameters) ->
     assert not os.path.exists(parameters.store)
 
 
+def test_parameters_as_words_are_the_same_in_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["disk=a=b", "store=s", "node=n", "bitmap=a,granularity=4K", "bitmap=b"]
+    parameters = Parameters.of([*words, "bitmap=c,granularity=1,granularity=512", "qmp=q"])
+    monkeypatch.chdir(tmp_path)
+    assert Parameters.of(parameters.words()) == parameters
+    parameters.read_only = True
+    assert Parameters.of(parameters.words()) == parameters
+
+
 def test_read_only_adds_no_bitmap(parameters: Parameters) -> None:
     ServedDisk(parameters, report=print).close()
     parameters.read_only = True
