@@ -19,6 +19,7 @@ import functools
 import os
 import sys
 import syslog
+from contextlib import suppress
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
@@ -71,7 +72,8 @@ def _told(callback: _Call) -> _Call:
 def _report(text: str) -> None:
     """To the user, and once nbdkit has forked, when perhaps nobody sees that, to the log."""
     line = printable(f"nbdkit: pybitmap: {text}")
-    print(line, file=sys.stderr, flush=True)
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
     if os.getpid() != _started:
         syslog.syslog(syslog.LOG_ERR, line)
 
