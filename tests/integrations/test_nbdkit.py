@@ -445,6 +445,7 @@ def test_by_hand_in_the_background_errors_are_told_before_it_forks(
 
 
 def test_what_show_prints_is_what_runs(tmp_path: Path, disk: Path) -> None:
+    peer("qemu-io", "qemu-utils")
     run = ["--", "-U", "-", "--run", 'qemu-io -f raw -c "write 0 4k" "$uri"']
     line = shown(disk, "--store", tmp_path / "store", *DAILY, *run)
     done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=60)
@@ -474,6 +475,7 @@ def test_read_only_writes_nothing_not_even_to_the_store(tmp_path: Path, disk: Pa
         qemu_io(server.uri, "read 0 4k", options=["-r", "-f", "raw"])
         command = [peer("qemu-io", "qemu-utils"), "-f", "raw", "-c", "write 0 1", server.uri]
         assert subprocess.run(command, capture_output=True).returncode == 1
+        peer("nbdinfo", "libnbd-bin")
         options = ("-U", "-", "--run", 'nbdinfo --can write "$uri"')
         done = start(disk, "--store", tmp_path / "store", "--read-only", options=options)
         assert (done.returncode, done.stderr) == (2, "")  # a second one: served, and no

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
+from support import collect
 
 from pybitmap import BlockGraph, InvalidError, StateError, StoreError
 from pybitmap.errors import UnsupportedError
@@ -220,6 +221,21 @@ def test_the_child_of_a_fork_is_refused(served: ServedDisk, parameters: Paramete
     served.write(b"x", 2 * BLOCK)
     assert areas(served) == [(2 * BLOCK, BLOCK)]
     assert Path(parameters.disk).read_bytes()[:1] == b"o"
+
+
+def test_one_that_is_dropped_gives_its_disk_and_its_store_back(parameters: Parameters) -> None:
+    kept = [ServedDisk(parameters, report=print)]
+    kept[0].write(b"x", 0)
+
+    def drop() -> None:
+        kept.clear()
+        collect()
+
+    with pytest.warns(ResourceWarning):
+        drop()
+    again = ServedDisk(parameters, report=print)
+    assert areas(again) == [(0, BLOCK)]
+    again.close()
 
 
 # ---- parameters ---------------------------------------------------------------------------------
