@@ -88,7 +88,7 @@ def copy_disk(program: Program, target: Path) -> None:
             copy,
             paused=paused(program, same),
             until=64 << 10,
-            flush=lambda: os.fsync(fd),
+            flush=lambda: (os.fsync(program.disk), os.fsync(fd)),
             bandwidth=200 * MIB,
             progress=show,
         )

@@ -78,8 +78,8 @@ def live_copy(
         that writers take. None: there is no such round, and what is left stays dirty
     :param until: that is soon: when at most so many bytes are dirty, or after ``max_rounds``
     :param full: copy all of it first, not only what is dirty
-    :param flush: called at the end of each round; what was copied is durable when it returns, for
-        example ``lambda: os.fsync(fd)``
+    :param flush: called at the end of each round; what was copied is durable when it returns, in
+        the copy and where it came from: ``lambda: (os.fsync(source), os.fsync(target))``
     :param bandwidth: bytes per second at most, on average over a round; the last one, which
         writers wait for, is not slowed down. None: unlimited
     :param piece: bytes that ``copy`` gets at most
