@@ -117,6 +117,22 @@ hbfile_sync_directory: Callable[[bytes], int] = lib.hbfile_sync_directory
 hbfile_detach: Callable[[CData, int, bytes], int] = lib.hbfile_detach
 hbfile_identity: Callable[[bytes, CData], int] = lib.hbfile_identity
 
+hbmem_open: Callable[[CData, int, int], int] = lib.hbmem_open
+hbmem_collect: Callable[[CData, CData, CData], int] = lib.hbmem_collect
+hbmem_look: Callable[[CData, CData], int] = lib.hbmem_look
+hbmem_close: Callable[[CData], None] = lib.hbmem_close
+hbmem_copy_sparse: Callable[[CData, CData, int], None] = lib.hbmem_copy_sparse
+
+#: What hbmem_open fails at, and what the kernel may be lacking.
+HBMEM_SYSTEM: int = lib.HBMEM_SYSTEM
+HBMEM_PAGEMAP: int = lib.HBMEM_PAGEMAP
+HBMEM_SCAN: int = lib.HBMEM_SCAN
+HBMEM_FAULTFD: int = lib.HBMEM_FAULTFD
+HBMEM_FEATURES: int = lib.HBMEM_FEATURES
+HBMEM_MAPPED: int = lib.HBMEM_MAPPED
+HBMEM_WP_UNPOPULATED: int = lib.HBMEM_WP_UNPOPULATED
+HBMEM_WP_ASYNC: int = lib.HBMEM_WP_ASYNC
+
 #: A C pointer to nothing.
 NULL: CData = ffi.NULL
 
@@ -140,6 +156,9 @@ def new_words(nwords: int) -> CData:
         memory.madvise(advice)
     return ffi.from_buffer("uint64_t[]", memory)
 
+
+#: Gives the buffer back that an array lies over, before the array goes. May be called twice.
+release: Callable[[CData], None] = ffi.release
 
 #: ``move(to, from, nbytes)``
 move: Callable[[CData, CData, int], None] = ffi.memmove
@@ -210,7 +229,8 @@ def own(pointer: CData, free: str, keep: object = None) -> Owner:
     """
     if fast is None:
         return _Owner(address(pointer), getattr(lib, free), keep)
-    return fast.Owner(address(pointer), addresses[free], keep)
+    function = addresses.get(free) or address(ffi.addressof(lib, free))
+    return fast.Owner(address(pointer), function, keep)
 
 
 def _load_fast() -> Any:
@@ -451,6 +471,19 @@ def pinned_words(hb: CData, memory: Memory | None) -> memoryview:
     # does nothing else (it compares, in vain).
     pointer = ffi.gc(hbitmap_words(hb, nwords), partial(is_, owner))
     return memoryview(buffer(pointer, 8 * nwords[0])).toreadonly()
+
+
+def memory_at(at: int, nbytes: int, keep: object) -> memoryview:
+    """Memory that Python did not make, as a writable view of bytes; ``keep`` lives as long.
+
+    :raises InvalidError: if no memory can be there
+    """
+    at, nbytes = index(at), index(nbytes)
+    if at < 0 or not 0 <= nbytes <= sys.maxsize or at + nbytes > 2 * sys.maxsize + 2:
+        raise InvalidError(f"there is no memory of {nbytes} bytes at {at:#x}")
+    # As above: the view holds the pointer, and that what it is about.
+    pointer = ffi.gc(ffi.cast("uint8_t *", at), partial(is_, keep))
+    return memoryview(buffer(pointer, nbytes))
 
 
 def integers(name: str, data: Integers) -> CData:
