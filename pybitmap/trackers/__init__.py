@@ -8,5 +8,6 @@ from __future__ import annotations
 
 from .base import Tracker
 from .memory import MemoryTracker
+from .snapshot import Snapshot
 
-__all__ = ["MemoryTracker", "Tracker"]
+__all__ = ["MemoryTracker", "Snapshot", "Tracker"]
