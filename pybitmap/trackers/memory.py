@@ -52,10 +52,12 @@ class MemoryTracker(Tracker):
     Writer: as :class:`Tracker` says; the page of a write that a collect comes upon may be in that
     one as well as in the next, which has the write. Kill:
     nothing stays behind. Fork: the child is refused, and cannot harm the parent's, which goes on.
-    Drop: the buffer stays lent out until :meth:`close` (``mmap.close()`` raises BufferError), also
-    that of a tracker whose making was interrupted is given back. Twin: memory has one tracker;
+    Drop: the buffer stays lent out until :meth:`close` (``mmap.close()`` raises BufferError; PyPy's
+    does not), and is given back if the making is interrupted. Twin: memory has one tracker;
     another, of whatever part of it, is a BusyError, and so is a userfaultfd of somebody else.
     """
+
+    _replaced = False  # another tracker is where this one was
 
     def __init__(self, buffer: WriteableBuffer) -> None:
         """Writes from now on are recorded; those before are not.
@@ -85,6 +87,9 @@ class MemoryTracker(Tracker):
         if code:
             _core.release(memory)
             raise _failed_to_open(self._memory, -code)
+        for other in list(_trackers):
+            if other is not self and not other.closed:
+                other._give_way(address, nbytes)
         super().__init__(f"memory at {address:#x}", nbytes, mmap.PAGESIZE.bit_length() - 1)
 
     @classmethod
@@ -125,6 +130,8 @@ class MemoryTracker(Tracker):
         :raises StoreError, StateError, ClosedError: if that is what the kernel answered
         """
         code = -code
+        if code == errno.EBADF and self._replaced:
+            code = errno.EPERM
         if code == errno.EBADF:
             raise ClosedError(f"the tracker of {self._what} is closed")
         if code == errno.ESRCH:
@@ -142,6 +149,15 @@ class MemoryTracker(Tracker):
                 f"the kernel does not tell what was written to {self._what}: {os.strerror(code)}",
                 code,
             )
+
+    def _give_way(self, address: int, nbytes: int) -> None:
+        """To a tracker of what is mapped there now: the kernel did not say that it is tracked, so
+        what this one had there is gone, and its scans would take the other's writes.
+        """
+        if self.address < address + nbytes and address < self.address + self.size:
+            with _Held(self._lock):
+                self._replaced = not self.closed
+                _core.hbmem_close(self._memory)
 
     def _release(self) -> None:
         _core.hbmem_close(self._memory)

@@ -23,7 +23,8 @@ PACKAGE = os.path.dirname(pybitmap.__file__)
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
-libc.mremap.restype = ctypes.c_void_p
+if sys.platform == "linux":
+    libc.mremap.restype = ctypes.c_void_p
 PRIVATE_ANONYMOUS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 MAP_FIXED = 0x10
 
