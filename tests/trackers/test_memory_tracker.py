@@ -8,13 +8,16 @@ import errno
 import io
 import mmap
 import os
+import platform
 import random
 import re
+import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from fcntl import ioctl
 from itertools import chain
 from multiprocessing import shared_memory
 from pathlib import Path
@@ -52,6 +55,7 @@ from pybitmap import (
     StateError,
     StoreError,
     UnsupportedError,
+    _core,
 )
 from pybitmap.trackers import MemoryTracker
 
@@ -255,6 +259,47 @@ def test_a_process_that_has_changed_its_user_is_told_how_to_look_at_itself() -> 
     script = script.replace("    ctypes.CDLL(None).prctl", "    pass  # ")
     with pytest.raises(AssertionError, match="PR_SET_DUMPABLE"):
         run_python(script)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the guest is one of x86")
+def test_writes_of_a_guest_of_kvm_are_seen() -> None:
+    """A guest without paging, and the page tables that KVM has for it beside ours."""
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        peers.lacking("/dev/kvm")
+    ram = private(16)
+    ram[:4] = b"\xc6\x07\x01\xf4"  # mov byte [bx], 1; hlt
+    with ExitStack() as opened:
+
+        def file(descriptor: int) -> int:
+            opened.callback(os.close, descriptor)
+            return descriptor
+
+        kvm = file(os.open("/dev/kvm", os.O_RDWR))
+        machine = file(ioctl(kvm, 0xAE01, 0))  # KVM_CREATE_VM
+        region = struct.pack("IIQQQ", 0, 0, 0, len(ram), address_of(ram))
+        ioctl(machine, 0x4020AE46, region)  # KVM_SET_USER_MEMORY_REGION
+        processor = file(ioctl(machine, 0xAE41, 0))  # KVM_CREATE_VCPU
+        state = mmap.mmap(processor, ioctl(kvm, 0xAE04, 0))  # KVM_GET_VCPU_MMAP_SIZE
+        special = bytearray(312)
+        ioctl(processor, 0x8138AE83, special)  # KVM_GET_SREGS
+        special[:8] = bytes(8)  # the base of cs, ...
+        special[12:14] = bytes(2)  # ... and its selector
+        ioctl(processor, 0x4138AE84, bytes(special))
+
+        def write(page: int) -> None:
+            registers = [0, page * PAGE, *[0] * 15, 2]  # rbx; rip is 0, flags are 2
+            ioctl(processor, 0x4090AE82, struct.pack("18Q", *registers))
+            ioctl(processor, 0xAE80, 0)  # KVM_RUN
+            assert struct.unpack_from("I", state, 8) == (5,)  # KVM_EXIT_HLT
+
+        with MemoryTracker(ram) as tracker:
+            for number in (5, 5, 7):
+                write(number)
+                write(number)
+                assert pages(tracker.collect()) == [number]
+                assert pages(tracker.collect()) == []
+            assert (ram[5 * PAGE], ram[7 * PAGE]) == (1, 1)
+        state.close()
 
 
 def test_beside_writers_each_write_is_in_a_collect_after_it() -> None:
@@ -585,6 +630,19 @@ def test_memory_has_one_tracker() -> None:
         pass
 
 
+def test_memory_of_another_userfaultfd_is_refused() -> None:
+    ram = private(4)
+    somebodys = _core.new("HBMemory *", {"uffd": -1, "pagemap": -1})
+    assert _core.hbmem_open(somebodys, address_of(ram) + PAGE, PAGE) == 0
+    try:
+        with pytest.raises(BusyError, match="another userfaultfd"):
+            MemoryTracker(ram)
+    finally:
+        _core.hbmem_close(somebodys)
+    with MemoryTracker(ram):
+        pass
+
+
 def test_a_process_without_descriptors_is_told_and_leaks_none() -> None:
     code = """
 import mmap, os, resource
@@ -658,8 +716,6 @@ def test_the_device_is_the_other_way(library: Path) -> None:
 
 
 def test_another_system_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pybitmap import _core
-
     def elsewhere(memory: Any, address: int, nbytes: int) -> int:
         memory.step = _core.HBMEM_SYSTEM
         return -errno.ENOSYS
