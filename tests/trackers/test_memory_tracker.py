@@ -355,6 +355,29 @@ def test_threads_that_collect_each_get_a_part() -> None:
     assert len(list(chain(*got))) < npages + 3 * 30
 
 
+def test_a_close_beside_collects_ends_them_cleanly() -> None:
+    for _ in range(20):
+        ram = private(64)
+        tracker = MemoryTracker(ram)
+        ended: list[str] = []
+
+        def collect(tracker: MemoryTracker = tracker, ended: list[str] = ended) -> None:
+            try:
+                while True:
+                    tracker.collect()
+            except BaseException as error:
+                ended.append(type(error).__name__)
+
+        threads = [threading.Thread(target=collect) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        tracker.close()
+        for thread in threads:
+            thread.join()
+        assert ended == [ClosedError.__name__] * 2
+    assert descriptors() == []
+
+
 # ---- what is not seen -----------------------------------------------------------------------
 
 
