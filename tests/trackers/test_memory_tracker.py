@@ -302,6 +302,28 @@ def test_writes_of_a_guest_of_kvm_are_seen() -> None:
         state.close()
 
 
+@pytest.mark.skipif(sys.implementation.name == "pypy", reason="unicorn is not for PyPy")
+def test_writes_of_unicorn_to_memory_of_ours_are_seen() -> None:
+    """Of code that it translated, and of its own mem_write."""
+    unicorn, x86 = peers.package("unicorn"), peers.package("unicorn.x86_const")
+    npages = 16
+    ram = private(npages)
+    ram[:3] = b"\x88\x03\x90"  # mov [rbx], al; nop
+    machine = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
+    machine.mem_map_ptr(0x10000, len(ram), unicorn.UC_PROT_ALL, address_of(ram))
+    with MemoryTracker.at(address_of(ram), len(ram), keep=ram) as tracker:
+        for page in (1, 2, 1):
+            machine.reg_write(x86.UC_X86_REG_RAX, 7)
+            for _ in range(2):
+                machine.reg_write(x86.UC_X86_REG_RBX, 0x10000 + page * PAGE)
+                machine.emu_start(0x10000, 0x10003)
+            assert pages(tracker.collect()) == [page]
+            assert ram[page * PAGE] == 7
+        machine.mem_write(0x10000 + 3 * PAGE, b"x")
+        assert pages(tracker.collect()) == [3]
+        assert pages(tracker.collect()) == []
+
+
 def test_beside_writers_each_write_is_in_a_collect_after_it() -> None:
     """A replica that takes over what collects report is as the memory, once they have ended."""
     npages = 512
