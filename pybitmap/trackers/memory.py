@@ -20,8 +20,9 @@ from ..hbitmap import HBitmap
 from .base import Tracker, _Held
 
 if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
     from typing_extensions import Self
+
+    from .._typing import Writable
 
 _trackers: WeakSet[MemoryTracker] = WeakSet()
 
@@ -59,7 +60,7 @@ class MemoryTracker(Tracker):
 
     _replaced = False  # another tracker is where this one was
 
-    def __init__(self, buffer: WriteableBuffer) -> None:
+    def __init__(self, buffer: Writable) -> None:
         """Writes from now on are recorded; those before are not.
 
         :param buffer: writable and contiguous, and begins at a page

@@ -13,8 +13,9 @@ from ..hbitmap import HBitmap
 from .memory import MemoryTracker
 
 if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
     from typing_extensions import Self
+
+    from .._typing import Writable
 
 
 class Snapshot(_core.NotCopied):
@@ -48,7 +49,7 @@ class Snapshot(_core.NotCopied):
     not overlap.
     """
 
-    def __init__(self, buffer: WriteableBuffer) -> None:
+    def __init__(self, buffer: Writable) -> None:
         """Copies all of it now.
 
         :param buffer: writable and contiguous

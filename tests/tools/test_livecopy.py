@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from lines import at_every_line
+from peers import lacking
 
 import pybitmap.livecopy
 from pybitmap import BlockGraph, BlockNode, DirtyBitmap, HBitmap, InvalidError
@@ -306,3 +307,18 @@ def test_nobody_is_paused_for_a_copy_that_fails_before(disk: Disk) -> None:
     with suppress(ZeroDivisionError):
         live_copy(disk.bitmap, copy, paused=paused)
     assert not paused.entered
+
+
+def test_the_example_copies_a_disk_and_ram() -> None:
+    done = subprocess.run(
+        [sys.executable, Path(__file__).parents[2] / "examples" / "live_copy.py"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    if done.stderr.startswith("RAM cannot be tracked here"):
+        lacking(done.stderr)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("the copy is the same") == 2
+    assert "DIFFERENT" not in done.stdout

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from pybitmap import BlockGraph, BlockNode, DirtyBitmap, HBitmap
 from pybitmap.livecopy import LiveCopy, Progress, live_copy
 from pybitmap.store import LocalStore, Qcow2Store
+from pybitmap.trackers import MemoryTracker, Snapshot
 
 
 class Pages(HBitmap):
@@ -69,3 +70,9 @@ def disks(graph: BlockGraph, offsets: "npt.NDArray[np.uint64]") -> None:
 
     copied: LiveCopy = live_copy(daily, copy, progress=tell)
     print(copied.nbytes)
+
+
+def memory(ram: "npt.NDArray[np.uint8]") -> int:
+    with MemoryTracker(ram) as tracker, Snapshot(ram) as snapshot:
+        dirty: HBitmap = tracker.collect()
+        return snapshot.restore(tracker.collect(dirty)) + snapshot.rewind(tracker)
