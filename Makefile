@@ -62,8 +62,11 @@ lint: $(VENV)/.dev ## Check style with ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(VENV)/.dev ## Check types with mypy --strict
+types: $(VENV)/.dev ## Check types with mypy --strict, and a user's program also with pyright
 	$(BIN)/mypy
+	for version in 3.10 3.14; do $(BIN)/mypy --python-version $$version tests/typing/program.py || exit 1; done
+	for version in 3.9 3.11 3.14; do \
+	    $(BIN)/basedpyright --pythonversion $$version --level error tests/typing/program.py || exit 1; done
 
 asan: asan-c asan-py ## Run the tests in C and those of the core under ASan and UBSan
 

@@ -10,6 +10,7 @@ import argparse
 
 import bench_bulk  # noqa: F401
 import bench_calls  # noqa: F401
+import bench_trackers  # noqa: F401
 import bench_trackers_kvm  # noqa: F401
 from measure import add_thread, measure, print_rows
 

@@ -282,8 +282,8 @@ void hbitmap_free(HBitmap *hb)
 }
 
 /*
- * What `old` has goes into b, which nobody else sees yet, as far as it reaches: leaf
- * and level 1.  For one thread alone the pages move.  Beside others a word could
+ * What `old` has goes into b, which nobody else sees yet, as far as it reaches: leaf,
+ * levels 1 and 2.  For one thread alone the pages move.  Beside others a word could
  * be marked in `old` and not be named yet, so what is copied is looked at.
  */
 static void hb_copy_leaf(const struct hb_block *old, const struct hb_block *b)
@@ -293,7 +293,15 @@ static void hb_copy_leaf(const struct hb_block *old, const struct hb_block *b)
 
     if (hb_alone()) {
         parent = hb_move_pages(old, b, end) / HB_BITS;
-        hb_copy_words(b->level[1], (const void *)old->level[1], parent);
+        /* Where no piece is named, level 1 takes no memory. */
+        for (uint64_t above = hb_next_above(old, 0);
+             above != HB_NONE && above * HB_BITS < parent;
+             above = hb_next_above(old, above + 1)) {
+            uint64_t at = above * HB_BITS;
+
+            hb_copy_words(&b->level[1][at], (const void *)&old->level[1][at],
+                          hb_min(HB_BITS, parent - at));
+        }
     }
     filling = parent * HB_BITS < end && hb_will_fill(b, end, hb_pages_named(old));
     for (; parent * HB_BITS < end; parent++) {
@@ -310,6 +318,16 @@ static void hb_copy_leaf(const struct hb_block *old, const struct hb_block *b)
     }
     if (hb_is_set(b->level[1], last)) {
         atomic_fetch_and(&b->level[0][last], hb_used(b, last));
+    }
+    /* What was just found named in `old` is so on all of its levels: the lock is held. */
+    for (uint64_t above = hb_next_above(old, 0);
+         b->nlevels > HB_MIN_LEVELS && above < b->nwords[2];
+         above = hb_next_above(old, above + 1)) {
+        uint64_t at = above * HB_BITS;
+
+        atomic_store_explicit(&b->level[2][above],
+                              hb_nonzero(&b->level[1][at], hb_min(HB_BITS, b->nwords[1] - at)),
+                              memory_order_relaxed);
     }
 }
 
@@ -334,7 +352,7 @@ int hbitmap_truncate(HBitmap *hb, uint64_t size)
         goto out;
     }
     hb_copy_leaf(old, b);
-    hb_build_summaries(b, 2);
+    hb_build_summaries(b, 3);
     hb_note_named(b);
     b->older = old;
     atomic_store(&hb->block, b);

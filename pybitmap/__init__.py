@@ -1,5 +1,29 @@
 # SPDX-License-Identifier: MIT
-"""QEMU-class dirty bitmaps: the public names, gathered."""
+"""QEMU-class dirty bitmaps: what was written to, exactly, and fast enough for every write.
+
+    HBitmap                a bitmap of ranges: marks, searches, set operations, one bit for a group
+    BlockGraph             nodes (disks) with named bitmaps: ``node.mark_dirty``, ``node.writing``,
+                           ``bitmap.freeze``, ``graph.transaction``
+    LocalStore             keeps bitmaps in a directory; a killed process loses no mark
+    Qcow2Store             keeps them in qcow2 images, as QEMU does
+    pybitmap.trackers      writes that reach a bitmap by themselves: memory, KVM, Unicorn
+    pybitmap.livecopy      copies what is being written to
+    pybitmap.native        the same from C, Cython, Numba
+    pybitmap.qmp           the same over QEMU's monitor protocol
+
+All errors are :class:`BitmapError`. The command line is ``pybitmap --help``.
+
+>>> from pybitmap import HBitmap
+>>> hb = HBitmap(1 << 30, group_size=4096)    # 1 GiB in bytes, a bit for each page
+>>> hb.set(10_000, 512)                       # a write
+>>> list(hb.areas())                          # what is to be copied
+[(8192, 4096)]
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from ._sources import get_include, get_sources
 from .block.bitmap import DirtyBitmap, Frozen
@@ -26,6 +50,12 @@ from .errors import (
 )
 from .hbitmap import HBitmap
 
+if TYPE_CHECKING:
+    from .store import LocalStore, Qcow2Store
+
+#: As pyproject.toml has it.
+__version__ = "0.1.0"
+
 __all__ = [
     "AbortedError",
     "BitmapError",
@@ -40,9 +70,11 @@ __all__ = [
     "HBitmap",
     "InconsistentError",
     "InvalidError",
+    "LocalStore",
     "LockedError",
     "MismatchError",
     "NotFoundError",
+    "Qcow2Store",
     "RangeError",
     "ReadonlyError",
     "StateError",
@@ -53,3 +85,14 @@ __all__ = [
     "get_include",
     "get_sources",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Stores when they are asked for: who uses none does not wait for SQLite.
+    if name in ("LocalStore", "Qcow2Store"):
+        return getattr(import_module(".store", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

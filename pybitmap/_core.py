@@ -13,18 +13,30 @@ import mmap
 import os
 import sys
 from array import array
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from io import BytesIO
+from itertools import repeat
+from numbers import Integral
 from operator import index, is_
-from typing import TYPE_CHECKING, Any, Callable, NoReturn
+from typing import TYPE_CHECKING, Any, Callable, NoReturn, SupportsIndex, cast
 
-from ._cffi import ffi, lib
+try:
+    from ._cffi import ffi, lib
+except ModuleNotFoundError as error:
+    if error.name != f"{__package__}._cffi":
+        raise
+    raise ImportError(
+        f"the folder {os.path.dirname(__file__)} has pybitmap's sources and no compiled module. "
+        "Python looks there first if it is started beside it: start it in another folder, where "
+        "the installed pybitmap is found, or compile the module here: pip install -e ."
+    ) from None
 from .errors import BitmapError, InvalidError, MismatchError, RangeError
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer, WriteableBuffer
+    from ._typing import Integers, Readable, Writable
 
 #: A C object or pointer; cffi has no types for them.
 CData = Any
@@ -114,6 +126,22 @@ hbkvm_close: Callable[[CData], None] = lib.hbkvm_close
 HBKVM_MANUAL: int = lib.HBKVM_MANUAL
 HBKVM_INITIALLY_SET: int = lib.HBKVM_INITIALLY_SET
 
+hbmem_open: Callable[[CData, int, int], int] = lib.hbmem_open
+hbmem_collect: Callable[[CData, CData, CData], int] = lib.hbmem_collect
+hbmem_look: Callable[[CData, CData], int] = lib.hbmem_look
+hbmem_close: Callable[[CData], None] = lib.hbmem_close
+hbmem_copy_sparse: Callable[[CData, CData, int], None] = lib.hbmem_copy_sparse
+
+#: What hbmem_open fails at, and what the kernel may be lacking.
+HBMEM_SYSTEM: int = lib.HBMEM_SYSTEM
+HBMEM_PAGEMAP: int = lib.HBMEM_PAGEMAP
+HBMEM_SCAN: int = lib.HBMEM_SCAN
+HBMEM_FAULTFD: int = lib.HBMEM_FAULTFD
+HBMEM_FEATURES: int = lib.HBMEM_FEATURES
+HBMEM_MAPPED: int = lib.HBMEM_MAPPED
+HBMEM_WP_UNPOPULATED: int = lib.HBMEM_WP_UNPOPULATED
+HBMEM_WP_ASYNC: int = lib.HBMEM_WP_ASYNC
+
 #: A C pointer to nothing.
 NULL: CData = ffi.NULL
 
@@ -138,6 +166,9 @@ def new_words(nwords: int) -> CData:
     return ffi.from_buffer("uint64_t[]", memory)
 
 
+#: Gives the buffer back that an array lies over, before the array goes. May be called twice.
+release: Callable[[CData], None] = ffi.release
+
 #: ``move(to, from, nbytes)``
 move: Callable[[CData, CData, int], None] = ffi.memmove
 #: The first ``n`` values of C memory as a list.
@@ -147,7 +178,7 @@ buffer: Callable[[CData, int], Any] = ffi.buffer
 
 #: Formats of the struct module for numbers of this machine ("" and "@": native).
 _PREFIXES = ("", "@", "=", "<" if sys.byteorder == "little" else ">")
-_UINT64_FORMATS = {prefix + code for prefix in _PREFIXES for code in "QL"}
+_INTEGER_CODES = "bBhHiIlLqQnNO"  # O: of Python's objects, which may be integers
 _INT64_FORMATS = {prefix + code for prefix in _PREFIXES for code in "QLql"}
 
 
@@ -243,7 +274,7 @@ class Memory:
 
     __slots__ = ("__weakref__", "words")
 
-    def __init__(self, data: WriteableBuffer) -> None:
+    def __init__(self, data: Writable) -> None:
         self.words = raw_array("the memory of a bitmap", data, "uint64_t[]", writable=True)
         at = address(self.words)
         if at % 8 and len(self.words):
@@ -332,8 +363,7 @@ def hbtracker_set_alloc(size: int, bitmaps: list[CData], readonly: bool) -> CDat
 
 def check_size(size: int, granularity: int) -> None:
     """Refuses granularities that there are not, and sizes that no bitmap of one can have."""
-    if not 0 <= granularity <= 63:
-        raise InvalidError(f"granularity {granularity} is not in 0..63 (log2 of items per bit)")
+    check_granularity(granularity)
     if not 0 <= size <= MAX_SIZE:
         raise InvalidError(f"size {size} is not in 0..{MAX_SIZE} items")
     if size > MAX_GROUPS << granularity:
@@ -341,6 +371,37 @@ def check_size(size: int, granularity: int) -> None:
             f"size {size} makes more than {MAX_GROUPS} groups of {1 << granularity} items; "
             f"use a larger granularity"
         )
+
+
+def check_granularity(granularity: int) -> None:
+    """
+    :raises InvalidError: if there is no such log2
+    """
+    if not 0 <= granularity <= 63:
+        hint = ""
+        if granularity > 0 and not granularity & (granularity - 1):
+            hint = (
+                f"; {granularity.bit_length() - 1} for {granularity}, or group_size={granularity}"
+            )
+        raise InvalidError(
+            f"granularity {granularity} is not in 0..63: it is the log2 of the items that a bit "
+            f"stands for{hint}"
+        )
+
+
+def granularity_of(granularity: int | None, group_size: int | None) -> int:
+    """The one of the two that is given, as the first; 0 if none is.
+
+    :raises InvalidError: if both are, or ``group_size`` is no power of 2
+    """
+    if group_size is None:
+        return 0 if granularity is None else index(granularity)
+    if granularity is not None:
+        raise InvalidError("granularity is the log2 of group_size: give one of them")
+    group_size = index(group_size)
+    if group_size < 1 or group_size & (group_size - 1):
+        raise InvalidError(f"group_size {group_size} is not a power of 2")
+    return group_size.bit_length() - 1
 
 
 def no_memory(size: int, granularity: int) -> MemoryError:
@@ -421,24 +482,72 @@ def pinned_words(hb: CData, memory: Memory | None) -> memoryview:
     return memoryview(buffer(pointer, 8 * nwords[0])).toreadonly()
 
 
-def uint64_array(name: str, data: ReadableBuffer) -> tuple[CData, int]:
-    """A buffer of uint64 as ``uint64_t[]`` without a copy, and its number of elements.
+def memory_at(at: int, nbytes: int, keep: object) -> memoryview:
+    """Memory that Python did not make, as a writable view of bytes; ``keep`` lives as long.
 
-    :raises TypeError: if it is not a buffer of native uint64
-    :raises InvalidError: if it is not contiguous and of one dimension
+    :raises InvalidError: if no memory can be there
     """
+    at, nbytes = index(at), index(nbytes)
+    if at < 0 or not 0 <= nbytes <= sys.maxsize or at + nbytes > 2 * sys.maxsize + 2:
+        raise InvalidError(f"there is no memory of {nbytes} bytes at {at:#x}")
+    # As above: the view holds the pointer, and that what it is about.
+    pointer = ffi.gc(ffi.cast("uint8_t *", at), partial(is_, keep))
+    return memoryview(buffer(pointer, nbytes))
+
+
+def integers(name: str, data: Integers) -> CData:
+    """Many whole numbers as ``uint64_t[]``, which is a context manager.
+
+    Those of a buffer of 64-bit integers as they lie there, if they lie as C wants them; of signed
+    ones, those below 0 come out as 2**63 and more. All others as a copy.
+
+    :raises TypeError: if these are no integers; bytes are none, since they may be anything packed
+    :raises InvalidError: if they have not one dimension
+    :raises RangeError: if one does not fit 64 bits
+    """
+    numbers: Any = data
+    view = _view_of(data)
+    if view is not None:
+        if view.ndim != 1:
+            raise InvalidError(f"{name} must have one dimension, not {view.ndim}")
+        if view.format in _INT64_FORMATS and view.itemsize == 8:
+            return _aligned(view)
+        plain = isinstance(data, (bytes, bytearray, memoryview)) and view.itemsize == 1
+        if plain or view.format[-1:] not in _INTEGER_CODES:
+            raise TypeError(
+                f"{name} must be integers: a list, an array('Q'), a NumPy array of them, for "
+                f"example; not a buffer of format {view.format!r}"
+            )
+        with suppress(NotImplementedError):  # of the other byte order
+            numbers = view.tolist()
     try:
-        view = memoryview(data)
+        numbers = [index(number) for number in numbers]
     except TypeError:
         raise TypeError(
-            f"{name} must be a buffer of uint64 (array('Q') or a NumPy array, for example), "
+            f"{name} must be integers: a list, an array('Q'), a NumPy array of them, for example; "
             f"not {type(data).__name__}"
         ) from None
-    if view.format not in _UINT64_FORMATS or view.itemsize != 8:
-        raise TypeError(f"{name} must be a buffer of uint64, not of format {view.format!r}")
-    if view.ndim != 1 or not view.c_contiguous:
-        raise InvalidError(f"{name} must be contiguous and of one dimension")
-    return _aligned(view), len(view)
+    try:
+        return ffi.from_buffer("uint64_t[]", array("Q", numbers))
+    except OverflowError:
+        raise _not_64_bits(name, numbers) from None  # type: ignore[misc]
+
+
+def _view_of(data: object) -> memoryview | None:
+    """Of a buffer, or of the array that something is, as those of pandas, Polars and pyarrow."""
+    if not isinstance(data, memoryview) and hasattr(type(data), "__array__"):
+        data = data.__array__()  # type: ignore[attr-defined]
+    try:
+        return memoryview(data)  # type: ignore[arg-type]
+    except (TypeError, ValueError, BufferError):  # NumPy's dates raise ValueError
+        return None
+
+
+def _not_64_bits(name: str, numbers: Iterable[int]) -> RangeError | None:
+    for i, number in enumerate(numbers):
+        if not 0 <= number < 1 << 64:
+            return RangeError(f"{name}[{i}] is {number}, which is not inside the bitmap")
+    return None
 
 
 def _aligned(view: memoryview) -> CData:
@@ -470,32 +579,49 @@ def integers_in(data: object) -> CData | list[int] | None:
 def with_ranges(
     call: Callable[[CData, CData, int], None],
     names: tuple[str, str],
-    starts: ReadableBuffer,
-    lengths: ReadableBuffer,
+    starts: Integers,
+    lengths: Integers | SupportsIndex,
 ) -> None:
-    """Calls with two buffers of uint64 as arrays, and their number of elements.
+    """Calls with two arrays of uint64, and their number of elements; ``lengths`` may be one number
+    for all.
 
     The buffers are given back before an exception leaves: its traceback may keep the frame.
 
-    :raises TypeError, InvalidError: see :func:`uint64_array`; or if the numbers differ
+    :raises TypeError, InvalidError, RangeError: see :func:`integers`; or if the numbers of elements
+        differ
     """
-    c_starts, nstarts = uint64_array(names[0], starts)
-    with c_starts:
-        c_lengths, nlengths = uint64_array(names[1], lengths)
-        with c_lengths:
-            if nstarts != nlengths:
-                raise InvalidError(f"{nstarts} {names[0]} and {nlengths} {names[1]}")
-            call(c_starts, c_lengths, nstarts)
+    with integers(names[0], starts) as c_starts:
+        nstarts = len(c_starts)
+        if isinstance(lengths, Integral):
+            lengths = repeat(int(lengths), nstarts)
+        with integers(names[1], cast("Integers", lengths)) as c_lengths:
+            if nstarts != len(c_lengths):
+                raise InvalidError(f"{nstarts} {names[0]} and {len(c_lengths)} {names[1]}")
+            try:
+                call(c_starts, c_lengths, nstarts)
+            except RangeError:
+                for name, c_numbers, data in zip(names, (c_starts, c_lengths), (starts, lengths)):
+                    _refuse_negative(name, c_numbers, data)
+                raise
 
 
-def byte_array(name: str, data: ReadableBuffer) -> tuple[CData, int]:
+def _refuse_negative(name: str, c_numbers: CData, data: object) -> None:
+    """Words the error where signed numbers were taken as they lie there."""
+    view = _view_of(data)
+    if view is not None and view.format[-1:] in "lq":
+        error = _not_64_bits(name, ffi.cast("int64_t *", c_numbers)[0 : len(c_numbers)])
+        if error is not None:
+            raise error
+
+
+def byte_array(name: str, data: Readable) -> tuple[CData, int]:
     """A buffer of bytes as ``uint8_t[]`` without a copy, and its length.
 
     :raises TypeError: if it is not a buffer of single bytes
     :raises InvalidError: if it is not contiguous
     """
     try:
-        view = memoryview(data)
+        view = memoryview(cast(Any, data))
     except TypeError:
         raise TypeError(f"{name} must be bytes-like, not {type(data).__name__}") from None
     if view.itemsize != 1:
@@ -504,7 +630,7 @@ def byte_array(name: str, data: ReadableBuffer) -> tuple[CData, int]:
 
 
 def raw_array(
-    name: str, data: ReadableBuffer, kind: str = "uint8_t[]", *, writable: bool = False
+    name: str, data: Readable, kind: str = "uint8_t[]", *, writable: bool = False
 ) -> CData:
     """The bytes of a buffer of any format as a C array of that kind, without a copy.
 
@@ -512,7 +638,7 @@ def raw_array(
     :raises InvalidError: if it is not contiguous, or to be writable and what is lent is a copy
     """
     try:
-        view = memoryview(data)
+        view = memoryview(cast(Any, data))
     except TypeError:
         raise TypeError(f"{name} must be a buffer, not {type(data).__name__}") from None
     if writable and view.readonly:

@@ -29,7 +29,7 @@ from functools import partial
 from operator import index
 from pickle import PickleBuffer
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Callable, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Callable, SupportsIndex, TypeVar, cast
 
 from . import _core
 from ._core import (
@@ -50,8 +50,10 @@ from .errors import InvalidError, RangeError, StateError
 from .native import Pin
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer, WriteableBuffer
+    from _typeshed import ReadableBuffer
     from typing_extensions import Self
+
+    from ._typing import Integers, Readable, Writable
 
     Operation = Callable[[CData, CData, CData], int]
 
@@ -221,15 +223,19 @@ else:
 
 
 class HBitmap(Base, MutableSet[int]):
-    """A hierarchical bitmap of ``size`` items with one bit for ``2**granularity`` of them.
+    """A hierarchical bitmap of ``size`` items with one bit for ``group_size`` of them.
 
     :param size: in items (bytes, sectors, pages): 0..2**63 - 1, at most 2**41 groups
-    :param granularity: log2 of the items that a bit stands for, 0..63
-    :raises InvalidError: (a ValueError) if one of them is out of range
+    :param granularity: log2 of the items that a bit stands for, 0..63, as QEMU has it; None: 0, so
+        a bit for each
+    :param group_size: the same as their number, a power of 2: 4096 is granularity 12
+    :raises InvalidError: (a ValueError) if one of them is out of range, or both are given
     :raises MemoryError: if there is no memory; what is never marked takes none
 
     All clean at first. Memory: one bit per group, 1/63 more for the summaries; from 512 KiB on,
     pages that are never marked take none.
+
+    Ranges are ``(start, count)`` everywhere; where an end is asked for, it has its name: ``end=``.
 
     Writer: marks of other threads go on beside every call and none is lost. Fork: the child has a
     copy and goes on with that; what another thread was clearing or changing in another way at that
@@ -241,7 +247,7 @@ class HBitmap(Base, MutableSet[int]):
     ``__new__`` are not called for that. Attributes of a subclass's instances are in its pickles and
     in what ``copy.copy`` and ``copy.deepcopy`` make, not in other results.
 
-    >>> hb = HBitmap(1 << 20, granularity=12)
+    >>> hb = HBitmap(1 << 20, group_size=4096)
     >>> hb.set(5000, 4096)
     >>> list(hb.areas()), 5000 in hb, len(hb)
     ([(4096, 8192)], True, 2)
@@ -257,9 +263,12 @@ class HBitmap(Base, MutableSet[int]):
         if cls.set is not Base.set and cls.add is Base.add:
             cls.add = CffiBase.add  # type: ignore[method-assign]  # by the subclass's own set
 
-    def __init__(self, size: int, granularity: int = 0) -> None:
+    def __init__(
+        self, size: int, granularity: int | None = None, *, group_size: int | None = None
+    ) -> None:
         if hasattr(self, "_hb"):  # which iterators and other threads may be using
             raise TypeError("an HBitmap is initialised once")
+        granularity = _core.granularity_of(granularity, group_size)
         self._adopt(_core.hbitmap_alloc(size, granularity), granularity, None)
 
     def _adopt(self, made: _core.Made, granularity: int, memory: _core.Memory | None) -> None:
@@ -270,14 +279,21 @@ class HBitmap(Base, MutableSet[int]):
         self._memory = memory
 
     @classmethod
-    def over(cls, buffer: WriteableBuffer, size: int, granularity: int = 0) -> Self:
+    def over(
+        cls,
+        buffer: Writable,
+        size: int,
+        granularity: int | None = None,
+        *,
+        group_size: int | None = None,
+    ) -> Self:
         """A bitmap whose leaf words lie in ``buffer``, with the bits that are set there.
 
         :param buffer: writable and contiguous, at an address that is a multiple of 8, of at least
             ``8 * max(1, ceil(groups / 64))`` bytes: a bytearray, a mapped file, a NumPy array. Bit
             ``n % 64`` of word ``n // 64`` is group ``n``, in the machine's byte order. Bits beyond
             the end are cleared
-        :param size: in items, as ``granularity`` is its log2: see :class:`HBitmap`
+        :param size: in items; as ``granularity`` and ``group_size``: see :class:`HBitmap`
         :raises TypeError: if it is no writable buffer
         :raises InvalidError: if it is too small or not aligned, or for what HBitmap refuses
 
@@ -298,6 +314,7 @@ class HBitmap(Base, MutableSet[int]):
         >>> leaf[1]
         15
         """
+        granularity = _core.granularity_of(granularity, group_size)
         memory = _core.Memory(buffer)
         try:
             return cls._over(memory, size, granularity)
@@ -325,14 +342,25 @@ class HBitmap(Base, MutableSet[int]):
 
     # ---- marks ------------------------------------------------------------------------------
 
-    def set_many(self, starts: ReadableBuffer, counts: ReadableBuffer) -> None:
+    def set_many(self, starts: Integers, counts: Integers | SupportsIndex = 1) -> None:
         """Mark the ranges ``(starts[i], counts[i])``, all or none of them.
 
-        :param starts: a buffer of uint64, shape (n,), in items: an array('Q'), a NumPy array
-        :param counts: the same, as long
+        :param starts: n whole numbers, in items: a list, an array('Q'), any one-dimensional NumPy
+            array, pandas or Polars Series of integers. Those of 64 bits that lie one after the
+            other are not copied
+        :param counts: the same, as many; or one number for all
         :raises RangeError: if one of the ranges is not inside the bitmap; it is named
-        :raises TypeError: for buffers of anything else
-        :raises InvalidError: if the lengths differ
+        :raises TypeError: for anything but integers (bytes are refused, as they may be anything)
+        :raises InvalidError: if the lengths differ, or there is more than one dimension
+
+        Writer, twin: a mark, as :meth:`set`. Interrupted: one call of C marks all of them, so all
+        or none are marked. Drop: the buffers are given back also by an error.
+
+        >>> hb = HBitmap(100)
+        >>> hb.set_many([3, 10, 20], [2, 1, 5])
+        >>> hb.set_many([90, 92], 1)
+        >>> list(hb.areas())
+        [(3, 2), (10, 1), (20, 5), (90, 1), (92, 1)]
         """
         _core.with_ranges(self._set_ranges, ("starts", "counts"), starts, counts)
 
@@ -347,10 +375,12 @@ class HBitmap(Base, MutableSet[int]):
 
     def merge_bits(
         self,
-        bits: ReadableBuffer,
+        bits: Readable,
         start: int = 0,
         granularity: int | None = None,
         msb_first: bool = False,
+        *,
+        group_size: int | None = None,
     ) -> None:
         """Mark what a foreign flat bitmap has: a log of KVM's, vhost's, DRBD's, XenServer's.
 
@@ -358,7 +388,8 @@ class HBitmap(Base, MutableSet[int]):
             from the lowest (as in little-endian words) or, with ``msb_first``, from the highest (as
             XenServer has it)
         :param start: the item that bit 0 begins with
-        :param granularity: log2 of the items that a bit of theirs stands for, 0..63; None: as here
+        :param granularity: log2 of the items that a bit of theirs stands for, 0..63
+        :param group_size: the same as their number; both None: as here
         :raises RangeError: if a bit is set that begins beyond the end; then nothing is marked.
             (What the last bit has beyond the end is dropped.)
         :raises TypeError: if it is no buffer
@@ -376,9 +407,10 @@ class HBitmap(Base, MutableSet[int]):
         [(0, 4096), (8192, 65536)]
         """
         start = index(start)
-        granularity = self._granularity if granularity is None else index(granularity)
-        if not 0 <= granularity <= 63:
-            raise InvalidError(f"granularity {granularity} is not in 0..63 (log2 of items per bit)")
+        if granularity is None and group_size is None:
+            granularity = self._granularity
+        granularity = _core.granularity_of(granularity, group_size)
+        _core.check_granularity(granularity)
         with _core.raw_array("bits", bits) as c_bits:
             nbits = 8 * len(c_bits)
             try:
@@ -456,6 +488,15 @@ class HBitmap(Base, MutableSet[int]):
     def granularity(self) -> int:
         """log2 of the number of items that a bit stands for."""
         return self._granularity
+
+    @property
+    def group_size(self) -> int:
+        """The number of items that a bit stands for.
+
+        >>> HBitmap(1 << 20, granularity=12).group_size
+        4096
+        """
+        return 1 << self._granularity
 
     def count(self, start: int | None = None, count: int | None = None) -> int:
         """Dirty items. Without arguments: of whole groups, so it may exceed the size, and takes
@@ -575,7 +616,7 @@ class HBitmap(Base, MutableSet[int]):
         """
         return self._items(self._search_range(first, None)[0])
 
-    def areas(self, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:
+    def areas(self, start: int = 0, *, end: int | None = None) -> Iterator[tuple[int, int]]:
         """The dirty areas ``(start, count)`` in order, in items, clipped to ``[start, end)``.
 
         What happens to the bitmap meanwhile counts as for :meth:`iter`.
@@ -605,7 +646,7 @@ class HBitmap(Base, MutableSet[int]):
             if not full:
                 return
 
-    def areas_array(self, start: int = 0, end: int | None = None) -> memoryview:
+    def areas_array(self, start: int = 0, *, end: int | None = None) -> memoryview:
         """The areas of :meth:`areas` at once: a memoryview of format 'Q', shape (n, 2).
 
         ``numpy.asarray`` takes it without a copy. In the machine's byte order, as :attr:`words`.
@@ -633,7 +674,7 @@ class HBitmap(Base, MutableSet[int]):
         view = view.cast("Q", [max(1, nareas), 2])
         return view if nareas else view[:0]
 
-    def items_array(self, start: int = 0, end: int | None = None) -> memoryview:
+    def items_array(self, start: int = 0, *, end: int | None = None) -> memoryview:
         """The starts of the dirty groups that have items in ``[start, end)``, at once and in order:
         a memoryview of format 'Q', shape (n,), in items.
 
@@ -646,7 +687,7 @@ class HBitmap(Base, MutableSet[int]):
 
         >>> hb = HBitmap(100, granularity=1)
         >>> hb.update([5, 7, 50])
-        >>> hb.items_array(5, 50).tolist()
+        >>> hb.items_array(5, end=50).tolist()
         [4, 6]
         """
         start, end = self._search_bounds(start, end)
@@ -705,7 +746,7 @@ class HBitmap(Base, MutableSet[int]):
         return None if item < 0 else item
 
     def next_dirty_area(
-        self, start: int, end: int | None = None, max_count: int | None = None
+        self, start: int, *, end: int | None = None, max_count: int | None = None
     ) -> tuple[int, int] | None:
         """The first dirty area ``(start, count)`` in ``[start, end)``, at most ``max_count`` long.
 
@@ -1031,6 +1072,10 @@ class HBitmap(Base, MutableSet[int]):
 
     # Comparisons with other sets are literal: set(hb) against theirs.
 
+    # NumPy and pandas leave operators to us, on either side: element by element they mean nothing.
+    __array_ufunc__ = None
+    __pandas_priority__ = 10_000
+
     __hash__ = None  # type: ignore[assignment]
 
     def __eq__(self, other: object) -> bool:
@@ -1185,7 +1230,7 @@ class HBitmap(Base, MutableSet[int]):
         self._clears += 1
         return into
 
-    def copy_areas(self, dst: WriteableBuffer, src: ReadableBuffer) -> int:
+    def copy_areas(self, dst: Writable, src: Readable) -> int:
         """Copy from ``src`` to ``dst`` what is dirty, where items are bytes; returns how many.
 
         :param dst: a writable contiguous buffer of at least as many bytes as the bitmap has items:
@@ -1328,7 +1373,7 @@ class HBitmap(Base, MutableSet[int]):
             raise self._bad_chunk(code, start, count)
         return data
 
-    def deserialize(self, data: ReadableBuffer, start: int = 0) -> None:
+    def deserialize(self, data: Readable, start: int = 0) -> None:
         """Replace the bits from ``start`` on by those in ``data``; see :meth:`serialize`.
 
         Bits beyond the end of the bitmap are dropped. Not to be called beside marks.
@@ -1370,16 +1415,28 @@ class HBitmap(Base, MutableSet[int]):
         return _core.failed(code, self._hb, start, count)
 
     @classmethod
-    def from_bytes(cls, data: ReadableBuffer, size: int, granularity: int = 0) -> Self:
+    def from_bytes(
+        cls,
+        data: Readable,
+        size: int,
+        granularity: int | None = None,
+        *,
+        group_size: int | None = None,
+    ) -> Self:
         """A bitmap from all of what :meth:`serialize` gave.
 
         :raises InvalidError: if ``data`` is not just as long as such a bitmap's
+
+        >>> hb = HBitmap(1 << 20, group_size=4096)
+        >>> hb.set(5000)
+        >>> HBitmap.from_bytes(hb.serialize(), 1 << 20, group_size=4096) == hb
+        True
         """
-        hb = cls(size, granularity)
+        hb = cls(size, _core.granularity_of(granularity, group_size))
         hb._fill(data)
         return hb
 
-    def _fill(self, data: ReadableBuffer) -> None:
+    def _fill(self, data: Readable) -> None:
         nbytes = _core.byte_array("data", data)[1]
         expected = _core.hbitmap_serialization_size(self._hb, 0, self.size)
         self._check_serializable()

@@ -6,9 +6,12 @@ How much Hypothesis tries: by default little, more with HYPOTHESIS_PROFILE=ci or
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import preload
 import pytest
 from commands import Result, Run
 from hypothesis import HealthCheck, settings
@@ -30,6 +33,21 @@ settings.register_profile(
 )
 settings.register_profile("long", settings.get_profile("ci"), max_examples=5000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_collection_finish() -> None:
+    """What is there before the first test stays: collections need not look at it each time."""
+    gc.collect()
+    if hasattr(gc, "freeze"):  # not on PyPy
+        gc.freeze()
+
+
+@pytest.fixture
+def memory_path(tmp_path: Path) -> Iterator[Path]:
+    """As tmp_path, in memory where there is such a file system: for tests that store a lot, and for
+    which it does not matter that a sync costs nothing there."""
+    with preload.memory_folder(tmp_path) as folder:
+        yield folder
 
 
 @pytest.fixture

@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import doctest
+import importlib
 import importlib.metadata
+import pkgutil
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -110,13 +113,23 @@ def test_the_version_is_the_project_s() -> None:
     project = Path(__file__).parent.parent / "pyproject.toml"
     version = re.search(r'^version = "(.*)"$', project.read_text(), re.MULTILINE)
     assert version is not None
-    assert importlib.metadata.version("pybitmap") == version[1]
+    assert importlib.metadata.version("pybitmap") == version[1] == pybitmap.__version__
 
 
 def test_every_public_name_is_there_and_documented() -> None:
     assert sorted(pybitmap.__all__) == pybitmap.__all__
     for name in pybitmap.__all__:
         assert getattr(pybitmap, name).__doc__, name
+
+
+def test_stores_are_there_when_they_are_asked_for() -> None:
+    code = (
+        "import sys, pybitmap;"
+        "print('sqlite3' in sys.modules, 'LocalStore' in dir(pybitmap));"
+        "from pybitmap import LocalStore, Qcow2Store;"
+        "print(LocalStore is pybitmap.store.LocalStore, hasattr(pybitmap, 'nothing'))"
+    )
+    assert run_python(code).split() == ["False", "True", "True", "False"]
 
 
 def test_every_public_method_is_documented() -> None:
@@ -135,7 +148,40 @@ def test_every_error_has_the_one_base() -> None:
     assert all(issubclass(error, pybitmap.BitmapError) for error in errors)
 
 
-def test_the_examples_in_the_docstrings_are_right() -> None:
-    failed, attempted = doctest.testmod(pybitmap.hbitmap)
-    assert attempted > 0
+MODULES = sorted(module.name for module in pkgutil.walk_packages(pybitmap.__path__, "pybitmap."))
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in MODULES if not name.endswith(("__main__", ".nbdkit_plugin"))]
+)
+def test_the_examples_in_the_docstrings_are_right(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        if error.name not in ("click", "rich"):
+            raise
+        pytest.skip(f"{error.name} is not installed")
+    monkeypatch.chdir(tmp_path)
+    failed, _ = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert failed == 0
+
+
+def test_sources_without_a_compiled_module_say_so(tmp_path: Path) -> None:
+    """As where somebody has installed the package and starts Python in the clone."""
+    package = Path(pybitmap.__file__).parent
+    shutil.copytree(package, tmp_path / "pybitmap", ignore=shutil.ignore_patterns("*.so", "*.pyd"))
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", "import pybitmap"],  # not by what installs in place
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith(
+        f"ImportError: the folder {tmp_path / 'pybitmap'} has pybitmap's sources"
+    )
+    assert said.endswith("compile the module here: pip install -e .")

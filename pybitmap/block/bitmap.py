@@ -22,7 +22,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, SupportsIndex
 from weakref import ref
 
 from .._core import NotCopied
@@ -34,7 +34,7 @@ from .device import Cell
 from .state import CHANGE, State, forbid
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
+    from .._typing import Integers
 
 
 class DirtyBitmap(NotCopied):
@@ -132,13 +132,13 @@ class DirtyBitmap(NotCopied):
             return True
         return state.content.get(offset)
 
-    def areas(self, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:
+    def areas(self, start: int = 0, *, end: int | None = None) -> Iterator[tuple[int, int]]:
         """The dirty areas ``(offset, nbytes)``, see :meth:`HBitmap.areas`."""
-        return self._state.bits.areas(start, end)
+        return self._state.bits.areas(start, end=end)
 
-    def areas_array(self, start: int = 0, end: int | None = None) -> memoryview:
+    def areas_array(self, start: int = 0, *, end: int | None = None) -> memoryview:
         """The same at once, format 'Q', shape (n, 2), see :meth:`HBitmap.areas_array`."""
-        return self._state.bits.areas_array(start, end)
+        return self._state.bits.areas_array(start, end=end)
 
     def sha256(self) -> str:
         """Of the bits, in hex, as :meth:`HBitmap.sha256` has it: that of QEMU's
@@ -159,10 +159,10 @@ class DirtyBitmap(NotCopied):
         return self._state.bits.next_zero(start, count)
 
     def next_dirty_area(
-        self, start: int, end: int | None = None, max_count: int | None = None
+        self, start: int, *, end: int | None = None, max_count: int | None = None
     ) -> tuple[int, int] | None:
         """The first dirty area ``(offset, nbytes)``, see :meth:`HBitmap.next_dirty_area`."""
-        return self._state.bits.next_dirty_area(start, end, max_count)
+        return self._state.bits.next_dirty_area(start, end=end, max_count=max_count)
 
     def status(self, start: int, count: int | None = None) -> tuple[bool, int]:
         """Is ``start`` dirty, and for how many bytes does that hold? See :meth:`HBitmap.status`."""
@@ -203,7 +203,7 @@ class DirtyBitmap(NotCopied):
         with self._coordinator.alone():
             self._changing().set(offset, nbytes)
 
-    def set_many(self, offsets: ReadableBuffer, lengths: ReadableBuffer) -> None:
+    def set_many(self, offsets: Integers, lengths: Integers | SupportsIndex) -> None:
         """Mark many ranges, see :meth:`HBitmap.set_many`.
 
         :raises StateError: if it is busy, readonly or inconsistent

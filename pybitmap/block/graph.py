@@ -38,6 +38,9 @@ class BlockGraph(NotCopied):
         self._coordinator = Coordinator()
         self._nodes: dict[str, BlockNode] = {}
 
+    def __repr__(self) -> str:
+        return f"<BlockGraph nodes={list(self._nodes)}>"
+
     @property
     def nodes(self) -> Mapping[str, BlockNode]:
         """By name, the oldest first; live."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator, Mapping
 from operator import index
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, SupportsIndex
 
 from .. import _core
 from .._core import CData, NotCopied, hbtracker_try_mark
@@ -32,7 +32,7 @@ from .state import Forbidding, State, forbid, new_serial
 from .writing import Before, Writing
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
+    from .._typing import Integers
 
 
 class CffiNodeBase(_core.CffiEntry):
@@ -118,15 +118,15 @@ class BlockNode(NotCopied, NodeBase):
 
     # ---- writes -----------------------------------------------------------------------------
 
-    def mark_dirty_many(self, offsets: ReadableBuffer, lengths: ReadableBuffer) -> None:
-        """Many writes, as buffers of uint64, shape (n,); see :meth:`HBitmap.set_many`.
+    def mark_dirty_many(self, offsets: Integers, lengths: Integers | SupportsIndex) -> None:
+        """Many writes; offsets and lengths are given as to :meth:`HBitmap.set_many`.
 
         Their order is that of the buffers: beside a transaction, those before its instant come
         first.
 
         :raises RangeError: if one of them is not inside the node; none is marked then
         :raises ReadonlyError: if the node is read-only, or a bitmap of it must not change
-        :raises TypeError, InvalidError: for buffers that are none of uint64, or differ in length
+        :raises TypeError, InvalidError: as :meth:`HBitmap.set_many`
         :raises ClosedError: if the node is closed
         """
         _core.with_ranges(self._mark_ranges, ("offsets", "lengths"), offsets, lengths)

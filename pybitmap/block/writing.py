@@ -123,7 +123,7 @@ class Writing(Guard):
 def _without(content: HBitmap, groups: HBitmap, start: int, end: int) -> list[tuple[int, int]]:
     """The areas of ``content`` in a range, less what is in ``groups``."""
     found = []
-    for offset, nbytes in content.areas(start, end):
+    for offset, nbytes in content.areas(start, end=end):
         stop = offset + nbytes
         while offset < stop:
             dirty, length = groups.status(offset, stop - offset)

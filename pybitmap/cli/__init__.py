@@ -16,10 +16,12 @@ turns them into words on stderr and an exit code:
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 import click
 
@@ -51,12 +53,36 @@ for command in (*commands, replay_command, serve_command):
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code.  KeyboardInterrupt passes through."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:  # closed by whoever started us
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-        elif isinstance(stream, io.TextIOWrapper):
+    _open_streams()
+    try:
+        return _run(args)
+    finally:
+        _settle(sys.stderr)
+
+
+class _Closed(io.TextIOBase):
+    """Standard output that whoever started us has closed: what should be printed is an error."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.EBADF, "it is closed", "standard output")
+
+
+def _open_streams() -> None:
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # closed; the next file that is opened would take its place
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stdout is None:
+        sys.stdout = _Closed()
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file's name may be anything
+
+
+def _run(args: Sequence[str] | None) -> int:
     try:
         try:
             with cli.make_context("pybitmap", list(sys.argv[1:] if args is None else args)) as ctx:
@@ -70,10 +96,10 @@ def main(args: Sequence[str] | None = None) -> int:
             error.show()
         return error.exit_code
     except BrokenPipeError:
-        _settle_stdout()
+        _settle(sys.stdout)
         return EXIT_PIPE_CLOSED
     except OSError as error:
-        _settle_stdout()
+        _settle(sys.stdout)
         warn(words(error))
     except BitmapError as error:
         warn(words(error))
@@ -82,11 +108,11 @@ def main(args: Sequence[str] | None = None) -> int:
     return EXIT_ERROR
 
 
-def _settle_stdout() -> None:
+def _settle(stream: TextIO) -> None:
     """Drops what could not be written: it would fail once more when Python ends."""
     try:
-        sys.stdout.flush()
+        stream.flush()
     except OSError:
         devnull = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(devnull, sys.stdout.fileno())
+        os.dup2(devnull, stream.fileno())
         os.close(devnull)

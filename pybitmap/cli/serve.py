@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 import click
 
@@ -29,22 +29,27 @@ class _Node:
     no_lock: bool = False
 
 
-# Names and paths may have commas: only what begins an option ends them.
-_OPTION = re.compile(r",(?=(?:size|store|image)=|(?:read-only|no-lock)(?:,|$))")
+_FLAGS = ("read-only", "no-lock")
+_KEYS = ("size", "store", "image", *_FLAGS)
 
 
 def _node(text: str) -> _Node:
-    name, *options = _OPTION.split(text)
+    # As QEMU has it: a comma in a name or a path is written twice.
+    name, *options = (part.replace("\0", ",") for part in text.replace(",,", "\0").split(","))
     node = _Node(name)
     for option in options:
-        key, _, value = option.partition("=")
+        key, equals, value = option.partition("=")
+        if key not in _KEYS:
+            raise click.BadParameter(f"{text!r}: {_unknown(key)}")
         field = key.replace("-", "_")
         if getattr(node, field):
             raise click.BadParameter(f"{text!r} has {key} twice")
-        if key == "size":
-            node.size = size_of(value)
-        elif key in ("read-only", "no-lock"):
+        if key in _FLAGS:
+            if equals:
+                raise click.BadParameter(f"{text!r}: {key} has no value")
             setattr(node, field, True)
+        elif key == "size":
+            node.size = size_of(value)
         elif not value:
             raise click.BadParameter(f"{text!r}: {key} needs a path")
         else:
@@ -56,6 +61,16 @@ def _node(text: str) -> _Node:
             f"{text!r} is not NAME,size=SIZE, NAME,store=DIR or NAME,image=FILE"
         )
     return node
+
+
+def _unknown(key: str) -> str:
+    nearest = get_close_matches(key.replace("_", "-"), _KEYS, 1, 0.5)
+    if nearest:
+        return f"there is no option {key!r}; did you mean {nearest[0]!r}?"
+    return (
+        f"there is no option {key!r}, only {', '.join(_KEYS)}; a comma in a name or a path is "
+        "written twice"
+    )
 
 
 def _nodes(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[_Node]:
@@ -82,7 +97,8 @@ def _nodes(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
     help="A device with bitmaps; may be repeated. Options: size=SIZE; store=DIR, a local store,"
     " made if missing (it knows the sizes of nodes that it has); image=FILE, a qcow2 image;"
     " read-only; no-lock, which goes on where the file system has no locks: nothing then keeps"
-    " another program from writing there at the same time, which destroys it.",
+    " another program from writing there at the same time, which destroys it. A comma in a name or"
+    " a path is written twice.",
 )
 def serve_command(path: str, nodes: list[_Node]) -> None:
     """Serve named bitmaps to clients of QEMU's monitor protocol, QMP.

@@ -408,7 +408,7 @@ class Server:
         :raises OSError: if that cannot be, as when another program listens there
         """
         if self._listener is None:
-            self._listener, self._identity = _listen(self._path)
+            self._listener, self._identity = listen_at(self._path)
 
     def start(self) -> Server:
         """Listen, and serve in a thread.
@@ -618,8 +618,13 @@ def _signals(server: Server) -> Iterator[None]:
 # ---- the socket -------------------------------------------------------------------------------
 
 
-def _listen(path: str) -> tuple[socket.socket, tuple[int, int]]:
-    """A socket that only its owner can connect to, and what tells its file from others."""
+def listen_at(path: str) -> tuple[socket.socket, tuple[int, int]]:
+    """A socket that only its owner can connect to, and what tells its file from others.
+
+    One that a killed process has left is replaced.
+
+    :raises OSError: if that cannot be, as when another program listens there
+    """
     if not path or "\0" in path:  # names outside the file system, which have no mode
         raise OSError(errno.EINVAL, "not the path of a socket", path or "''")
     if len(os.fsencode(path)) >= 104:

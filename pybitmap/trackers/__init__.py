@@ -1,28 +1,14 @@
 # SPDX-License-Identifier: MIT
 """Writes that reach a bitmap by themselves: the kernel, KVM or an emulator says what was written.
 
-All have one protocol, :class:`Tracker`; each is imported when it is first asked for.
+All have one protocol, :class:`Tracker`.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
 from .base import Tracker
+from .kvm import KvmDirtyLog, KvmDirtyRing
+from .memory import MemoryTracker
+from .snapshot import Snapshot
 
-if TYPE_CHECKING:
-    from .kvm import KvmDirtyLog, KvmDirtyRing
-
-__all__ = ["KvmDirtyLog", "KvmDirtyRing", "Tracker"]
-
-_MODULES = {
-    "KvmDirtyLog": "kvm",
-    "KvmDirtyRing": "kvm",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+__all__ = ["KvmDirtyLog", "KvmDirtyRing", "MemoryTracker", "Snapshot", "Tracker"]

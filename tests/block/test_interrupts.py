@@ -35,9 +35,9 @@ def disturbed(at: int) -> AbstractContextManager[Disturbance]:
 @pytest.mark.parametrize("name", CHANGES)
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__ if kind else "no store")
 def test_an_exception_at_any_line_leaves_all_or_nothing(
-    kind: type[Place] | None, name: str, tmp_path: Path
+    kind: type[Place] | None, name: str, memory_path: Path
 ) -> None:
-    trials = Trials(kind, tmp_path, name)
+    trials = Trials(kind, memory_path, name)
     scene = trials.scene()
     with disturbed(0) as calm:
         trials.attempt(scene)

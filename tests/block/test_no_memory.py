@@ -51,8 +51,8 @@ class WithoutMemory:
 @pytest.mark.parametrize("name", CHANGES)
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__ if kind else "no store")
 def test_an_allocation_that_fails_leaves_all_or_nothing(
-    kind: type[Place] | None, name: str, tmp_path: Path
+    kind: type[Place] | None, name: str, memory_path: Path
 ) -> None:
-    trials = Trials(kind, tmp_path, name)
+    trials = Trials(kind, memory_path, name)
     for at in sorted(random.sample(range(1, MOST + 1), SAMPLE)):
         trials.disturb(WithoutMemory(at, random.choice([1, 1, 2, 5])))

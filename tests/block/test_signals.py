@@ -92,9 +92,9 @@ def duration(trials: Trials) -> float:
 @pytest.mark.parametrize("name", CHANGES)
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__ if kind else "no store")
 def test_a_signal_at_any_moment_leaves_all_or_nothing(
-    kind: type[Place] | None, name: str, tmp_path: Path
+    kind: type[Place] | None, name: str, memory_path: Path
 ) -> None:
-    trials = Trials(kind, tmp_path, name)
+    trials = Trials(kind, memory_path, name)
     longest = duration(trials)
     for _ in range(SAMPLE):
         trials.disturb(Signal(random.uniform(1e-6, 1.1 * longest), "attempt"))
@@ -169,9 +169,9 @@ def attempt_beside(name: str, scene: Scene) -> None:
 @pytest.mark.parametrize("name", CHANGES)
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__ if kind else "no store")
 def test_a_signal_beside_writers_loses_no_mark(
-    kind: type[Place] | None, name: str, tmp_path: Path
+    kind: type[Place] | None, name: str, memory_path: Path
 ) -> None:
-    trials = Trials(kind, tmp_path, name)
+    trials = Trials(kind, memory_path, name)
     longest = duration(trials)
     for _ in range(max(2, SAMPLE // 3)):
         scene = trials.scene()

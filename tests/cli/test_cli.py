@@ -579,10 +579,30 @@ def test_a_full_disk_is_told(args: list[str]) -> None:
     assert len(result.err.splitlines()) == 1
 
 
-def test_without_standard_output_the_exit_code_still_tells() -> None:
-    command = 'exec "$0" -m pybitmap replay "$1" --expect "$2" >&-'
-    done = subprocess.run(["sh", "-c", command, sys.executable, TINY, TINY_TRUTH])
-    assert done.returncode == 0
+def without(stream: str, *args: str | Path) -> tuple[int, str]:
+    """Exit code and stderr of a command that is started with a stream closed: ">&-"."""
+    command = ["sh", "-c", f'exec "$@" {stream}', "sh", sys.executable, "-m", "pybitmap", *args]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.stdout == ""
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    "args",
+    [["replay", TINY], ["replay", TINY, "--expect", TINY_TRUTH], ["--help"], ["--version"]],
+)
+def test_what_cannot_be_printed_is_an_error(args: list[str]) -> None:
+    assert without(">&-", *args) == (2, "pybitmap: standard output: it is closed\n")
+
+
+def test_a_command_that_prints_nothing_needs_no_standard_output(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    assert without(">&-", "add", store, "disk/daily", "--size", "1M") == (0, "")
+    assert without(">&- <&-", "info", store)[0] == 2
+
+
+def test_without_standard_error_the_exit_code_tells() -> None:
+    assert without("2>&-", "replay", "--bogus") == (2, "")
 
 
 def test_without_standard_input_reading_it_is_refused() -> None:

@@ -1000,7 +1000,8 @@ def test_served_nodes_have_persistent_bitmaps(done: Done, disk: Disk, end: str) 
 
 def test_served_nodes_may_share_a_new_store(done: Done, tmp_path: Path) -> None:
     path, store = tmp_path / "qmp.sock", tmp_path / "a, new store"
-    nodes = f"x,store={store},size=1M", f"y,size=2M,store={store}/."
+    doubled = str(store).replace(",", ",,")
+    nodes = f"x,store={doubled},size=1M", f"y,size=2M,store={doubled}/."
     with serving(path, *nodes) as process:
         assert process.stderr is not None
         assert process.stderr.readline().endswith("qmp.sock: x, y\n")
@@ -1030,6 +1031,14 @@ def test_a_read_only_node_is_served(done: Done, disk: Disk) -> None:
         ("n,read-only", "'n,read-only' is not NAME,size=SIZE"),
         ("n,size=1M,size=2M", "has size twice"),
         ("n,size=1M,read-only,read-only", "has read-only twice"),
+        ("n,bogus=1,size=1G", "there is no option 'bogus', only size, store, image, read-only"),
+        ("n,size=1G,readonly", "there is no option 'readonly'; did you mean 'read-only'?"),
+        ("n,size=1G,read_only", "there is no option 'read_only'; did you mean 'read-only'?"),
+        ("n,Size=1G", "there is no option 'Size'; did you mean 'size'?"),
+        ("n,size=1G,nolock", "did you mean 'no-lock'?"),
+        ("n,size=1G,read-only=off", "read-only has no value"),
+        ("a,b,size=1G", "there is no option 'b'"),
+        ("n,size=1G,", "there is no option ''"),
         ("n,store=", "store needs a path"),
         ("n,store=a,image=b", "has store and image, and can have one of them"),
         ("n,image=none", "none: No such file or directory"),

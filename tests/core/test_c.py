@@ -7,17 +7,31 @@ compiler there is. How the sources compile is checked with gcc and with clang.
 
 from __future__ import annotations
 
-import os
 import platform
 import signal
 from pathlib import Path
 
 import pytest
-from c_programs import CSRC, PROGRAMS, TESTS, build, run, succeed
+from c_programs import CORE, CSRC, PROGRAMS, TESTS, build, compiled, link, run, succeed
 from peers import peer
 
 BENCH = TESTS.parent / "bench" / "c"
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror"]
+
+
+def test_an_object_is_kept_until_what_it_follows_from_changes(tmp_path: Path) -> None:
+    """What all programs here are built from: the source, what it includes, the flags."""
+    source, header = tmp_path / "one.c", tmp_path / "one.h"
+    source.write_text('#include "one.h"\nint one(void);\nint one(void) { return ONE; }\n')
+
+    def object_of(one: str, *flags: str) -> Path:
+        header.write_text(f"#define ONE {one}\n")
+        return compiled(source, flags, tmp_path / "objects")
+
+    first = object_of("1")
+    assert object_of("1", "-DNOBODY_ASKS") == first
+    assert object_of("1", "-O2") != first
+    assert object_of("2") != first
 
 
 MODEL = ["-DHB_TEST_ALLOC"]
@@ -69,10 +83,8 @@ def test_a_fork_amid_the_first_mark_of_all_leaves_no_bit_without_its_summary(pro
 @pytest.mark.parametrize("flags", [[], ["-Ddestructor=unused"]], ids=["as it is", "broken"])
 def test_threads_outlive_the_library(tmp_path: Path, process: str, flags: list[str]) -> None:
     """Without a destructor, the end of a thread calls one of code that is gone."""
-    library = str(tmp_path / "core.so")
-    sources = sorted(map(str, CSRC.glob("*.c")))
     options = ["-std=c11", "-O1", "-shared", "-fPIC", f"-I{CSRC}", "-pthread", *flags]
-    succeed([*os.environ.get("CC", "cc").split(), *options, "-o", library, *sources])
+    library = str(link(tmp_path / "core.so", CORE, *options))
     done = run([process, "unload", library])
     assert done.returncode == (-signal.SIGSEGV if flags else 0), done.stderr
 

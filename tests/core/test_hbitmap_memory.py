@@ -210,6 +210,32 @@ def test_a_truncate_without_memory_changes_nothing(monkeypatch: pytest.MonkeyPat
     assert_same(hb, model)
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc/self/statm is Linux's")
+@pytest.mark.parametrize("size", [2**35 + 5, 2**36 - 1, 2**37], ids=["less", "a bit less", "more"])
+def test_a_truncate_takes_memory_only_for_what_was_marked(size: int) -> None:
+    """Of 2^36 groups the first summary alone has 128 MiB."""
+    code = f"""
+import resource
+from pybitmap import HBitmap
+
+def resident():
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * resource.getpagesize()
+
+hb = HBitmap(2**36)
+hb.set(5, 1000)
+hb.set(2**35)
+before = resident()
+hb.truncate({size})
+print(resident() - before)
+assert list(hb.areas()) == [(5, 1000), (2**35, 1)]
+assert list(hb) == [*range(5, 1005), 2**35]
+hb.add({size} - 1)
+assert hb.count() == 1002 and hb.next_dirty(2**35 + 1) == {size} - 1
+"""
+    assert int(run_python(code)) < 16 << 20
+
+
 def no_memory(*args: Any) -> Any:
     raise MemoryError
 

@@ -165,7 +165,7 @@ def test_items_array_of_a_range_has_the_groups_that_touch_it(
     hb, group = bitmap(elements, granularity), 1 << granularity
     stop = SIZE if end is None else min(end, SIZE)
     expected = [item for item in hb if item + group > start and item < stop and start < stop]
-    assert hb.items_array(start, end).tolist() == expected
+    assert hb.items_array(start, end=end).tolist() == expected
 
 
 def test_items_array_goes_back_into_a_bitmap() -> None:
@@ -183,10 +183,10 @@ def test_items_array_is_a_copy() -> None:
     assert items.tolist() == [5]
 
 
-@pytest.mark.parametrize("args", [(-1,), (0, -1)])
-def test_items_array_refuses_what_is_negative(args: Any) -> None:
+@pytest.mark.parametrize("range_", [{"start": -1}, {"end": -1}])
+def test_items_array_refuses_what_is_negative(range_: dict[str, int]) -> None:
     with pytest.raises(RangeError, match="negative"):
-        bitmap().items_array(*args)
+        bitmap().items_array(**range_)
 
 
 # ---- flip ---------------------------------------------------------------------------------------

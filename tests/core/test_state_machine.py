@@ -399,15 +399,15 @@ class Machine(RuleBasedStateMachine):
                 lambda hb: hb.reset(0, wrong),
                 lambda hb: hb.count(wrong),
                 lambda hb: hb.count(0, wrong),
-                lambda hb: hb.areas(0, wrong),
+                lambda hb: hb.areas(0, end=wrong),
                 lambda hb: hb.next_dirty(0, wrong),
                 lambda hb: hb.prev_dirty(wrong),
                 lambda hb: hb.prev_dirty(0, wrong),
                 lambda hb: hb.flip(0, wrong),
                 lambda hb: hb.merge_bits(b"", 0, wrong),
                 lambda hb: hb.next_zero(0, wrong),
-                lambda hb: hb.next_dirty_area(0, wrong),
-                lambda hb: hb.next_dirty_area(0, None, wrong),
+                lambda hb: hb.next_dirty_area(0, end=wrong),
+                lambda hb: hb.next_dirty_area(0, end=None, max_count=wrong),
                 lambda hb: hb.status(0, wrong),
                 lambda hb: hb.drain(0, wrong),
                 lambda hb: hb.drain(into=wrong),
@@ -436,8 +436,8 @@ class Machine(RuleBasedStateMachine):
         self.both(lambda hb: hb.next_zero(start, count), pair)
         self.both(lambda hb: hb.status(start, count), pair)
         self.both(lambda hb: hb.count(start, count), pair)
-        self.both(lambda hb: hb.next_dirty_area(start, end, most), pair)
-        self.both(lambda hb: list(hb.areas(start, end)), pair)
+        self.both(lambda hb: hb.next_dirty_area(start, end=end, max_count=most), pair)
+        self.both(lambda hb: list(hb.areas(start, end=end)), pair)
         self.both(lambda hb: list(hb.iter(start)), pair)
         self.both(lambda hb: hb.prev_dirty(start, count), pair)
         self.both(lambda hb: hb.prev_dirty(None, count), pair)
@@ -458,7 +458,7 @@ class Machine(RuleBasedStateMachine):
         pair = self.pairs[n]
         start = data.draw(positions(pair.model))
         end = data.draw(st.none() | positions(pair.model))
-        items = pair.real.items_array(start, end)
+        items = pair.real.items_array(start, end=end)
         assert (items.format, items.shape) == ("Q", (len(items),))
         assert items.tolist() == pair.model.items(start, end)
 
@@ -666,7 +666,7 @@ class Machine(RuleBasedStateMachine):
         if data.draw(st.booleans()):
             self.walks.append((pair, ItemWalk(pair, pair.real.iter(start), start)))
         else:
-            walk = AreaWalk(pair, pair.real.areas(start, end), start, end)
+            walk = AreaWalk(pair, pair.real.areas(start, end=end), start, end)
             self.walks.append((pair, walk))
 
     @precondition(lambda self: self.walks)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import os
 import re
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
+from c_programs import link
 from support import beside_malloc, run_python
 
 import pybitmap
@@ -222,21 +222,8 @@ def test_what_others_do_is_handed_on_by_these(name: str) -> None:
 
 
 def compiled(folder: Path, name: str, *flags: str) -> Path:
-    compiler = os.environ.get("CC", "cc").split()
-    if shutil.which(compiler[0]) is None:
-        pytest.skip(f"no C compiler: {compiler[0]} is not installed (Debian package gcc)")
-    library = folder / name
-    done = subprocess.run(
-        [
-            *[*compiler, "-std=c11", "-O1", "-shared", "-fPIC", "-pthread", *flags],
-            *[f"-I{CSRC}", "-o", str(library), str(COPY), *pybitmap.get_sources()],
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return library
+    options = ["-std=c11", "-O1", "-shared", "-fPIC", "-pthread", f"-I{CSRC}", *flags]
+    return link(folder / name, [COPY, *map(Path, pybitmap.get_sources())], *options)
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +246,8 @@ def test_the_sources_export_nothing_but_their_own_names(visible: Path) -> None:
     )
     names = {line.split()[-1] for line in done.stdout.splitlines()}
     assert {"hbitmap_set", "hbtracker_mark"} <= names
-    assert not [name for name in names if not re.match("(hb(itmap|tracker|file|kvm)|copy)_", name)]
+    ours = "(hb(itmap|tracker|file|kvm|mem)|copy)_"
+    assert not [name for name in names if not re.match(ours, name)]
 
 
 BEGIN = """

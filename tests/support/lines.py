@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+from support import collect
+
 import pybitmap
 
 PACKAGE = os.path.dirname(pybitmap.__file__)
@@ -32,12 +34,16 @@ class Lines:
 
 
 @contextmanager
-def interrupted(at: int, lines: Lines | None = None) -> Iterator[Any]:
-    """Raises at that line, once; 0: never. Gives ``lines``."""
+def interrupted(at: int, lines: Lines | None = None, within: str = "") -> Iterator[Any]:
+    """Raises at that line, once; 0: never. Gives ``lines``.
+
+    :param within: of files in the package that begin so
+    """
     lines = Lines() if lines is None else lines
+    files = os.path.join(PACKAGE, within)
 
     def trace(frame: FrameType, event: str, arg: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(PACKAGE):
+        if not frame.f_code.co_filename.startswith(files):
             return None
         # A `with` is a line again when its block is left, and a `try` is one that no handler
         # covers; but no signal handler of Python's can run there.
@@ -61,17 +67,19 @@ def _source(frame: FrameType) -> str:
     return linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
 
 
-def at_every_line(attempt: Callable[[], object]) -> Iterator[str]:
+def at_every_line(attempt: Callable[[], object], within: str = "") -> Iterator[str]:
     """Attempts it with an interruption at line 1, 2, ... until none comes; gives where each came.
 
     The attempt begins anew each time; what is to be looked at is looked at between two of them.
     """
     number = 1
     while True:
-        with interrupted(number) as lines, suppress(Interruption):
+        with interrupted(number, within=within) as lines, suppress(Interruption):
             attempt()
         if not lines.came:
             assert number > 3, "nothing was interrupted"
             return
+        if sys.implementation.name != "cpython":
+            collect()
         yield lines.where
         number += 1

@@ -182,7 +182,7 @@ class Model:
         if start is None and count is None:
             return len(self.starts) << self.granularity
         start = 0 if start is None else index(start)
-        return sum(nitems for _, nitems in self.areas(start, self._search_end(start, count)))
+        return sum(nitems for _, nitems in self.areas(start, end=self._search_end(start, count)))
 
     def rank(self, item: int) -> int:
         if index(item) < 0:
@@ -206,7 +206,7 @@ class Model:
             return iter([])
         return iter([item for item in self if item >= self.start_of(first)])
 
-    def areas(self, start: int = 0, end: Maybe = None) -> list[Area]:
+    def areas(self, start: int = 0, *, end: Maybe = None) -> list[Area]:
         start = index(start)
         end = self.size if end is None else min(index(end), self.size)
         if start < 0 or end < 0:
@@ -222,7 +222,7 @@ class Model:
         return areas
 
     def next_dirty(self, start: int, count: Maybe = None) -> Maybe:
-        areas = self.areas(start, self._search_end(index(start), count))
+        areas = self.areas(start, end=self._search_end(index(start), count))
         return areas[0][0] if areas else None
 
     def prev_dirty(self, start: Maybe = None, count: Maybe = None) -> Maybe:
@@ -230,12 +230,12 @@ class Model:
         first = 0 if count is None else start - index(count) + 1
         if start < 0 or first > start + 1:
             raise ValueError(start, count)
-        areas = self.areas(max(0, first), start + 1)
+        areas = self.areas(max(0, first), end=start + 1)
         return sum(areas[-1]) - 1 if areas else None
 
     def items(self, start: int = 0, end: Maybe = None) -> list[int]:
         """What items_array() gives, as a list."""
-        areas = self.areas(start, end)
+        areas = self.areas(start, end=end)
         return [item for first, count in areas for item in self.touched(first, count)]
 
     def next_zero(self, start: int, count: Maybe = None) -> Maybe:
@@ -248,7 +248,7 @@ class Model:
     ) -> Area | None:
         if max_count is not None and index(max_count) < 1:
             raise ValueError(max_count)
-        areas = self.areas(start, end)
+        areas = self.areas(start, end=end)
         if not areas:
             return None
         first, count = areas[0]
@@ -258,7 +258,7 @@ class Model:
         end = self._search_end(index(start), count)
         if start >= end:
             return False, 0
-        areas = self.areas(start, end)
+        areas = self.areas(start, end=end)
         if areas and areas[0][0] == start:
             return True, areas[0][1]
         return False, (areas[0][0] if areas else end) - start

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: MIT
+"""The pages of docs/howto show what happens, and each has its example and its row."""
+
+from __future__ import annotations
+
+import doctest
+import re
+from pathlib import Path
+
+import pytest
+
+HOWTO = Path(__file__).resolve().parent.parent / "docs" / "howto"
+PAGES = sorted(page for page in HOWTO.glob("*.md") if page.name != "README.md")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.stem))
+def test_what_a_page_shows_happens(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    failed, _ = doctest.testfile(
+        str(page), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE
+    )
+    assert failed == 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.stem))
+def test_a_page_has_an_example_what_it_costs_and_a_row(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert "../../examples/" in text
+    assert re.search(r"^(## |\*\*)What it costs", text, re.MULTILINE)
+    assert f"({page.name})" in (HOWTO / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", [*PAGES, HOWTO / "README.md"], ids=lambda page: str(page.stem))
+def test_its_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+        assert link.startswith("https://") or (page.parent / link).exists(), link
