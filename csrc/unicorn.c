@@ -401,11 +401,6 @@ void hbunicorn_unhook(HBUnicorn *machine)
     }
 }
 
-void hbunicorn_gone(HBUnicorn *machine)
-{
-    machine->hook_del = NULL;
-}
-
 void hbunicorn_forked(HBUnicorn *machine)
 {
     atomic_store(&machine->others, 0);

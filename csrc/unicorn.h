@@ -49,7 +49,7 @@ typedef struct HBUnicornGuest {
 /* A machine without a hook.  NULL: no memory. */
 HBUnicorn *hbunicorn_alloc(const HBUnicornGuest *guest);
 
-/* It has neither hook nor regions.  NULL is fine. */
+/* It has no regions, and no hook but one that went with its engine.  NULL is fine. */
 void hbunicorn_free(HBUnicorn *machine);
 
 /*
@@ -62,9 +62,6 @@ int hbunicorn_hook(HBUnicorn *machine, void *engine, uintptr_t hook_add,
 
 /* Takes it away, once; where there is none nothing happens. */
 void hbunicorn_unhook(HBUnicorn *machine);
-
-/* The engine was closed, and the hook went with it. */
-void hbunicorn_gone(HBUnicorn *machine);
 
 /* In the child of a fork: what other threads were at is no more. */
 void hbunicorn_forked(HBUnicorn *machine);

@@ -136,7 +136,6 @@ HBMEM_WP_ASYNC: int = lib.HBMEM_WP_ASYNC
 hbunicorn_alloc: Callable[[CData], CData] = lib.hbunicorn_alloc
 hbunicorn_hook: Callable[[CData, CData, int, int, int], int] = lib.hbunicorn_hook
 hbunicorn_unhook: Callable[[CData], None] = lib.hbunicorn_unhook
-hbunicorn_gone: Callable[[CData], None] = lib.hbunicorn_gone
 hbunicorn_forked: Callable[[CData], None] = lib.hbunicorn_forked
 hbunicorn_translates: Callable[[CData, bool], None] = lib.hbunicorn_translates
 hbunicorn_region_alloc: Callable[[CData, int, int, int, CData, CData], CData] = (

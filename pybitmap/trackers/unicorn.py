@@ -385,9 +385,9 @@ class _Machine:
         if not self.state:
             raise MemoryError("no memory for a hook")
         self.owner = _core.own(self.state, "hbunicorn_free")
-        # Called, too, where machine and trackers go in one round of the collector, which closes
-        # the machine before it finalizes them. Until then it keeps what C has.
-        self._finalizer = weakref.finalize(uc, _gone, self.state, self.owner)
+        # Keeps what C has until the machine is closed, unless the hook is taken away before. Where
+        # machine and trackers go in one round of the collector, the machine is closed first.
+        self._finalizer = weakref.finalize(uc, _closed, self.owner)
         self._methods: list[_Method] = [
             _Run(self, "emu_start"),
             _Write(self, "mem_write", ("address", "data")),
@@ -411,7 +411,7 @@ class _Machine:
 
     @property
     def settled(self) -> bool:
-        """Is the hook away?"""
+        """Is the hook away, or the machine closed?"""
         return not self._finalizer.alive
 
     def settle(self) -> None:
@@ -472,8 +472,8 @@ class _Machine:
                 self.settle()
 
 
-def _gone(state: CData, owner: object) -> None:
-    _core.hbunicorn_gone(state)
+def _closed(owner: object) -> None:
+    """The machine is; nobody calls the hook any more."""
 
 
 #: By the id of what is a Uc, or was.

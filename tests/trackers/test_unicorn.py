@@ -265,6 +265,24 @@ def test_a_store_over_two_pages_that_are_translated_marks_all() -> None:
         assert pages(tracker.collect()) == [0, 1, 2, 3]
 
 
+def test_pages_that_became_plain_memory_before_are_tracked() -> None:
+    """Pages without code that were written to, which stores then reach without a look."""
+    code = ARM.programs["str"]
+    uc = ARM.machine(code)
+    uc.mem_map(0x100000, 0x200000)
+    table = [section << 20 | 0xC02 | (section > 0) << 4 for section in range(4096)]  # XN
+    uc.mem_write(0x200000, struct.pack("<4096I", *table))
+    uc.reg_write(ARM.register("R0"), 0x101000)
+    uc.cpr_write(15, 0, 2, 0, 0, 0, False, 0x200000)  # TTBR0
+    uc.cpr_write(15, 0, 3, 0, 0, 0, False, 0x55555555)  # DACR: permissions are looked at
+    uc.cpr_write(15, 0, 1, 0, 0, 0, False, 0x800001)  # SCTLR.M, XP
+    for _ in range(3):
+        ARM.run(uc, code)
+    with UnicornTracker(uc, 0x100000, 0x200000) as tracker:
+        ARM.run(uc, code)
+        assert pages(tracker.collect()) == [1]
+
+
 def test_the_bits_that_the_processor_sets_in_page_tables_are_not_told() -> None:
     """As the docstring says; should this fail, Unicorn tells more than it did."""
     uc = paging(code := X86_32.programs["mov"])
@@ -908,6 +926,7 @@ def test_a_tracker_goes_in_another_thread_while_the_machine_runs(dropped: bool) 
         hb.truncate(SIZE)
         hb.clear()
         assert not hb  # nothing is marked any more
+        assert "emu_start" in uc.__dict__  # the hook is not touched while it may be called
         uc.emu_stop()
         running.join()
         assert uc.__dict__ == methods  # with the end of the run
@@ -1041,7 +1060,44 @@ uc.tracker, tracker.uc = tracker, uc
 uc2, tracker2 = machine()
 print("well")
 """
-    assert run_python(code) == "well\n"
+    assert run_python(code, MALLOC_PERTURB_="165") == "well\n"  # what is freed is garbage
+
+
+def test_a_hook_that_outlives_its_trackers_finds_what_it_needs() -> None:
+    """Closed in another thread, amid a run that the trackers do not see."""
+    code = """
+import gc, threading
+from unicorn import UC_ARCH_X86, UC_MODE_64, Uc
+from unicorn.x86_const import UC_X86_REG_RDI
+from pybitmap import HBitmap
+from pybitmap.trackers import UnicornTracker
+
+uc = Uc(UC_ARCH_X86, UC_MODE_64)
+uc.mem_map(0x1000, 0x2000)
+uc.mem_write(0x1000, bytes.fromhex("488907ebfb"))       # a loop that stores
+uc.reg_write(UC_X86_REG_RDI, 0x2000)
+run = uc.emu_start
+for _ in range(10):
+    hb = HBitmap(0x2000)
+    tracker = UnicornTracker(uc, 0x1000, 0x3000, hb)
+    running = threading.Thread(target=run, args=(0x1000, 0x2000))
+    running.start()
+    while not hb:
+        pass
+    tracker.close()
+    del tracker
+    gc.collect()
+    hb.clear()
+    for _ in range(1000):
+        HBitmap(100)                                    # takes the memory, if it was freed
+    assert not hb
+    uc.emu_stop()
+    running.join()
+del uc, run
+gc.collect()
+print("well")
+"""
+    assert run_python(code, MALLOC_PERTURB_="165") == "well\n"
 
 
 def test_a_fork_in_a_hook_goes_on_in_both() -> None:
