@@ -11,6 +11,7 @@ import argparse
 import bench_bulk  # noqa: F401
 import bench_calls  # noqa: F401
 import bench_trackers  # noqa: F401
+import bench_trackers_unicorn  # noqa: F401
 from measure import add_thread, measure, print_rows
 
 
