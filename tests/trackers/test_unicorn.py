@@ -4,10 +4,14 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,6 +52,8 @@ from pybitmap import (
 from pybitmap.trackers import UnicornTracker
 
 HOOK_CODE, HOOK_WRITE, HOOK_INTR = 1 << 2, 1 << 11, 1 << 0
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "fuzzer.py"
 
 #: mov [rdi], rax
 STORE = bytes.fromhex("488907")
@@ -263,24 +269,6 @@ def test_a_store_over_two_pages_that_are_translated_marks_all() -> None:
         X86_32.run(uc, code)
         assert uc.mem_read(DATA, 2) == struct.pack("<I", LOW)[2:]  # the second half
         assert pages(tracker.collect()) == [0, 1, 2, 3]
-
-
-def test_pages_that_became_plain_memory_before_are_tracked() -> None:
-    """Pages without code that were written to, which stores then reach without a look."""
-    code = ARM.programs["str"]
-    uc = ARM.machine(code)
-    uc.mem_map(0x100000, 0x200000)
-    table = [section << 20 | 0xC02 | (section > 0) << 4 for section in range(4096)]  # XN
-    uc.mem_write(0x200000, struct.pack("<4096I", *table))
-    uc.reg_write(ARM.register("R0"), 0x101000)
-    uc.cpr_write(15, 0, 2, 0, 0, 0, False, 0x200000)  # TTBR0
-    uc.cpr_write(15, 0, 3, 0, 0, 0, False, 0x55555555)  # DACR: permissions are looked at
-    uc.cpr_write(15, 0, 1, 0, 0, 0, False, 0x800001)  # SCTLR.M, XP
-    for _ in range(3):
-        ARM.run(uc, code)
-    with UnicornTracker(uc, 0x100000, 0x200000) as tracker:
-        ARM.run(uc, code)
-        assert pages(tracker.collect()) == [1]
 
 
 def test_the_bits_that_the_processor_sets_in_page_tables_are_not_told() -> None:
@@ -1145,6 +1133,13 @@ def test_a_fork_beside_a_thread_that_is_in_the_hook_hangs_nobody() -> None:
         uc.emu_stop()
         running.join()
         assert [os.waitpid(pid, 0)[1] for pid in children] == 20 * [0]
+
+
+def test_the_example_finds_the_crash() -> None:
+    found = subprocess.run(
+        [sys.executable, EXAMPLE], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert re.fullmatch(r"\d+ inputs, \d+ a second\ncrashes: FUZZ\n", found.stdout), found.stderr
 
 
 def test_the_child_is_refused_a_node_with_a_store(tmp_path: Any) -> None:
