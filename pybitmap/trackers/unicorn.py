@@ -34,7 +34,7 @@ from .base import Tracker, _Held
 #: A unicorn.Uc, which has no types that could be checked.
 Uc = Any
 
-#: What was tested; the parts of the binding that are no public interface may differ in others.
+#: What was tested (2.1.4); what of the binding is no public interface may differ in others.
 _VERSIONS = ((2, 1),)
 
 _PAGE = 12  # log2 of a page, the granularity of a bitmap that is made here
@@ -90,7 +90,7 @@ class UnicornTracker(Tracker):
         granularity: int | None = None,
     ) -> None:
         """
-        :param uc: the machine
+        :param uc: the machine; its model of CPU, and its size of pages, are chosen before
         :param begin: the first address that is tracked
         :param end: the address behind the last
         :param target: what is marked: None, a bitmap of the tracker's own; a bitmap of yours, which
@@ -342,6 +342,12 @@ def _guest(uc: Uc) -> CData:
         ),
         unicorn_const.UC_ARCH_M68K: (m68k_const.UC_M68K_REG_CR_TC, 1 << 15, b""),
     }
+    if arch == unicorn_const.UC_ARCH_ARM and (
+        mode & unicorn_const.UC_MODE_MCLASS
+        or uc.ctl_get_cpu_model()
+        in {getattr(arm_const, f"UC_CPU_ARM_CORTEX_M{n}") for n in (0, 3, 33, 4, 7)}
+    ):
+        del registers[arch]  # these do not translate
     register, mask, query = registers.get(arch, (0, 0, b""))
     wide = {
         unicorn_const.UC_ARCH_X86: mode & unicorn_const.UC_MODE_64,
@@ -351,7 +357,11 @@ def _guest(uc: Uc) -> CData:
         unicorn_const.UC_ARCH_SPARC: mode & unicorn_const.UC_MODE_SPARC64,
     }
     guest = _core.new("HBUnicornGuest *")
-    guest.page = uc.query(unicorn_const.UC_QUERY_PAGE_SIZE)
+    # That of ARM64 is a part of a page, as old ARMs had.
+    guest.page = max(
+        uc.query(unicorn_const.UC_QUERY_PAGE_SIZE),
+        4096 if arch == unicorn_const.UC_ARCH_ARM64 else 0,
+    )
     guest.last = _UINT64 if wide.get(arch) else 2**32 - 1
     # Of MIPS and SPARC some addresses are always translated.
     guest.always = arch in (unicorn_const.UC_ARCH_MIPS, unicorn_const.UC_ARCH_SPARC)
@@ -580,7 +590,13 @@ class _Write(_Method):
             return self._before(*args, **named)
         finally:
             failed |= _core.hbunicorn_written(machine.state, first, nbytes)
-            machine.done(failed)
+            machine.done(failed and not _interrupted())
+
+
+def _interrupted() -> bool:
+    """Is a Ctrl-C on its way, which no other error should hide? What failed is told later."""
+    error = sys.exc_info()[1]
+    return error is not None and not isinstance(error, Exception)
 
 
 def _length(data: Any) -> int:
@@ -611,4 +627,4 @@ class _Run(_Method):
             return self._before(*args, **named)
         finally:
             failed = _core.hbunicorn_run_ends(machine.state, outer)
-            machine.done(failed)
+            machine.done(failed and not _interrupted())

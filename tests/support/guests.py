@@ -185,6 +185,16 @@ THUMB = Guest(
     hexes(push="feb4", stm="fec0", str="4160"),
     thumb=True,
 )
+CORTEX_M = Guest(
+    "cortex-m4",
+    "ARM",
+    "THUMB",
+    "ARM",
+    ARM_REGISTERS,
+    hexes(push="feb4", stm="fec0", str_over_a_page="c0f8fe1f"),
+    model="ARM_CORTEX_M4",
+    thumb=True,
+)
 ARM64_REGISTERS = {"X0": AT, "X1": VALUE, "X2": 0x99AABBCCDDEEFF00, "X3": 7, "SP": DATA + 0x2000}
 ARM64_REGISTERS |= {"CPACR_EL1": 0x330000}
 ARM64_REGISTERS |= {f"Q{i}": 0x1234567890ABCDEF1234567890ABCDEF + i for i in range(4)}
@@ -338,5 +348,18 @@ TRICORE = Guest(
     "tricore", "TRICORE", "LITTLE_ENDIAN", "TRICORE", {"A2": AT, "D3": LOW}, hexes(st_w="7423")
 )
 
-GUESTS = [X86_64, X86_32, X86_16, ARM, THUMB, ARM64, ARM64_MAX, MIPS, MIPS_BE, MIPS64, RISCV64]
+GUESTS = [
+    X86_64,
+    X86_32,
+    X86_16,
+    ARM,
+    THUMB,
+    CORTEX_M,
+    ARM64,
+    ARM64_MAX,
+    MIPS,
+    MIPS_BE,
+    MIPS64,
+    RISCV64,
+]
 GUESTS += [RISCV32, SPARC, M68K, TRICORE]
