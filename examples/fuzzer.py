@@ -17,7 +17,7 @@ import time
 from unicorn import UC_ARCH_X86, UC_HOOK_BLOCK, UC_MODE_64, UC_PROT_ALL, Uc, UcError
 from unicorn.x86_const import UC_X86_REG_R8, UC_X86_REG_RDI, UC_X86_REG_RSI
 
-from pybitmap.trackers import UnicornTracker
+from pybitmap.trackers import Snapshot, UnicornTracker
 
 CODE, RAM, INPUT = 0x10000, 0x10000000, 0x10100000
 RAM_BYTES = 16 << 20
@@ -58,13 +58,13 @@ class Machine:
 
         self.blocks: set[int] = set()
         uc.hook_add(UC_HOOK_BLOCK, lambda uc, address, nbytes, data: self.blocks.add(address))
-        self.saved = bytes(self.ram)
+        self.snapshot = Snapshot(self.ram)
         self.context = uc.context_save()
 
     def reset(self) -> None:
         """What was written is copied back, page by page, and the registers."""
         with self.tracker.taking() as written:
-            written.copy_areas(self.ram, self.saved)
+            self.snapshot.restore(written)
             written.done()
         self.uc.context_restore(self.context)
         self.blocks.clear()
@@ -107,7 +107,7 @@ def fuzz(machine: Machine, seed: bytes, most: int, rng: random.Random) -> tuple[
 
 def main() -> None:
     machine = Machine()
-    with machine.tracker:
+    with machine.tracker, machine.snapshot:
         begin = time.perf_counter()
         found, tries = fuzz(machine, b"hello", 200_000, random.Random(1))
         spent = time.perf_counter() - begin
