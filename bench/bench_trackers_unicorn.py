@@ -10,8 +10,8 @@ from typing import Any, Callable
 
 from measure import Goal, Shape, Work, benchmark, peer
 
-from pybitmap import BlockGraph, HBitmap, UnsupportedError, trackers
-from pybitmap.trackers import UnicornTracker
+from pybitmap import BlockGraph, HBitmap, UnsupportedError
+from pybitmap.trackers import MemoryTracker, Snapshot, UnicornTracker
 
 unicorn: Any = peer("unicorn")
 
@@ -70,11 +70,11 @@ def native_hook(uc: Any) -> None:
     assert code == 0
 
 
-def memory_tracker(buffer: mmap.mmap) -> Any:
-    """Where there is one, and the kernel has what it needs."""
+def memory_tracker(buffer: mmap.mmap) -> MemoryTracker | None:
+    """Where the kernel has what it needs."""
     try:
-        return trackers.MemoryTracker(buffer)
-    except (AttributeError, UnsupportedError):
+        return MemoryTracker(buffer)
+    except UnsupportedError:
         return None
 
 
@@ -97,7 +97,7 @@ def writes(stride: int, mask: int) -> Work:
 
     way("no tracking")
     native_hook(way("an empty hook in C"))
-    kept = [tracked(way("UnicornTracker"))]
+    kept: list[object] = [tracked(way("UnicornTracker"))]
     node = BlockGraph().add_node("ram", RAM_BYTES)
     node.add_bitmap("daily", granularity=4096)
     kept.append(tracked(way("UnicornTracker of a node"), node))
@@ -135,14 +135,14 @@ def resets(shape: Shape) -> Work:
         return run
 
     ram = mmap.mmap(-1, RAM_BYTES)
-    saved = bytes(RAM_BYTES)
+    restored = Snapshot(ram)
     pages = Machine(stride, mask, ram)
     tracker = UnicornTracker(pages.uc, RAM, RAM + RAM_BYTES)
     context = pages.uc.context_save()
 
     def by_pages() -> None:
         with tracker.taking() as written:
-            written.copy_areas(ram, saved)
+            restored.restore(written)
             written.done()
         pages.uc.context_restore(context)
 
@@ -159,8 +159,19 @@ def resets(shape: Shape) -> Work:
     whole_context = whole.uc.context_save()
 
     def by_all() -> None:
-        whole_ram[:] = saved
+        whole_ram[:] = restored.data
         whole.uc.context_restore(whole_context)
+
+    kernel_ram = mmap.mmap(-1, RAM_BYTES)
+    kernel_tracker = memory_tracker(kernel_ram)
+    kernel_snapshot = Snapshot(kernel_ram)
+    kernels = Machine(stride, mask, kernel_ram)
+    kernel_context = kernels.uc.context_save()
+
+    def by_kernel() -> None:
+        assert kernel_tracker is not None
+        kernel_snapshot.rewind(kernel_tracker)
+        kernels.uc.context_restore(kernel_context)
 
     ways: dict[str, Callable[..., object]] = {
         "UnicornTracker, dirty pages": again(pages, by_pages),
@@ -169,6 +180,8 @@ def resets(shape: Shape) -> Work:
         ),
         "all of it": again(whole, by_all),
     }
+    if kernel_tracker is not None:
+        ways["MemoryTracker, Snapshot.rewind"] = again(kernels, by_kernel)
     return Work("input", RESETS, ways)
 
 
