@@ -23,6 +23,8 @@ from guests import (
     DATA,
     GUESTS,
     LOW,
+    M68K,
+    RISCV32,
     RISCV64,
     SIZE,
     VALUE,
@@ -298,6 +300,41 @@ def test_arm_guests_that_translate_are_seen_to() -> None:
         uc.cpr_write(15, 0, 1, 0, 0, 0, False, 1)  # SCTLR.M
         ARM.run(uc, code)
         assert list(tracker.collect().areas()) == [(0, 0x300000)]
+
+
+@pytest.mark.parametrize(
+    ("guest", "turn_on"),
+    [
+        (X86_64, lambda uc: uc.reg_write(X86_64.register("CR0"), 0x80000011)),
+        (ARM, lambda uc: uc.cpr_write(15, 0, 1, 0, 0, 0, False, 1)),
+        (ARM64, lambda uc: uc.cpr_write(3, 0, 1, 0, 0, 1)),
+        (RISCV64, lambda uc: uc.reg_write(RISCV64.register("SATP"), 8 << 60 | 5)),
+        (RISCV32, lambda uc: uc.reg_write(RISCV32.register("SATP"), 1 << 31 | 5)),
+        (M68K, lambda uc: uc.reg_write(M68K.register("CR_TC"), 0x8000)),
+    ],
+    ids=lambda each: each.name if isinstance(each, Guest) else "",
+)
+def test_the_register_that_is_asked_says_whether_a_guest_translates(
+    guest: Guest, turn_on: Callable[[Any], None]
+) -> None:
+    """As C asks it, which is otherwise seen only of guests with page tables."""
+    import ctypes
+
+    from pybitmap.trackers.unicorn import _guest
+
+    uc = guest.machine()
+    asked = _guest(uc)
+    library = package("unicorn.unicorn_py3.unicorn").uclib
+
+    def translates() -> bool:
+        query = ctypes.create_string_buffer(bytes(asked.query), 64)
+        assert library.uc_reg_read(uc._uch, asked.reg, query) == 0
+        value = ctypes.c_uint64.from_buffer(query, asked.value_at).value
+        return bool(value & asked.mask)
+
+    assert not translates()
+    turn_on(uc)
+    assert translates()
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
