@@ -59,8 +59,8 @@ class UnicornTracker(Tracker):
       way of the class, or by a reference from before the first tracker
 
     A store that crosses a page while the guest translates addresses (x86: ``CR0.PG``, ARM:
-    ``SCTLR.M``, RISC-V: ``satp``; MIPS: always; or hooks fill the TLB) marks all that is tracked,
-    since Unicorn says only where its first byte lies.
+    ``SCTLR.M``, RISC-V: ``satp``; MIPS and SPARC: always; or hooks fill the TLB) marks all that is
+    tracked, since Unicorn says only where its first byte lies.
 
     Writer: the guest may run in another thread. A store that was done before a collect began is
     in that collect or in an earlier one; one that was under way is in the next one at the latest,
