@@ -12,6 +12,7 @@ import bench_bulk  # noqa: F401
 import bench_calls  # noqa: F401
 import bench_trackers  # noqa: F401
 import bench_trackers_kvm  # noqa: F401
+import bench_trackers_unicorn  # noqa: F401
 from measure import add_thread, measure, print_rows
 
 

@@ -142,8 +142,27 @@ HBMEM_MAPPED: int = lib.HBMEM_MAPPED
 HBMEM_WP_UNPOPULATED: int = lib.HBMEM_WP_UNPOPULATED
 HBMEM_WP_ASYNC: int = lib.HBMEM_WP_ASYNC
 
+hbunicorn_alloc: Callable[[CData], CData] = lib.hbunicorn_alloc
+hbunicorn_hook: Callable[[CData, CData, int, int, int], int] = lib.hbunicorn_hook
+hbunicorn_unhook: Callable[[CData], None] = lib.hbunicorn_unhook
+hbunicorn_forked: Callable[[CData], None] = lib.hbunicorn_forked
+hbunicorn_translates: Callable[[CData, bool], None] = lib.hbunicorn_translates
+hbunicorn_region_alloc: Callable[[CData, int, int, int, CData, CData], CData] = (
+    lib.hbunicorn_region_alloc
+)
+hbunicorn_region_add: Callable[[CData], None] = lib.hbunicorn_region_add
+hbunicorn_region_remove: Callable[[CData], None] = lib.hbunicorn_region_remove
+hbunicorn_region_failures: Callable[[CData, CData, CData], int] = lib.hbunicorn_region_failures
+hbunicorn_written: Callable[[CData, int, int], bool] = lib.hbunicorn_written
+hbunicorn_run_begins: Callable[[CData, CData], None] = lib.hbunicorn_run_begins
+hbunicorn_run_ends: Callable[[CData, CData], bool] = lib.hbunicorn_run_ends
+hbunicorn_unfinished: Callable[[CData], bool] = lib.hbunicorn_unfinished
+
 #: A C pointer to nothing.
 NULL: CData = ffi.NULL
+
+#: A C pointer to what lies at an address: ``at("HBitmap *", 0x7f...)``.
+at: Callable[[str, int], CData] = ffi.cast
 
 #: C memory, freed with the object: ``new("uint64_t[]", 16)``. Zeroed.
 new: Callable[..., CData] = ffi.new

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+from peers import package
 
 HOWTO = Path(__file__).resolve().parent.parent / "docs" / "howto"
 PAGES = sorted(page for page in HOWTO.glob("*.md") if page.name != "README.md")
@@ -18,6 +19,8 @@ def test_what_a_page_shows_happens(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    for needed in re.findall(r"^>>> from (unicorn) import", page.read_text("utf-8"), re.MULTILINE):
+        package(needed)
     failed, _ = doctest.testfile(
         str(page), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE
     )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Writes that reach a bitmap by themselves: the kernel, KVM or an emulator says what was written.
 
-All have one protocol, :class:`Tracker`.
+All have one protocol, :class:`Tracker`; those of extras are imported when they are first asked for.
 """
 
 from __future__ import annotations
@@ -10,5 +10,13 @@ from .base import Tracker
 from .kvm import KvmDirtyLog, KvmDirtyRing
 from .memory import MemoryTracker
 from .snapshot import Snapshot
+from .unicorn import UnicornTracker
 
-__all__ = ["KvmDirtyLog", "KvmDirtyRing", "MemoryTracker", "Snapshot", "Tracker"]
+__all__ = [
+    "KvmDirtyLog",
+    "KvmDirtyRing",
+    "MemoryTracker",
+    "Snapshot",
+    "Tracker",
+    "UnicornTracker",
+]
