@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Writes that reach a bitmap by themselves: the kernel, KVM or an emulator says what was written.
 
-All have one protocol, :class:`Tracker`; those of extras are imported when they are first asked for.
+All have one protocol, :class:`Tracker`. What an extra brings is imported when it is needed.
 """
 
 from __future__ import annotations
