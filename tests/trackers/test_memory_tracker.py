@@ -594,16 +594,24 @@ def test_of_transparent_huge_pages_small_ones_are_reported_and_the_others_stay_h
         unmap(address, (number + 1) * HUGE // PAGE)
 
 
-def test_huge_pages_of_hugetlbfs_are_reported_whole_or_refused() -> None:
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000  # MAP_HUGETLB
+@pytest.mark.parametrize("sharing", [mmap.MAP_PRIVATE, mmap.MAP_SHARED])
+def test_huge_pages_of_hugetlbfs_are_reported_whole(sharing: int) -> None:
+    """To run it: sysctl vm.nr_hugepages=8."""
+    flags = sharing | mmap.MAP_ANONYMOUS | 0x40000  # MAP_HUGETLB
     try:
         ram = mmap.mmap(-1, 2 * HUGE, flags=flags)
     except OSError:
         peers.lacking("huge pages that are reserved (vm.nr_hugepages)")
-    with suppress(InvalidError), MemoryTracker(ram) as tracker:
+    with MemoryTracker(ram) as tracker:
         ram[HUGE] = 1
         assert list(tracker.collect().areas()) == [(HUGE, HUGE)]
         assert tracker.collect().empty()
+        ram[HUGE + 5] = 1
+        ram[3] = 1
+        assert list(tracker.collect().areas()) == [(0, 2 * HUGE)]
+        assert tracker.collect().empty()
+    with memoryview(ram)[PAGE : 3 * PAGE] as part, pytest.raises(InvalidError, match="cuts a huge"):
+        MemoryTracker(part)
     ram.close()
 
 
