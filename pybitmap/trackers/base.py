@@ -61,10 +61,10 @@ class Tracker(NotCopied, ABC):
 
     @abstractmethod
     def _fetch(self) -> None:
-        """Take what was written from where it is recorded, and then mark it in ``_log``, in one call
-        of C, or in several each of which does both. (The mark last: another thread may drain the
-        log meanwhile, without the lock.) Called by one thread at a time; the same thread may come
-        again between two calls. What was fetched before an error stays marked.
+        """Take what was written from where it is recorded, and then mark it in ``_log``, in one
+        call of C, or in several each of which does both. (The mark last: another thread may drain
+        the log meanwhile, without the lock.) Called by one thread at a time; the same thread may
+        come again between two calls. What was fetched before an error stays marked.
         """
 
     @abstractmethod
