@@ -199,7 +199,20 @@ def test_the_ram_that_a_guest_stores_to(built: Path, tmp_path: Path) -> None:
     flags = ["-m", "elf_i386", "--oformat", "binary", "-e", "0", "-Ttext", "0x7c00"]
     succeed(peer("ld", "binutils"), *flags, "-o", disk, thing)
     command = [
-        *(qemu, "-M", "pc,accel=tcg", "-m", "128", "-display", "none", "-nodefaults"),
+        *(
+            qemu,
+            "-M",
+            "pc",
+            "-accel",
+            "tcg,thread=multi",
+            "-smp",
+            "2",
+            "-m",
+            "128",
+            "-display",
+            "none",
+            "-nodefaults",
+        ),
         *("-no-reboot", "-device", "isa-debug-exit,iobase=0xf4,iosize=4"),
         *("-drive", f"file={disk},format=raw,if=ide", "-plugin", plugin(built, out, "size=128M")),
     ]
