@@ -93,10 +93,11 @@ clean: ## Remove all that was built
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # $(VENV)/.NAME: the package is installed in place with the extra NAME. (setuptools warns of every
-# installation in place.)
+# installation in place.) What dev brings is enough for all others, if it is as new.
 $(VENV)/.%: $(BUILD_FILES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	PYTHONWARNINGS=ignore $(BIN)/pip -q --disable-pip-version-check install -e '.[$*]'
+	@{ test '$*' != dev && test -e $(VENV)/.dev && test -z "$$(find $^ -newer $(VENV)/.dev)"; } || \
+	    PYTHONWARNINGS=ignore $(BIN)/pip -q --disable-pip-version-check install -e '.[$*]'
 	@touch $@
 
 asan-c: $(addprefix build/asan/test_,model model_mapped threads tracker)
