@@ -35,7 +35,11 @@ def test_a_page_has_an_example_what_it_costs_and_a_row(page: Path) -> None:
     assert f"({page.name})" in (HOWTO / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("page", [*PAGES, HOWTO / "README.md"], ids=lambda page: str(page.stem))
+ROOT = HOWTO.parents[1]
+LINKING = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")]
+
+
+@pytest.mark.parametrize("page", sorted(LINKING), ids=lambda page: str(page.relative_to(ROOT)))
 def test_its_links_lead_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
         assert link.startswith("https://") or (page.parent / link).exists(), link
