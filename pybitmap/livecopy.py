@@ -22,7 +22,7 @@ from operator import index
 from typing import Callable, NamedTuple, Protocol, Union
 
 from .block.bitmap import DirtyBitmap, Frozen
-from .errors import InvalidError
+from .errors import InvalidError, StateError
 from .hbitmap import HBitmap
 from .trackers.base import Tracker
 
@@ -86,6 +86,7 @@ def live_copy(
     :param progress: called with a :class:`Progress` before each round and after each piece
     :returns: what was copied, and for how long writers were paused
     :raises InvalidError: for numbers that cannot be right; nothing was copied
+    :raises StateError: if the bitmap does not record, or is busy
 
     Whatever else raises, or interrupts, goes on to the caller: the round that it came in is dirty
     again, so another call copies what is missing (with ``full=False``, if the first round had come
@@ -169,6 +170,11 @@ class _FrozenBitmap:
 @contextmanager
 def _taken(dirty: Dirty) -> Iterator[_Taken]:
     if isinstance(dirty, DirtyBitmap):
+        if not dirty.recording:
+            raise StateError(
+                f"Bitmap '{dirty.name}' records no writes, so a copy would miss them: enable it "
+                "first, and copy all of the disk"
+            )
         with dirty.freeze() as frozen:
             yield _FrozenBitmap(dirty, frozen)
     else:

@@ -18,7 +18,7 @@ from lines import at_every_line
 from peers import lacking
 
 import pybitmap.livecopy
-from pybitmap import BlockGraph, BlockNode, DirtyBitmap, HBitmap, InvalidError
+from pybitmap import BlockGraph, BlockNode, DirtyBitmap, HBitmap, InvalidError, StateError
 from pybitmap.livecopy import LiveCopy, Progress, live_copy
 from pybitmap.store import LocalStore
 
@@ -291,6 +291,21 @@ def test_numbers_that_cannot_be_right_are_refused(disk: Disk, wrong: dict[str, A
     with pytest.raises(InvalidError, match=next(iter(wrong))):
         live_copy(disk.bitmap, disk.copy, **wrong)
     assert not disk.pieces
+
+
+@contextmanager
+def disabled(bitmap: DirtyBitmap) -> Any:
+    bitmap.disable()
+    yield
+
+
+def test_a_bitmap_that_does_not_record_is_refused_whenever_that_is(disk: Disk) -> None:
+    with pytest.raises(StateError, match="records no writes"):
+        live_copy(disk.node.add_bitmap("off", disabled=True), disk.copy)
+    assert not disk.pieces
+    disk.node.mark_dirty(0, 1)
+    with pytest.raises(StateError, match="records no writes"):
+        live_copy(disk.bitmap, disk.copy, paused=disabled(disk.bitmap))
 
 
 def test_nobody_is_paused_for_a_copy_that_fails_before(disk: Disk) -> None:
