@@ -274,7 +274,9 @@ class LocalStore(Store):
         if not self._volumes:
             self._release_if_unused()
             return
-        self._catalog = None
+        catalog, self._catalog = self._catalog, None
+        if catalog is not None:
+            catalog.close()
         assert self._lock_file is not None
         with suppress(OSError):
             kind = fcntl.LOCK_SH if self.lock else fcntl.LOCK_UN

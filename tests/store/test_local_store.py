@@ -499,6 +499,38 @@ def test_a_copy_of_a_closed_store_is_as_good(path: Path, tmp_path: Path) -> None
 # ---- what cannot be opened ------------------------------------------------------------------
 
 
+def test_a_reader_that_cannot_become_a_writer_leaves_no_connection_open(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """(Python 3.13 warns of those that are dropped.)"""
+    part = Part(LocalStore(path))
+    part.add("a").set(0, GROUP)
+    part.close()
+    made: list[Catalog] = []
+    making = Catalog.__init__
+
+    def init(self: Catalog, *args: object, **kwargs: object) -> None:
+        made.append(self)
+        making(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    def fails(*_: object) -> None:
+        raise OSError(errno.EIO, "it does not work")
+
+    monkeypatch.setattr(Catalog, "__init__", init)
+    with BlockGraph() as graph:
+        store = LocalStore(path)
+        graph.add_node("reader", SIZE, store, read_only=True)
+        with monkeypatch.context() as failing:
+            failing.setattr(local, "_Files", fails)
+            with pytest.raises(StoreError, match="cannot open store"):
+                graph.add_node("writer", SIZE, store)
+        assert len(made) > 1
+        for catalog in made:
+            with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+                catalog._sql.execute("SELECT 1")
+        graph.add_node("writer", SIZE, store)
+
+
 def test_the_parent_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"cannot open store .*No such file") as caught:
         LocalStore(tmp_path / "no" / "store").open("disk", SIZE, read_only=False)
