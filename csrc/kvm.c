@@ -218,7 +218,7 @@ void hbkvm_close(HBKvm **held)
 
 /* ---- the log ------------------------------------------------------------- */
 
-static int hb_clear(const HBKvm *kvm, uint64_t first_page, uint64_t npages)
+static int hb_clear_log(const HBKvm *kvm, uint64_t first_page, uint64_t npages)
 {
     struct hb_kvm_log log = {
         .slot = kvm->slot, .npages = (uint32_t)npages, .first_page = first_page,
@@ -354,7 +354,7 @@ static int hb_clear_words(const HBKvm *kvm)
             continue;
         }
         last = stop == kvm->nwords ? kvm->npages : stop * 64;
-        err = hb_clear(kvm, start * 64, last - start * 64);
+        err = hb_clear_log(kvm, start * 64, last - start * 64);
         if (err < 0) {
             return err;
         }

@@ -105,14 +105,14 @@ static uint64_t hb_lacking(void)
 
 /* ---- recording ----------------------------------------------------------- */
 
-static uint64_t hb_page(void)
+static uint64_t hb_page_bytes(void)
 {
     return (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
 static uint64_t hb_whole_pages(const HBMemory *m)
 {
-    return (m->nbytes + hb_page() - 1) & ~(hb_page() - 1);
+    return (m->nbytes + hb_page_bytes() - 1) & ~(hb_page_bytes() - 1);
 }
 
 /* This writes nothing; the kernel only says whether it is all there. */
@@ -214,7 +214,7 @@ static void hb_mark_different(const HBMemory *m, HBitmap *log, uint64_t start, u
                               const char *same)
 {
     const char *memory = (const char *)(uintptr_t)m->address;
-    uint64_t page = hb_page();
+    uint64_t page = hb_page_bytes();
 
     for (; start < end; start += page) {
         uint64_t left = m->nbytes - start, nbytes = left < page ? left : page;

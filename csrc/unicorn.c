@@ -112,7 +112,7 @@ static void hb_mark_in(HBUnicornRegion *region, uint64_t first, uint64_t last)
     }
 }
 
-static void hb_mark(HBUnicorn *machine, uint64_t first, uint64_t last)
+static void hb_mark_regions(HBUnicorn *machine, uint64_t first, uint64_t last)
 {
     for (HBUnicornRegion *region = atomic_load(&machine->regions); region;
          region = atomic_load(&region->next)) {
@@ -148,12 +148,12 @@ static void hb_mark_crossing(HBUnicorn *machine, uint64_t address, uint64_t nbyt
     uint64_t rest = nbytes - (second - address);
 
     if (hb_is_translated(machine)) {
-        hb_mark(machine, 0, UINT64_MAX);
+        hb_mark_regions(machine, 0, UINT64_MAX);
         return;
     }
-    hb_mark(machine, address, second - 1);
+    hb_mark_regions(machine, address, second - 1);
     second &= machine->guest.last;
-    hb_mark(machine, second, second + (rest - 1));
+    hb_mark_regions(machine, second, second + (rest - 1));
 }
 
 static inline void hb_mark_guest(HBUnicorn *machine, uint64_t address, uint64_t nbytes)
@@ -163,7 +163,7 @@ static inline void hb_mark_guest(HBUnicorn *machine, uint64_t address, uint64_t 
     if ((address & (page - 1)) + nbytes > page) {
         hb_mark_crossing(machine, address, nbytes);
     } else {
-        hb_mark(machine, address, address + (nbytes - 1));
+        hb_mark_regions(machine, address, address + (nbytes - 1));
     }
 }
 
@@ -220,7 +220,7 @@ bool hbunicorn_written(HBUnicorn *machine, uint64_t address, uint64_t nbytes)
 
     if (nbytes) {
         atomic_fetch_add(&machine->others, 1);
-        hb_mark(machine, address, last < address ? UINT64_MAX : last);
+        hb_mark_regions(machine, address, last < address ? UINT64_MAX : last);
         atomic_fetch_sub(&machine->others, 1);
     }
     return atomic_exchange(&machine->failed, false);

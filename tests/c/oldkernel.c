@@ -26,14 +26,15 @@ struct api {
     uint64_t api, features, ioctls;
 };
 
-static void *real(const char *name)
+/* The next function of that name, in *function.  ISO C has no conversion for it. */
+static void real(const char *name, void *function)
 {
     void *symbol = dlsym(RTLD_NEXT, name);
 
     if (!symbol) {
         abort();
     }
-    return symbol;
+    memcpy(function, &symbol, sizeof(symbol));
 }
 
 static int fails(const char *what)
@@ -46,10 +47,11 @@ static int fails(const char *what)
 
 long syscall(long number, ...)
 {
-    long (*next)(long, ...) = real("syscall");
+    long (*next)(long, ...);
     long arguments[6];
     va_list list;
 
+    real("syscall", &next);
     va_start(list, number);
     for (int i = 0; i < 6; i++) {
         arguments[i] = va_arg(list, long);
@@ -64,10 +66,11 @@ long syscall(long number, ...)
 
 int open(const char *path, int flags, ...)
 {
-    int (*next)(const char *, int, ...) = real("open");
+    int (*next)(const char *, int, ...);
     va_list list;
     int mode;
 
+    real("open", &next);
     va_start(list, flags);
     mode = va_arg(list, int);
     va_end(list);
@@ -83,10 +86,11 @@ int open(const char *path, int flags, ...)
 
 int ioctl(int fd, unsigned long request, ...)
 {
-    int (*next)(int, unsigned long, ...) = real("ioctl");
+    int (*next)(int, unsigned long, ...);
     va_list list;
     void *argument;
 
+    real("ioctl", &next);
     va_start(list, request);
     argument = va_arg(list, void *);
     va_end(list);

@@ -160,7 +160,7 @@ def test_incremental_copies_and_rotations_beside_writers_miss_nothing(
                 different = differing(disk, copy, BLOCK)  # before it is asked what is dirty
                 assert set(different) <= dirty(qmp.areas("disk", "daily"))
         qmp.close()
-        assert server.end() == 0
+        assert server.end() == 0, server.errors
     found = {name: dirty(opened(tmp_path, name)[0]) for name in ("ever", "week", "turns")}
     assert found["week"] | found["turns"] == found["ever"]
     copy_areas(disk, copy, opened(tmp_path)[0])
@@ -199,7 +199,7 @@ def test_fio_finds_what_it_wrote(tmp_path: Path, disk: Path) -> None:
         if "not loadable" in done.stderr or "engine nbd" in done.stderr:
             lacking("fio without its NBD engine")
         assert done.returncode == 0, done.stdout + done.stderr
-        assert server.end() == 0
+        assert server.end() == 0, server.errors
     areas, _ = opened(tmp_path)
     assert set(differing(disk, copy, BLOCK)) <= dirty(areas)
     assert areas
@@ -229,7 +229,7 @@ def test_what_is_dirty_is_what_is_dirty_in_qemu(tmp_path: Path) -> None:
     qemu_io(image, *commands)
     with serving(tmp_path, *DAILY) as server:
         qemu_io(server.uri, *commands, options=["-f", "raw"])
-        assert server.end() == 0
+        assert server.end() == 0, server.errors
     with BlockGraph() as graph:
         theirs = graph.add_node("disk", store=Qcow2Store(image)).bitmaps["daily"]
         assert opened(tmp_path)[0] == list(theirs.areas())
@@ -249,7 +249,7 @@ def test_a_disk_of_an_odd_size_goes_in_and_out_as_a_whole(tmp_path: Path, disk: 
     with serving(tmp_path, *DAILY) as server:
         subprocess.run([nbdcopy, data, server.uri], check=True, timeout=60)
         subprocess.run([nbdcopy, server.uri, tmp_path / "out"], check=True, timeout=60)
-        assert server.end() == 0
+        assert server.end() == 0, server.errors
     assert data.read_bytes() == disk.read_bytes() == (tmp_path / "out").read_bytes()
     assert opened(tmp_path)[0] == [(0, SIZE - 1000)]
 
@@ -284,7 +284,7 @@ def test_a_full_file_system_is_an_error_and_what_was_half_written_is_dirty(tmp_p
             command = [peer("qemu-io", "qemu-utils"), "-f", "raw", "-c", "write -P 7 0 2M"]
             done = subprocess.run([*command, server.uri], capture_output=True, text=True)
             assert "No space left on device" in done.stdout + done.stderr
-            assert server.end() == 0
+            assert server.end() == 0, server.errors
             assert "Traceback" not in server.errors
         assert (folder / "disk").read_bytes()[0] == 7
         assert opened(tmp_path)[0] == [(0, 2 * MIB)]
@@ -296,7 +296,7 @@ def test_a_disk_that_is_cut_short_is_an_error_to_who_reads(tmp_path: Path, disk:
         command = [peer("qemu-io", "qemu-utils"), "-f", "raw", "-c", "read 2M 4k"]
         done = subprocess.run([*command, server.uri], capture_output=True, text=True)
         assert "Input/output error" in done.stdout + done.stderr
-        assert server.end() == 0
+        assert server.end() == 0, server.errors
         assert f"{disk}" in server.errors
         assert "cut short" in server.errors
 
@@ -324,7 +324,7 @@ def test_a_block_device_is_served_like_a_file(tmp_path: Path, disk: Path) -> Non
                 "read -P 0 3M 700",
                 options=["-f", "raw"],
             )
-            assert server.end() == 0
+            assert server.end() == 0, server.errors
         areas, _ = opened(link.parent)
         assert areas == [(0, BLOCK), (MIB, MIB), (3 * MIB, BLOCK), (4 * MIB, 65536)]
     finally:
@@ -372,7 +372,7 @@ def test_quit_over_qmp_ends_it(tmp_path: Path, disk: Path) -> None:
         qmp("__org.pybitmap_mark", node="disk", offset=0, length=1)
         qmp("quit")
         qmp.close()
-        assert server.wait() == 0
+        assert server.wait() == 0, server.errors
     assert opened(tmp_path)[0] == [(0, BLOCK)]
 
 
@@ -479,7 +479,7 @@ def test_read_only_writes_nothing_not_even_to_the_store(tmp_path: Path, disk: Pa
         options = ("-U", "-", "--run", 'nbdinfo --can write "$uri"')
         done = start(disk, "--store", tmp_path / "store", "--read-only", options=options)
         assert (done.returncode, done.stderr) == (2, "")  # a second one: served, and no
-        assert server.end() == 0
+        assert server.end() == 0, server.errors
     assert state() == before
 
 
@@ -499,7 +499,7 @@ def test_a_disk_of_another_size_is_refused_and_how_to_go_on_works(
     assert result(disk, "--store", tmp_path / "store", *DAILY, "--socket", tmp_path / "s") == 1
     advised("resize", capsys.readouterr().err)
     with serving(tmp_path, *DAILY) as server:
-        assert server.end() == 0
+        assert server.end() == 0, server.errors
 
 
 @pytest.mark.parametrize(
@@ -562,7 +562,7 @@ def test_a_bitmap_that_does_not_know_what_was_written_is_refused_and_how_to_go_o
     assert "bitmap 'daily' does not know what was written" in told
     advised("repair", told)
     with serving(tmp_path, *DAILY) as server:
-        assert server.end() == 0
+        assert server.end() == 0, server.errors
     assert opened(tmp_path)[0] == [(0, SIZE - 1000)]
 
 
