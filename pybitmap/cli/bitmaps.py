@@ -39,6 +39,7 @@ from ..trace import printable
 from .common import (
     Refused,
     deferred,
+    one_granularity,
     one_size,
     print_line,
     progress_bars,
@@ -264,7 +265,7 @@ def _command(*words: str) -> str:
     "-g",
     "--granularity",
     metavar="SIZE",
-    callback=one_size,
+    callback=one_granularity,
     help="Bytes that a bit stands for: a power of 2, at least 512."
     "  [default: the image's cluster size, from 4K to 64K; in a local store 64K]",
 )

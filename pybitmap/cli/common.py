@@ -23,7 +23,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from ..sizes import parse_size
+from ..sizes import granularity_hint, is_granularity, parse_size
 from ..store.base import Progress as Report
 from ..trace import printable
 
@@ -57,6 +57,18 @@ def size_of(text: str) -> int:
 def one_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
     """Callback of an option that takes a size."""
     return None if value is None else size_of(value)
+
+
+def granularity_of(text: str) -> int:
+    size = size_of(text)
+    if not is_granularity(size):
+        raise click.BadParameter(f"{size} is not a power of 2{granularity_hint(text)}")
+    return size
+
+
+def one_granularity(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Callback of an option that takes a granularity."""
+    return None if value is None else granularity_of(value)
 
 
 @contextlib.contextmanager

@@ -24,8 +24,8 @@ from ..replay import (
     replay,
     report,
 )
-from ..sizes import SIZE, exact_size, exact_sizes, is_granularity, rough_size
-from .common import one_size, print_line, progress_bars, rendered, size_of, write
+from ..sizes import exact_size, exact_sizes, is_size, rough_size
+from .common import granularity_of, one_size, print_line, progress_bars, rendered, write
 from .extents import FORMATS, write_extents
 
 EXIT_DIFFERENT = 1
@@ -171,11 +171,9 @@ def _granularities(
     ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
 ) -> list[int]:
     """Callback of an option that takes several sizes: repeated, between commas, or both."""
-    sizes = dict.fromkeys(size_of(each) for value in values for each in value.split(","))
-    for size in sizes:
-        if not is_granularity(size):
-            raise click.BadParameter(f"{size} is not a power of 2")
-    return list(sizes)
+    return list(
+        dict.fromkeys(granularity_of(each) for value in values for each in value.split(","))
+    )
 
 
 class ManyGranularities(click.Command):
@@ -192,7 +190,7 @@ class ManyGranularities(click.Command):
             if word == "--":
                 yield word
                 break
-            if more and all(map(SIZE.fullmatch, word.split(","))):
+            if more and all(map(is_size, word.split(","))):
                 yield option
             else:
                 more = word.split("=")[0] == option

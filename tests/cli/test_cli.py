@@ -72,18 +72,72 @@ def saved(tmp_path: Path, data: object) -> Path:
 @pytest.mark.parametrize(
     ("text", "nbytes"),
     [("0", 0), ("512", 512), ("4K", 4096), ("4k", 4096), ("64KiB", 65536), ("1M", 1 << 20),
-     ("3G", 3 << 30), ("2T", 2 << 40), ("7E", 7 << 60), (str((1 << 63) - 1), (1 << 63) - 1)],
+     ("3G", 3 << 30), ("2T", 2 << 40), ("7E", 7 << 60), (str((1 << 63) - 1), (1 << 63) - 1),
+     ("1.5G", 3 << 29), ("0.5k", 512), ("1.0", 1), ("1.25MiB", 5 << 18), ("1_000", 1000),
+     ("1_0.5_0K", 10752), ("0x1000", 4096), ("0XfF_f", 4095), ("0x10B", 267), ("10MB", 10**7),
+     ("1.5kB", 1500), ("64KB", 64000), ("2TB", 2 * 10**12), ("512B", 512),
+     ("9.223372036854775807EB", (1 << 63) - 1)],
 )  # fmt: skip
-def test_sizes_are_bytes_with_binary_suffixes(text: str, nbytes: int) -> None:
+def test_sizes_are_bytes_with_suffixes(text: str, nbytes: int) -> None:
     assert parse_size(text) == nbytes
 
 
 @pytest.mark.parametrize(
-    "text", ["", "K", "4 K", "-1", "+1", "1.5G", "0x10", "1_0", "4X", "4KB", "٣", "8E", "9" * 5000]
-)
+    "text",
+    ["", "K", "4 K", "-1", "+1", ".5G", "5.G", "1,5G", "1__0", "_1", "1_", "1.5.5K", "0x", "0x1K",
+     "0x1.8", "1e3", "4X", "4i", "4iB", "4Ki", "4KBi", "\u212a", "4\u212a", "٣", "8E",
+     "7.9999999999999999999999E", "1.5", "1.1K", "0.0001kB", "9" * 64],
+)  # fmt: skip
 def test_other_sizes_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"is not a size|is beyond"):
+    with pytest.raises(ValueError, match=r"is not a size|is beyond|is no whole number"):
         parse_size(text)
+
+
+def test_a_size_that_is_too_long_is_refused_before_it_is_read() -> None:
+    with pytest.raises(ValueError, match=r"^'9{64}' is not a size"):
+        parse_size("9" * 5000)
+
+
+def test_a_fraction_of_a_byte_is_refused_with_what_is_near() -> None:
+    with pytest.raises(ValueError, match=r"'1\.1K' is no whole number of bytes; 1126 and 1127 are"):
+        parse_size("1.1K")
+
+
+@given(st.integers(0, (1 << 63) - 1), st.sampled_from(["K", "M", "GiB", "kB", "MB", "TB"]))
+def test_a_size_with_a_fraction_is_that_size_or_none(nbytes: int, unit: str) -> None:
+    base, power = (1000 if unit[1:] == "B" else 1024), "KMGT".index(unit[0].upper()) + 1
+    whole, rest = divmod(nbytes, base**power)
+    places = 10 * power  # enough for any rest of powers of 2 to end
+    text = f"{whole}.{rest * 10**places // base**power:0{places}}{unit}"
+    exact = rest * 10**places % base**power == 0
+    if exact:
+        assert parse_size(text) == nbytes
+    else:
+        with pytest.raises(ValueError, match="no whole number"):
+            parse_size(text)
+
+
+@pytest.mark.parametrize("size", ["1.5G", "0x1000", "4K", "1M", "1.5K"])
+def test_sizes_are_those_of_qemu_img_where_it_has_them(tmp_path: Path, size: str) -> None:
+    command = [peer("qemu-img", "qemu-utils"), "create", "-q", "-f", "raw", tmp_path / "raw", size]
+    subprocess.run(command, check=True, capture_output=True)
+    assert parse_size(size) == (tmp_path / "raw").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("args", "nbytes"),
+    [
+        (["replay", "TRACE", "--size", "1.5M", "--json"], 3 << 19),
+        (["replay", "TRACE", "--size", "0x100000", "--granularity", "0x200", "1_024", "--json"],
+         1 << 20),
+        (["replay", "TRACE", "--size", "1MB", "--memory-limit", "1.5M", "--json"], 10**6),
+    ],
+)  # fmt: skip
+def test_replay_takes_sizes_of_all_kinds(
+    run: Run, trace: Path, args: list[str], nbytes: int
+) -> None:
+    result = run(*(trace if arg == "TRACE" else arg for arg in args))
+    assert json.loads(result.out)["size"] == nbytes
 
 
 @given(st.integers(0, (1 << 63) - 1) | st.integers(0, 62).map(lambda bit: 1 << bit))

@@ -186,7 +186,8 @@ def test_the_name_of_a_bitmap_may_have_slashes(done: Done, disk: Disk) -> None:
     ("args", "words"),
     [
         (["daily"], "Bitmap already exists: daily"),
-        (["x", "-g", "1000"], "Granularity must be power of 2 and at least 512"),
+        (["x", "-g", "1000"], "1000 is not a power of 2"),
+        (["x", "-g", "64KB"], "64000 is not a power of 2 (64KB is in powers of 1000: write 64K)"),
         (["x", "-g", "256"], "Granularity must be power of 2 and at least 512"),
         (["x", "-g", "many"], "'many' is not a size in bytes"),
         (["x", "--size", "1M"], "1048576"),
