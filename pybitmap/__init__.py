@@ -25,32 +25,31 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ._sources import get_include, get_sources
-from .block.bitmap import DirtyBitmap, Frozen
-from .block.graph import BlockGraph, Transaction
-from .block.node import BlockNode
-from .errors import (
-    AbortedError,
-    BitmapError,
-    BusyError,
-    ClosedError,
-    CorruptError,
-    ExistsError,
-    InconsistentError,
-    InvalidError,
-    LockedError,
-    MismatchError,
-    NotFoundError,
-    RangeError,
-    ReadonlyError,
-    StateError,
-    StoreError,
-    TraceError,
-    UnsupportedError,
-)
-from .hbitmap import HBitmap
-
 if TYPE_CHECKING:
+    from ._sources import get_include, get_sources
+    from .block.bitmap import DirtyBitmap, Frozen
+    from .block.graph import BlockGraph, Transaction
+    from .block.node import BlockNode
+    from .errors import (
+        AbortedError,
+        BitmapError,
+        BusyError,
+        ClosedError,
+        CorruptError,
+        ExistsError,
+        InconsistentError,
+        InvalidError,
+        LockedError,
+        MismatchError,
+        NotFoundError,
+        RangeError,
+        ReadonlyError,
+        StateError,
+        StoreError,
+        TraceError,
+        UnsupportedError,
+    )
+    from .hbitmap import HBitmap
     from .store import LocalStore, Qcow2Store
 
 #: As pyproject.toml has it.
@@ -87,10 +86,28 @@ __all__ = [
 ]
 
 
+#: Where the public names are, but for errors. Modules are imported when a name is asked for: who
+#: wants the version, or flags for a compiler, does not wait for the core, nor others for SQLite.
+_MODULES = {
+    "BlockGraph": "block.graph",
+    "BlockNode": "block.node",
+    "DirtyBitmap": "block.bitmap",
+    "Frozen": "block.bitmap",
+    "HBitmap": "hbitmap",
+    "LocalStore": "store",
+    "Qcow2Store": "store",
+    "Transaction": "block.graph",
+    "get_include": "_sources",
+    "get_sources": "_sources",
+}
+
+
 def __getattr__(name: str) -> Any:
-    # Stores when they are asked for: who uses none does not wait for SQLite.
-    if name in ("LocalStore", "Qcow2Store"):
-        return getattr(import_module(".store", __name__), name)
+    if name in __all__:
+        module = import_module(f".{_MODULES.get(name, 'errors')}", __name__)
+        return globals().setdefault(name, getattr(module, name))
+    if name in ("block", "errors", "hbitmap"):  # there without an import of their own
+        return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

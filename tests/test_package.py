@@ -175,7 +175,12 @@ def test_sources_without_a_compiled_module_say_so(tmp_path: Path) -> None:
     package = Path(pybitmap.__file__).parent
     shutil.copytree(package, tmp_path / "pybitmap", ignore=shutil.ignore_patterns("*.so", "*.pyd"))
     done = subprocess.run(
-        [sys.executable, "-S", "-c", "import pybitmap"],  # not by what installs in place
+        [
+            sys.executable,
+            "-S",
+            "-c",
+            "import pybitmap; pybitmap.HBitmap",
+        ],  # not by what installs in place
         cwd=tmp_path,
         capture_output=True,
         text=True,
