@@ -78,12 +78,15 @@ def _counted(reading: Reading, size: int) -> StoredBitmap:
 
 
 @contextmanager
-def areas(store: Store, name: Name, progress: Progress) -> Iterator[Iterator[tuple[int, int]]]:
+def areas(
+    store: Store, name: Name, progress: Progress, granularity: int = 1
+) -> Iterator[Iterator[tuple[int, int]]]:
     """The dirty areas of a bitmap, ``(offset, length)``, as they are found.
 
     All of it is read once before, so that what cannot be read is told before the first is given;
     the store is locked for writers from then on until the block ends.
 
+    :param granularity: as a bitmap of that granularity has them, if it is coarser
     :raises NotFoundError: if there is none of that name
     :raises InconsistentError: if it has no bits, and why
     :raises StoreError: if it cannot be read
@@ -99,7 +102,7 @@ def areas(store: Store, name: Name, progress: Progress) -> Iterator[Iterator[tup
         for _ in reading.pieces():
             pass
         store.progress = None
-        yield _joined(reading.pieces())
+        yield _rounded(_joined(reading.pieces()), granularity, volume.size)
 
 
 def _joined(pieces: Iterable[Piece]) -> Iterator[tuple[int, int]]:
@@ -112,6 +115,22 @@ def _joined(pieces: Iterable[Piece]) -> Iterator[tuple[int, int]]:
                     yield start, end - start
                 start = first + offset
             end = first + offset + nbytes
+    if end > start:
+        yield start, end - start
+
+
+def _rounded(
+    areas: Iterable[tuple[int, int]], granularity: int, size: int
+) -> Iterator[tuple[int, int]]:
+    """Outwards, to whole groups of a disk of that size; those that then touch are one."""
+    start = end = 0
+    for offset, nbytes in areas:
+        first = offset // granularity * granularity
+        if first > end:
+            if end > start:
+                yield start, end - start
+            start = first
+        end = min(-(-(offset + nbytes) // granularity) * granularity, size)
     if end > start:
         yield start, end - start
 

@@ -25,36 +25,42 @@ from typing import TextIO
 
 import click
 
+from .. import __version__
 from ..errors import BitmapError
-from .bitmaps import commands
 from .common import warn, words
-from .replay import replay_command
-from .serve import serve_command
+from .group import COMPLETE_VAR, Group
 
 EXIT_ERROR = 2
 EXIT_PIPE_CLOSED = 141  # 128 + SIGPIPE
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="pybitmap", message="%(prog)s %(version)s")
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="%(prog)s %(version)s")
 def cli() -> None:
     """QEMU-class dirty bitmaps.
 
     TARGET is a qcow2 image, or the directory of a local store.
 
-    For compilers, instead of a command: --cflags, --ldflags, --sources (the C files of the core),
-    --pkgconfigdir.
+    For compilers, instead of a command: --cflags, --ldflags,
+    --sources (the C files of the core), --pkgconfigdir.
+
+    \b
+    Examples:
+      pybitmap add disk.qcow2 daily
+      pybitmap info disk.qcow2 --count
+      pybitmap dump --help
+      source <(pybitmap completion bash)
     """
-
-
-for command in (*commands, replay_command, serve_command):
-    cli.add_command(command)
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code.  KeyboardInterrupt passes through."""
     _open_streams()
     try:
+        if COMPLETE_VAR in os.environ:
+            from .completion import complete
+
+            return complete(cli, os.environ[COMPLETE_VAR])
         return _run(args)
     finally:
         _settle(sys.stderr)

@@ -39,16 +39,20 @@ from ..trace import printable
 from .common import (
     Refused,
     deferred,
+    json_option,
     one_granularity,
     one_size,
     print_line,
     progress_bars,
     rendered,
+    tell,
     warn_unlocked,
     words,
     write,
 )
+from .completion import names_in, nodes_in
 from .extents import FORMATS, write_extents
+from .group import command
 from .targets import Image, Target, find_target
 
 if TYPE_CHECKING:
@@ -59,11 +63,16 @@ EXIT_BROKEN = 1
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _target = click.argument("path", metavar="TARGET", type=click.Path())
-_name = click.argument("name")
-_names = click.argument("names", metavar="NAME...", nargs=-1, required=True)
+_new_name = click.argument("name")
+_name = click.argument("name", shell_complete=names_in())
+_names = click.argument(
+    "names", metavar="NAME...", nargs=-1, required=True, shell_complete=names_in()
+)
+_some_names = click.argument("names", metavar="[NAME...]", nargs=-1, shell_complete=names_in())
 _node = click.option(
     "--node",
     metavar="NODE",
+    shell_complete=nodes_in,
     help="The node of a local store, for names that could mean several bitmaps.",
 )
 
@@ -91,6 +100,7 @@ def _to_read(path: str, no_lock: bool) -> Target:
     target = find_target(path, lock=not no_lock)
     if no_lock:
         warn_unlocked(path, read_only=True)
+    tell(f"{path}: {target.kind}, to be read")
     return target
 
 
@@ -98,6 +108,7 @@ def _to_change(path: str, no_lock: bool, *, new: bool = False) -> Target:
     target = find_target(path, new=new, lock=not no_lock)
     if no_lock:
         warn_unlocked(path)
+    tell(f"{path}: {target.kind}, to be changed")
     return target
 
 
@@ -127,14 +138,15 @@ def _until_stored() -> Iterator[Progress]:
             show(what, done, total)
 
         yield report
+    tell("done")
 
 
 # ---- info -------------------------------------------------------------------
 
 
-@click.command("info")
+@command("info")
 @_target
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, nothing else.")
+@json_option
 @click.option(
     "--count/--no-count",
     default=None,
@@ -143,11 +155,12 @@ def _until_stored() -> Iterator[Progress]:
 )
 @_shared
 def info_command(path: str, as_json: bool, count: bool | None, no_lock: bool) -> None:
-    """List the bitmaps of TARGET, a qcow2 image or a local store.
+    """List the bitmaps of TARGET.
 
-    A bitmap is enabled if it records when a program opens it. It is in use if a program has it open
-    (see -U), or did not close it; of what that has lost, a local store knows more than an image
-    does. An inconsistent one cannot be used, only removed or repaired; the reason is told.
+    TARGET is a qcow2 image, or the directory of a local store. A bitmap is enabled if it records
+    when a program opens it. It is in use if a program has it open (see -U), or did not close it; of
+    what that has lost, a local store knows more than an image does. An inconsistent one cannot be
+    used, only removed or repaired; the reason is told.
 
     In JSON, sizes and counts are in bytes; a count is null if the bitmap is inconsistent, if
     another program has its bits, or with --no-count.
@@ -157,7 +170,7 @@ def info_command(path: str, as_json: bool, count: bool | None, no_lock: bool) ->
       pybitmap info disk.qcow2
       pybitmap info disks.bitmaps --count
       pybitmap info disk.qcow2 --json | jq '.bitmaps[].count'
-      pybitmap info disk.qcow2 -U                  # of a machine that runs
+      pybitmap info disk.qcow2 -U     # of a machine that runs
     """
     target = _to_read(path, no_lock)
     with _hinting():
@@ -258,9 +271,9 @@ def _command(*words: str) -> str:
 # ---- changes ----------------------------------------------------------------
 
 
-@click.command("add")
+@command("add")
 @_target
-@_name
+@_new_name
 @click.option(
     "-g",
     "--granularity",
@@ -270,7 +283,12 @@ def _command(*words: str) -> str:
     "  [default: the image's cluster size, from 4K to 64K; in a local store 64K]",
 )
 @click.option("--disabled", is_flag=True, help="It does not record until it is enabled.")
-@click.option("--node", metavar="NODE", help="The node, instead of NODE/ before the name.")
+@click.option(
+    "--node",
+    metavar="NODE",
+    shell_complete=nodes_in,
+    help="The node, instead of NODE/ before the name.",
+)
 @click.option(
     "--size",
     metavar="SIZE",
@@ -294,8 +312,6 @@ def add_command(
     whatever format, by the names that programs give them. There NAME is NODE/BITMAP; if the store
     has one node only, a BITMAP without a slash will do.
 
-    Sizes are in bytes; K, M, G and T stand for powers of 1024.
-
     \b
     Examples:
       pybitmap add disk.qcow2 daily
@@ -314,9 +330,9 @@ def add_command(
         )
 
 
-@click.command("remove")
+@command("remove")
 @_target
-@click.argument("names", metavar="[NAME...]", nargs=-1)
+@_some_names
 @click.option("--stale", is_flag=True, help="All that are inconsistent, and no others.")
 @_node
 @_no_lock
@@ -336,7 +352,7 @@ def remove_command(
     _change_some(path, no_lock, names, node, stale, "--stale", remove)
 
 
-@click.command("clear")
+@command("clear")
 @_target
 @_names
 @_node
@@ -364,7 +380,7 @@ def _enable(
         enable(target.store, target.find(names, node), enabled, progress)
 
 
-@click.command("enable")
+@command("enable")
 @_target
 @_names
 @_node
@@ -380,7 +396,7 @@ def enable_command(path: str, names: tuple[str, ...], node: str | None, no_lock:
     _enable(path, names, node, no_lock, True)
 
 
-@click.command("disable")
+@command("disable")
 @_target
 @_names
 @_node
@@ -396,10 +412,16 @@ def disable_command(path: str, names: tuple[str, ...], node: str | None, no_lock
     _enable(path, names, node, no_lock, False)
 
 
-@click.command("merge")
+@command("merge")
 @_target
 @_name
-@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
+@click.argument(
+    "sources",
+    metavar="SOURCE...",
+    nargs=-1,
+    required=True,
+    shell_complete=names_in("source_path"),
+)
 @click.option(
     "-b",
     "source_path",
@@ -425,7 +447,7 @@ def merge_command(
     \b
     Examples:
       pybitmap merge disk.qcow2 weekly monday tuesday
-      pybitmap merge disk.qcow2 weekly disk0/daily -b disks.bitmaps
+      pybitmap merge disk.qcow2 weekly vm0/daily -b vm.bitmaps
     """
     target = _to_change(path, no_lock)
     [bitmap] = target.find([name], node)
@@ -439,18 +461,19 @@ def merge_command(
         merge(target.store, bitmap, found, progress, source_store)
 
 
-@click.command("take")
+@command("take")
 @_target
 @_name
 @click.option("--as", "other", metavar="OTHER", required=True, help="What is taken is called so.")
 @_node
 @_no_lock
 def take_command(path: str, name: str, other: str, node: str | None, no_lock: bool) -> None:
-    """Move what is dirty in bitmap NAME to a new bitmap OTHER; NAME is clean then.
+    """Move what is dirty to a new bitmap, to be copied.
 
-    The begin of a backup of a machine that is off, in one step: copy what is dirty in OTHER, which
-    does not record, and remove it once the copy is safe. NAME has what is written from now on. If
-    the copy fails, "pybitmap put-back" undoes it.
+    What is dirty in bitmap NAME goes to OTHER, and NAME is clean then. The begin of a backup of a
+    machine that is off, in one step: copy what is dirty in OTHER, which does not record, and remove
+    it once the copy is safe. NAME has what is written from now on. If the copy fails, "pybitmap
+    put-back" undoes it.
 
     \b
     Examples:
@@ -465,21 +488,28 @@ def take_command(path: str, name: str, other: str, node: str | None, no_lock: bo
         take(target.store, bitmap, other, progress)
 
 
-@click.command("put-back")
+@command("put-back")
 @_target
 @_name
-@click.option("--into", metavar="OTHER", required=True, help="The bitmap that it was taken from.")
+@click.option(
+    "--into",
+    metavar="OTHER",
+    required=True,
+    shell_complete=names_in(),
+    help="The bitmap that it was taken from.",
+)
 @_node
 @_no_lock
 def put_back_command(path: str, name: str, into: str, node: str | None, no_lock: bool) -> None:
-    """Mark in bitmap OTHER what is dirty in NAME, and remove NAME.
+    """Undo a take: what is dirty is marked where it was.
 
-    For what was taken and is not copied, also while the machine has run in between.
+    Marks in bitmap OTHER what is dirty in NAME, and removes NAME. For what was taken and is not
+    copied, also while the machine has run in between.
 
     \b
     Examples:
       pybitmap put-back disk.qcow2 copying --into daily
-      pybitmap put-back disks.bitmaps disk0/copying --into disk0/daily
+      pybitmap put-back vm.bitmaps vm0/copy --into vm0/daily
     """
     target = _to_change(path, no_lock)
     [bitmap], [other] = target.find([name], node), target.find([into], node)
@@ -487,14 +517,19 @@ def put_back_command(path: str, name: str, into: str, node: str | None, no_lock:
         put_back(target.store, bitmap, other, progress)
 
 
-@click.command("resize")
+@command("resize")
 @_target
 @click.argument("size", metavar="SIZE", callback=one_size)
-@click.option("--node", metavar="NODE", help="The node, if the store has several.")
+@click.option(
+    "--node",
+    metavar="NODE",
+    shell_complete=nodes_in,
+    help="The node, if the store has several.",
+)
 @click.option("--shrink", is_flag=True, help="Smaller, too; what lies behind is forgotten.")
 @_no_lock
 def resize_command(path: str, size: int, node: str | None, shrink: bool, no_lock: bool) -> None:
-    """Let the bitmaps of a node of a local store follow its disk to another size.
+    """Let bitmaps of a local store follow a disk's size.
 
     What was cut off and comes back is dirty in what records: it has lost what the last backup may
     have of it. What is new is clean. For the disk of an image see "qemu-img resize".
@@ -508,9 +543,9 @@ def resize_command(path: str, size: int, node: str | None, shrink: bool, no_lock
         resize(target.store, target.node(node), size, progress, shrink=shrink)
 
 
-@click.command("repair")
+@command("repair")
 @_target
-@click.argument("names", metavar="[NAME...]", nargs=-1)
+@_some_names
 @click.option("--all", "everything", is_flag=True, help="All that are inconsistent.")
 @_node
 @_no_lock
@@ -563,43 +598,66 @@ def _change_some(
 # ---- dump, check ------------------------------------------------------------
 
 
-@click.command("dump")
+@command("dump")
 @_target
 @_name
 @click.option(
     "--format",
     "form",
     type=click.Choice(FORMATS),
-    default="json",
-    show_default=True,
-    help="A list of objects, or lines below a heading.",
+    help="A list of objects, or lines below a heading.  [default: json]",
+)
+@json_option
+@click.option(
+    "-g",
+    "--granularity",
+    metavar="SIZE",
+    default="1",
+    show_default=False,
+    callback=one_granularity,
+    help="Bytes that a bit stands for: extents as a bitmap with such bits has them, if that is"
+    " coarser.",
 )
 @_node
 @_shared
-def dump_command(path: str, name: str, form: str, node: str | None, no_lock: bool) -> None:
-    """Print the dirty extents of a bitmap: offset and length, in bytes.
+def dump_command(
+    path: str,
+    name: str,
+    form: str | None,
+    as_json: bool,
+    granularity: int,
+    node: str | None,
+    no_lock: bool,
+) -> None:
+    """Print the dirty extents of a bitmap.
 
-    Extents are in order and do not touch; the last one ends with the disk at the latest. All is
-    read once before the first is printed, so what cannot be read is told before.
+    Offset and length of each, in bytes. Extents are in order and do not touch; the last one ends
+    with the disk at the latest. All is read once before the first is printed, so what cannot be
+    read is told before.
 
     \b
     Examples:
       pybitmap dump disk.qcow2 daily
-      pybitmap dump disks.bitmaps disk0/daily --format csv | tail -n +2 |
-        while IFS=, read -r offset length; do echo "copy $length at $offset"; done
+      pybitmap dump disk.qcow2 daily -g 1M
+      pybitmap dump vm.bitmaps vm0/daily --format csv |
+        tail -n +2 | while IFS=, read -r offset length
+        do echo "copy $length at $offset"; done
     """
+    if as_json and form not in (None, "json"):
+        raise click.UsageError(f"Give either --json or --format {form}.")
     target = _to_read(path, no_lock)
     with contextlib.ExitStack() as stack:
         with _hinting(), progress_bars() as progress:
             [bitmap] = target.find([name], node)
-            found = stack.enter_context(areas(target.store, bitmap, progress))
-        write_extents(found, form)
+            found = stack.enter_context(areas(target.store, bitmap, progress, granularity))
+        write_extents(found, form or "json")
 
 
-@click.command("check")
+@command("check")
 @_target
+@json_option
 @_shared
-def check_command(path: str, no_lock: bool) -> int:
+def check_command(path: str, as_json: bool, no_lock: bool) -> int:
     """Check the bitmaps of TARGET.
 
     Reads the directory, the tables and the bits of every bitmap, and changes nothing. What an
@@ -609,7 +667,9 @@ def check_command(path: str, no_lock: bool) -> int:
     \b
     Examples:
       pybitmap check disk.qcow2
-      pybitmap check disks.bitmaps || pybitmap repair disks.bitmaps --all
+      pybitmap check vm.bitmaps --json
+      pybitmap check vm.bitmaps ||
+        pybitmap repair vm.bitmaps --all
 
     Exit code: 0 all can be used, 1 something is broken, 2 it could not be checked.
     """
@@ -617,10 +677,23 @@ def check_command(path: str, no_lock: bool) -> int:
     with _hinting(), progress_bars() as progress:
         found = list(dict.fromkeys(problems(target.store, progress)))
     nodes = {name[0] for name, _ in found if name is not None}
-    code = 0
+    code = EXIT_BROKEN if any(problem not in (None, LIVE) for _, problem in found) else 0
+    if as_json:
+        report = {
+            "target": path,
+            "format": target.format,
+            "good": code == 0,
+            "problems": [problem for name, problem in found if name is None],
+            "bitmaps": [
+                {"node": name[0], "name": name[1], "reason": problem}
+                for name, problem in found
+                if name is not None
+            ],
+        }
+        write(json.dumps(report, indent=1) + "\n")
+        return code
     lines = []
     for name, problem in found:
-        code = EXIT_BROKEN if problem not in (None, LIVE) else code
         if name is None:
             lines.append(str(problem))
         else:
@@ -635,7 +708,7 @@ def check_command(path: str, no_lock: bool) -> int:
 # ---- rescue -----------------------------------------------------------------
 
 
-@click.command("rescue")
+@command("rescue")
 @click.argument("path", metavar="IMAGE", type=click.Path())
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and write nothing.")
 @click.option(
@@ -647,7 +720,7 @@ def check_command(path: str, no_lock: bool) -> int:
 )
 @_no_lock
 def rescue_command(path: str, dry_run: bool, backup: str | None, no_lock: bool) -> None:
-    """Let a qcow2 image be opened that is refused because of its bitmaps.
+    """Open an image that is refused for its bitmaps.
 
     Where the bitmaps extension or the bitmap directory of IMAGE is damaged, QEMU does not open it
     at all. This keeps the bitmaps that are whole. Others become inconsistent, and are then for
@@ -663,7 +736,7 @@ def rescue_command(path: str, dry_run: bool, backup: str | None, no_lock: bool) 
     Examples:
       pybitmap rescue disk.qcow2 --dry-run
       pybitmap rescue disk.qcow2
-      pybitmap rescue /dev/vg/disk --backup /var/tmp/disk.header
+      pybitmap rescue /dev/vg/disk --backup /var/tmp/header
 
     Exit code: 0 done, or nothing to do; 1 not done, and why.
     """
@@ -704,21 +777,3 @@ def _rescued(report: Report, dry_run: bool) -> Iterator[str]:
         yield f"Mark everything dirty in what is inconsistent: {repair_all}"
     check = "all" if report.refcounts is not None else "leaks"
     yield f"Free what belongs to nothing: qemu-img check -r {check} {shlex.quote(report.path)}"
-
-
-commands = (
-    info_command,
-    add_command,
-    remove_command,
-    clear_command,
-    enable_command,
-    disable_command,
-    merge_command,
-    take_command,
-    put_back_command,
-    resize_command,
-    dump_command,
-    check_command,
-    repair_command,
-    rescue_command,
-)

@@ -9,24 +9,25 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from typing import IO, Any
+from threading import Lock, Timer
+from typing import IO, TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TaskProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 
 from ..sizes import granularity_hint, is_granularity, parse_size
-from ..store.base import Progress as Report
-from ..trace import printable
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    from ..store.base import Progress as Report
+
+#: Where a command's context has what -q and -v ask for.
+VERBOSITY = "pybitmap.verbosity"
+QUIET, VERBOSE = -1, 1
+
+#: Seconds after which a work is worth a progress bar.
+PATIENCE = 0.5
 MOST_BARS = 4  # of progress, at a time
 
 
@@ -54,6 +55,11 @@ def size_of(text: str) -> int:
         raise click.BadParameter(str(error)) from None
 
 
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON value, nothing else."
+)
+
+
 def one_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
     """Callback of an option that takes a size."""
     return None if value is None else size_of(value)
@@ -71,34 +77,120 @@ def one_granularity(ctx: click.Context, param: click.Parameter, value: str | Non
     return None if value is None else granularity_of(value)
 
 
+def _verbosity() -> int:
+    """QUIET, VERBOSE or neither: 0."""
+    context = click.get_current_context(silent=True)
+    return context.meta.get(VERBOSITY, 0) if context else 0
+
+
 @contextlib.contextmanager
 def progress_bars() -> Iterator[Report]:
-    """Bars on stderr that go away when done; nothing if it is no terminal."""
-    progress = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
-    tasks: dict[str, TaskID] = {}
+    """What is to be told how far a work is: it shows bars on stderr that go away when done.
 
-    def show(what: str, done: int, total: int | None) -> None:
-        if what not in tasks:
-            if len(tasks) == MOST_BARS:
-                progress.remove_task(tasks.pop(next(iter(tasks))))
-            words = printable(what[:1].upper() + what[1:])
-            tasks[what] = progress.add_task(words, total=total)
-        progress.update(tasks[what], completed=done, total=total)
+    They are there for what takes longer than PATIENCE, in a terminal, and not with -q. With -v each
+    part of the work is a line instead, wherever stderr goes.
+    """
+    verbosity = _verbosity()
+    if verbosity == VERBOSE:
+        told: set[str] = set()
 
+        def tell(what: str, done: int, total: int | None) -> None:
+            if what not in told:
+                told.add(what)
+                warn(sentence(what))
+
+        yield tell
+        return
+    bars = _Bars()
+    if verbosity == QUIET or not sys.stderr.isatty():
+        yield bars.show
+        return
+    timer = Timer(PATIENCE, bars.start)
+    timer.daemon = True
     try:
-        progress.start()
-        yield show
+        # It, and what it starts, inherit the mask. A signal that came to such a thread would not
+        # wake up this one from a system call, and Ctrl-C would wait as long as that does.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            timer.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        yield bars.show
     finally:
         with deferred(signal.SIGINT):  # a second Ctrl-C must not leave the cursor hidden
-            progress.stop()
+            timer.cancel()
+            timer.join()
+            bars.stop()
+
+
+class _Bars:
+    """The last MOST_BARS works, with a bar for each once they are started.
+
+    `start` and `show` may come from two threads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._works: dict[str, tuple[int, int | None]] = {}
+        self._tasks: dict[str, TaskID] = {}
+        self._progress: Progress | None = None
+
+    def show(self, what: str, done: int, total: int | None) -> None:
+        with self._lock:
+            if what not in self._works and len(self._works) == MOST_BARS:
+                oldest = next(iter(self._works))
+                del self._works[oldest]
+                if self._progress is not None:
+                    self._progress.remove_task(self._tasks.pop(oldest))
+            self._works[what] = done, total
+            self._draw(what)
+
+    def start(self) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            TaskProgressColumn,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        console = Console(stderr=True)
+        if not console.is_interactive:  # a terminal that cannot move its cursor
+            return
+        progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        with self._lock:
+            self._progress = progress
+            for what in self._works:
+                self._draw(what)
+        with contextlib.suppress(OSError):
+            progress.start()
+
+    def stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def _draw(self, what: str) -> None:
+        if self._progress is None:
+            return
+        done, total = self._works[what]
+        if what not in self._tasks:
+            self._tasks[what] = self._progress.add_task(sentence(what), total=total)
+        self._progress.update(self._tasks[what], completed=done, total=total)
+
+
+def sentence(text: str) -> str:
+    """From its first letter on, with nothing in it that could steer a terminal."""
+    from ..trace import printable
+
+    return printable(text[:1].upper() + text[1:])
 
 
 @contextlib.contextmanager
@@ -121,6 +213,8 @@ def deferred(*numbers: int) -> Iterator[list[int]]:
 
 def rendered(show: Callable[[Console, int | None], object]) -> str:
     """What `show` prints, for standard output; its second argument is the terminal's width."""
+    from rich.console import Console
+
     terminal = sys.stdout.isatty()
     # Not printed to standard output itself: Rich has its own idea of what to do when that fails.
     page = io.TextIOWrapper(io.BytesIO(), sys.stdout.encoding, errors="backslashreplace")
@@ -153,20 +247,36 @@ def write(text: str) -> None:
 
 def warn(text: str) -> None:
     """A line on stderr, if that takes it, with nothing in it that could steer a terminal."""
+    from ..trace import printable
+
     with contextlib.suppress(OSError):
         print(printable(f"pybitmap: {text}"), file=sys.stderr, flush=True)
+
+
+def note(text: str) -> None:
+    """The same, for what is no error: not with -q."""
+    if _verbosity() != QUIET:
+        warn(text)
+
+
+def tell(text: str) -> None:
+    """The same, for what was done as it was asked for: with -v only."""
+    if _verbosity() == VERBOSE:
+        warn(text)
 
 
 def warn_unlocked(path: str, *, read_only: bool = False) -> None:
     """What is risked by using a target without locks."""
     if read_only:
-        warn(f"{path}: read without a lock: if a program has it open, this may be stale or torn")
+        note(f"{path}: read without a lock: if a program has it open, this may be stale or torn")
     else:
-        warn(
+        note(
             f"{path}: opened with --no-lock: where there are no locks, a program that writes to it "
             "at the same time destroys it"
         )
 
 
 def print_line(console: Console, text: str, style: str = "") -> None:
+    from rich.text import Text
+
     console.print(Text(text, style=style), soft_wrap=True)

@@ -25,8 +25,17 @@ from ..replay import (
     report,
 )
 from ..sizes import exact_size, exact_sizes, is_size, rough_size
-from .common import granularity_of, one_size, print_line, progress_bars, rendered, write
+from .common import (
+    granularity_of,
+    json_option,
+    one_size,
+    print_line,
+    progress_bars,
+    rendered,
+    write,
+)
 from .extents import FORMATS, write_extents
+from .group import Command, command
 
 EXIT_DIFFERENT = 1
 
@@ -176,14 +185,14 @@ def _granularities(
     )
 
 
-class ManyGranularities(click.Command):
-    """Lets `--granularity 512 4K 64K` be, which click reads as one value and two arguments."""
+class ManyGranularities(Command):
+    """Lets `-g 512 4K 64K` be, which click reads as one value and two arguments."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, list(self._repeated("--granularity", args)))
+        return super().parse_args(ctx, list(self._repeated("--granularity", "-g", args)))
 
     @staticmethod
-    def _repeated(option: str, args: list[str]) -> Iterator[str]:
+    def _repeated(option: str, short: str, args: list[str]) -> Iterator[str]:
         words = iter(args)
         more = False  # may the next word be a further value?
         for word in words:
@@ -193,9 +202,9 @@ class ManyGranularities(click.Command):
             if more and all(map(is_size, word.split(","))):
                 yield option
             else:
-                more = word.split("=")[0] == option
+                more = word.split("=")[0] == option or word.startswith(short)
             yield word
-            if word == option:
+            if word in (option, short):
                 yield from islice(words, 1)
         yield from words
 
@@ -211,7 +220,7 @@ def _print_extents(result: Replay, form: str) -> None:
             click.echo(verdict, err=True, nl=False)
 
 
-@click.command("replay", cls=ManyGranularities)
+@command("replay", cls=ManyGranularities)
 @click.argument("trace", type=click.Path(allow_dash=True))
 @click.option(
     "--size",
@@ -220,6 +229,7 @@ def _print_extents(result: Replay, form: str) -> None:
     help="Size of the disk.  [default: the end of the furthest request]",
 )
 @click.option(
+    "-g",
     "--granularity",
     "granularities",
     metavar="SIZE...",
@@ -238,7 +248,7 @@ def _print_extents(result: Replay, form: str) -> None:
 @click.option(
     "--file", metavar="NAME", help="The file to look at, if a fio iolog writes to several."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, nothing else.")
+@json_option
 @click.option(
     "--format",
     "form",
@@ -271,17 +281,17 @@ def replay_command(
     OFFSET LENGTH` in bytes, or an iolog of fio (versions 2 and 3).  Every request marks the range
     that it covers, in one bitmap for each granularity.
 
-    Sizes are in bytes; K, M, G and T stand for powers of 1024. A trace may be of any length; a line
+    A trace may be of any length; a line
     of it has at most 64K.
 
     \b
     Examples:
       pybitmap replay guest.trace.gz --expect guest.json
-      pybitmap replay guest.trace.gz --granularity 512 4K 64K
+      pybitmap replay guest.trace.gz -g 512 4K 64K
       zcat guest.trace.gz | pybitmap replay - --size 8G --json
-      pybitmap replay guest.trace.gz --format csv > extents.csv
-      fio --name=j --size=1G --rw=randwrite --write_iolog=j.log
-      pybitmap replay j.log
+      pybitmap replay guest.trace.gz --format csv > areas.csv
+      fio --name=j --size=1G --rw=randwrite --write_iolog=log
+      pybitmap replay log
 
     Exit code: 0 done (and equal), 1 different from TRUTH.json, 2 for an error.
     """

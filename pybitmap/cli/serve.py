@@ -7,14 +7,14 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 import click
 
 from ..block.graph import BlockGraph
 from ..errors import InvalidError
 from ..store import Store
-from .common import deferred, progress_bars, size_of, warn, warn_unlocked
+from .common import deferred, note, progress_bars, size_of, warn_unlocked
+from .group import command, did_you_mean
 
 
 @dataclass
@@ -64,9 +64,9 @@ def _node(text: str) -> _Node:
 
 
 def _unknown(key: str) -> str:
-    nearest = get_close_matches(key.replace("_", "-"), _KEYS, 1, 0.5)
-    if nearest:
-        return f"there is no option {key!r}; did you mean {nearest[0]!r}?"
+    meant = did_you_mean(key.replace("_", "-"), _KEYS)
+    if meant.endswith("?"):
+        return f"there is no option {key!r}{meant}"
     return (
         f"there is no option {key!r}, only {', '.join(_KEYS)}; a comma in a name or a path is "
         "written twice"
@@ -78,7 +78,7 @@ def _nodes(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
     return [_node(value) for value in values]
 
 
-@click.command("serve")
+@command("serve")
 @click.option(
     "--socket",
     "path",
@@ -101,7 +101,7 @@ def _nodes(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
     " a path is written twice.",
 )
 def serve_command(path: str, nodes: list[_Node]) -> None:
-    """Serve named bitmaps to clients of QEMU's monitor protocol, QMP.
+    """Serve named bitmaps over QEMU's monitor protocol, QMP.
 
     Until a client sends `quit`, or Ctrl-C, or SIGTERM. Persistent bitmaps of nodes with a store or
     an image are stored then; the others are kept in memory. No lock of others keeps it from
@@ -111,13 +111,12 @@ def serve_command(path: str, nodes: list[_Node]) -> None:
     (5 s at least) and has nothing frozen, or waits. Who does not read replies is disconnected when
     others need the room, and what it had frozen is put back: see docs/qmp.md.
 
-    Sizes are in bytes; K, M, G and T stand for powers of 1024.
-
     \b
     Examples:
-      pybitmap serve --socket qmp.sock --node disk0,size=20G --node disk1,size=1T
-      pybitmap serve --socket qmp.sock --node disk0,image=disk.qcow2
-      pybitmap serve --socket qmp.sock --node disk0,store=disks.bitmaps,size=20G
+      pybitmap serve --socket qmp.sock --node vm0,size=20G
+      pybitmap serve --socket qmp.sock \\
+        --node vm0,image=disk.qcow2 \\
+        --node vm1,store=vm.bitmaps,size=1.5T
       qmp-shell qmp.sock
 
     Exit code: 0 ended as asked, 2 for an error, also if the bitmaps cannot be stored.
@@ -128,7 +127,7 @@ def serve_command(path: str, nodes: list[_Node]) -> None:
 
     def ready() -> None:
         names = ", ".join(node.name for node in nodes)
-        warn(f"listening on {path}: {names}")
+        note(f"listening on {path}: {names}")
 
     # Whatever asks for an end, bitmaps are stored first.
     with deferred(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as came, BlockGraph() as graph:

@@ -119,9 +119,10 @@ def test_a_size_with_a_fraction_is_that_size_or_none(nbytes: int, unit: str) -> 
 
 @pytest.mark.parametrize("size", ["1.5G", "0x1000", "4K", "1M", "1.5K"])
 def test_sizes_are_those_of_qemu_img_where_it_has_them(tmp_path: Path, size: str) -> None:
-    command = [peer("qemu-img", "qemu-utils"), "create", "-q", "-f", "raw", tmp_path / "raw", size]
+    raw = tmp_path / "raw"
+    command = [peer("qemu-img", "qemu-utils"), "create", "-q", "-f", "raw", str(raw), size]
     subprocess.run(command, check=True, capture_output=True)
-    assert parse_size(size) == (tmp_path / "raw").stat().st_size
+    assert parse_size(size) == raw.stat().st_size
 
 
 @pytest.mark.parametrize(
@@ -547,13 +548,13 @@ def test_numpy_is_not_imported() -> None:
     assert done.returncode == 0
 
 
-@pytest.mark.parametrize("name", ["click", "rich"])
-def test_a_missing_package_is_named_with_the_way_to_get_it(name: str) -> None:
+@pytest.mark.parametrize(("name", "args"), [("click", []), ("rich", ["info", "x"])])
+def test_a_missing_package_is_named_with_the_way_to_get_it(name: str, args: list[str]) -> None:
     code = (
         f"import sys; sys.modules[{name!r}] = None; from pybitmap.__main__ import main; "
         "sys.exit(main())"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True)
     assert done.returncode == 2
     assert done.stderr.startswith(f"pybitmap: the command line needs {name}".encode())
     assert b"pip install '.[cli]'" in done.stderr

@@ -19,16 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Run, cursor_is_visible, spawn, terminal
+from commands import Run, spawn
 from commands import serving as served
 from peers import peer
 
 pytest.importorskip("click", reason="the command line is an extra: pip install '.[cli]'")
 pytest.importorskip("rich", reason="the command line is an extra: pip install '.[cli]'")
 
-from pybitmap import BlockGraph, BlockNode
+from pybitmap import BlockGraph, BlockNode, HBitmap
 from pybitmap.cli import bitmaps as commands
 from pybitmap.cli import main
+from pybitmap.sizes import parse_size
 from pybitmap.store import LocalStore, Qcow2Store, Store
 
 SIZE = (64 << 20) + 512
@@ -447,6 +448,48 @@ def test_dump_prints_extents(done: Done, disk: Disk) -> None:
     ]
     rows = list(csv.reader(io.StringIO(done("dump", disk.path, "b", "--format", "csv"))))
     assert rows == [["offset", "length"], *([str(a), str(b)] for a, b in extents)]
+
+
+def test_dump_prints_what_is_coarser_as_a_coarser_bitmap_has_it(done: Done, disk: Disk) -> None:
+    done("add", disk.path, "fine", "-g", "512")
+    disk.mark("fine", (1000, 1), (40_000, 30_000), (262_144, 1), (5 << 20, 1), (SIZE - 1, 1))
+    fine = disk.areas("fine")
+    for size in ("512", "1K", "64K", "1M", "1T"):
+        coarse = HBitmap(SIZE, group_size=parse_size(size))
+        for offset, length in fine:
+            coarse.set(offset, length)
+        found = json.loads(done("dump", disk.path, "fine", "-g", size, "--json"))
+        assert [(each["offset"], each["length"]) for each in found] == list(coarse.areas())
+
+
+def test_dump_in_json_is_not_csv(run: Run, done: Done, disk: Disk) -> None:
+    done("add", disk.path, "a")
+    assert json.loads(done("dump", disk.path, "a", "--json", "--format", "json")) == []
+    result = run("dump", disk.path, "a", "--json", "--format", "csv")
+    assert (result.code, result.out) == (2, "")
+    assert "Give either --json or --format csv." in result.err
+
+
+def test_check_in_json(run: Run, done: Done, disk: Disk) -> None:
+    done("add", disk.path, "a")
+    node = None if isinstance(disk, Image) else "disk0"
+    report = json.loads(done("check", disk.path, "--json"))
+    assert report["good"] is True
+    assert report["bitmaps"] == [{"node": node, "name": "a", "reason": None}]
+    disk.spoil()
+    result = run("check", disk.path, "--json")
+    report = json.loads(result.out)
+    assert (result.code, result.err, report["good"]) == (1, "", False)
+    assert report["bitmaps"][0]["reason"].startswith("it was in use when")
+    assert (report["target"], report["problems"]) == (str(disk.path), [])
+
+
+def test_sizes_of_all_kinds_are_taken(done: Done, tmp_path: Path) -> None:
+    done("add", tmp_path / "s", "n/b", "--size", "1.5MB", "-g", "0x1000")
+    info = json.loads(done("info", tmp_path / "s", "--json"))["bitmaps"][0]
+    assert (info["size"], info["granularity"]) == (1_500_000, 4096)
+    done("resize", tmp_path / "s", "1_600_000")
+    assert json.loads(done("info", tmp_path / "s", "--json"))["nodes"][0]["size"] == 1_600_000
 
 
 def test_dump_prints_more_than_it_takes_at_once(done: Done, disk: Disk) -> None:
@@ -871,20 +914,6 @@ def test_an_interruption_while_loading_changes_nothing(
     assert ready.flags() == {"a": "enabled", "b": "enabled"}
 
 
-def test_progress_is_shown_in_a_terminal(done: Done, disk: Disk) -> None:
-    names = [f"{i}[/red]\x1b[31m" for i in range(6)]  # neither Rich nor the terminal minds
-    for name in names:
-        with disk.open() as node:
-            node.add_bitmap(name, persistent=True)
-        disk.mark(name, (0, 1))
-    with terminal("merge", disk.path, *names) as child:
-        assert child.end() == 0
-    assert b"Load" in child.shown
-    assert b"Stor" in child.shown
-    assert b"[31m\x1b" not in child.shown
-    assert cursor_is_visible(child.shown)
-
-
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MiB."""
@@ -1037,6 +1066,7 @@ def test_a_read_only_node_is_served(done: Done, disk: Disk) -> None:
         ("n,size=1G,read_only", "there is no option 'read_only'; did you mean 'read-only'?"),
         ("n,Size=1G", "there is no option 'Size'; did you mean 'size'?"),
         ("n,size=1G,nolock", "did you mean 'no-lock'?"),
+        ("n,size=1.1K", "'1.1K' is no whole number of bytes; 1126 and 1127 are near"),
         ("n,size=1G,read-only=off", "read-only has no value"),
         ("a,b,size=1G", "there is no option 'b'"),
         ("n,size=1G,", "there is no option ''"),
@@ -1077,14 +1107,3 @@ def test_bitmaps_that_cannot_be_stored_at_the_end_are_an_error(
         assert err == f"pybitmap: {image.path} cannot be written: No space left on device\n"
     assert image.flags() == {"b": "inconsistent"}
     assert source.flags() == {"noise": "enabled"}
-
-
-# ---- help -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("command", [each.name for each in commands.commands])
-def test_help_has_examples_that_fit(run: Run, command: str) -> None:
-    result = run(command, "--help")
-    assert result.code == 0
-    assert f"\n    pybitmap {command} " in result.out
-    assert max(map(len, result.out.splitlines())) <= 80

@@ -61,12 +61,12 @@ def serving(path: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
 class Terminal:
     """The command in a terminal of its own: what it has shown so far, and its process."""
 
-    def __init__(self, args: tuple[str | Path, ...], columns: int) -> None:
+    def __init__(self, args: tuple[str | Path, ...], columns: int, program: list[str]) -> None:
         self.shown = b""
         self._deadline = time.monotonic() + 120
         self._master, slave = pty.openpty()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pybitmap", *map(str, args)],
+            [sys.executable, *program, *map(str, args)],
             stdin=slave,
             stdout=slave,
             stderr=slave,
@@ -103,8 +103,13 @@ class Terminal:
 
 
 @contextmanager
-def terminal(*args: str | Path, columns: int = 80) -> Iterator[Terminal]:
-    child = Terminal(args, columns)
+def terminal(*args: str | Path, columns: int = 80, before: str | None = None) -> Iterator[Terminal]:
+    """:param before: a statement that its process runs first"""
+    program = ["-m", "pybitmap"]
+    if before is not None:
+        run = "import sys; from pybitmap.__main__ import main; sys.exit(main())"
+        program = ["-c", f"{before}\n{run}"]
+    child = Terminal(args, columns, program)
     try:
         yield child
     finally:
