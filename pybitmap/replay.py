@@ -393,7 +393,7 @@ class Replay:
     bitmaps: list[Marked]
     truth: Truth | None
     differences: list[Difference]
-    hints: list[str]  #: why they may differ
+    hints: list[str]  #: why they differ: the truth is not of this trace
 
     @property
     def marks(self) -> int:

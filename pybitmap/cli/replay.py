@@ -25,6 +25,7 @@ from ..replay import (
     report,
 )
 from ..sizes import exact_size, exact_sizes, is_size, rough_size
+from ..trace import printable
 from .common import (
     granularity_of,
     json_option,
@@ -41,7 +42,13 @@ EXIT_DIFFERENT = 1
 
 
 def print_replay(result: Replay, console: Console, width: int | None) -> None:
-    """Summary, table, picture and verdict.  width: of the terminal, None if it is none."""
+    """Summary, table, picture and verdict; of another trace than was expected, that alone.
+
+    width: of the terminal, None if it is none.
+    """
+    if result.truth is not None and result.hints:
+        _print_verdict(result, result.truth, console)
+        return
     trace = result.trace
     rough = f" ({rough_size(result.size)})" if result.size >= 1024 else ""
     print_line(
@@ -108,6 +115,13 @@ def _print_verdict(result: Replay, truth: Truth, console: Console) -> None:
             style="green",
         )
         return
+    if result.hints:  # what differs says nothing then
+        what = f"{result.trace.path} is not what {truth.path} is of:"
+        print_line(console, printable(what), style="bold red")
+        for hint in result.hints:
+            print_line(console, f"  {hint}")
+        print_line(console, "Without --expect it is shown what is dirty.")
+        return
     differing = dict.fromkeys(each.granularity for each in result.differences)
     print_line(
         console, f"Different from {truth.qemu} at {exact_sizes(differing)}.", style="bold red"
@@ -118,8 +132,6 @@ def _print_verdict(result: Replay, truth: Truth, console: Console) -> None:
             f"{exact_size(each.granularity)} {each.field}\n"
             f"    ours  {_value(each.ours)}\n    QEMU  {_value(each.qemu)}",
         )
-    for hint in result.hints:
-        print_line(console, f"Hint: {hint}.")
 
 
 def _value(value: object) -> str:
@@ -292,6 +304,8 @@ def replay_command(
       pybitmap replay guest.trace.gz --format csv > areas.csv
       fio --name=j --size=1G --rw=randwrite --write_iolog=log
       pybitmap replay log
+
+    If TRUTH.json is of another trace, or disk, that is all that is said.
 
     Exit code: 0 done (and equal), 1 different from TRUTH.json, 2 for an error.
     """

@@ -212,7 +212,7 @@ def test_a_different_value_is_shown_and_exits_1(
     assert result.code == 1
     assert f"Different from QEMU 7.2.22 at 512.\n512 {field}\n    ours  " in result.out
     assert shown in result.out
-    assert "Hint" not in result.out
+    assert "the truth is of" not in result.out
 
 
 def test_the_first_extents_that_differ_are_shown(
@@ -239,17 +239,36 @@ def test_json_lists_the_differences(run: Run, tmp_path: Path, truth: dict[str, A
     ]
 
 
-def test_the_wrong_trace_is_hinted_at(run: Run, trace: Path) -> None:
+def test_another_trace_is_named_and_nothing_else_is_said(run: Run, trace: Path) -> None:
     result = run("replay", trace, "--expect", TINY_TRUTH)
-    assert result.code == 1
-    assert "Hint: the truth is of 22 requests, not 3.\n" in result.out
-    assert "Hint: the truth is of another trace: their texts' SHA-256 differ.\n" in result.out
+    assert result == (
+        1,
+        f"{trace} is not what {TINY_TRUTH} is of:\n"
+        "  the truth is of 22 requests, not 3\n"
+        "  the truth is of another trace: their texts' SHA-256 differ\n"
+        "Without --expect it is shown what is dirty.\n",
+        "",
+    )
 
 
-def test_a_disk_of_another_size_is_hinted_at(run: Run) -> None:
+def test_another_trace_of_another_disk_takes_five_lines(run: Run, trace: Path) -> None:
+    args = ["replay", trace, "--expect", TINY_TRUTH, "--size", "1M", "-g", "4K"]
+    result = run(*args)
+    assert (result.code, result.err) == (1, "")
+    lines = result.out.splitlines()
+    assert len(lines) == 5
+    assert lines[1] == "  the truth is of a disk of 1313280 bytes, not 1048576"
+    report = json.loads(run(*args, "--json").out)
+    assert (report["expect"]["equal"], len(report["expect"]["hints"])) == (False, 3)
+    extents = run(*args, "--format", "csv")
+    assert (extents.code, len(extents.err.splitlines())) == (1, 5)
+    assert extents.out.startswith("offset,length\n0,4096\n")
+
+
+def test_a_disk_of_another_size_is_named(run: Run) -> None:
     result = run("replay", TINY, "--expect", TINY_TRUTH, "--size", "1313792")
-    assert result.code == 1
-    assert "Hint: the truth is of a disk of 1313280 bytes, not 1313792.\n" in result.out
+    assert (result.code, len(result.out.splitlines())) == (1, 3)
+    assert "  the truth is of a disk of 1313280 bytes, not 1313792\n" in result.out
 
 
 def test_a_granularity_that_the_truth_lacks_is_refused(run: Run) -> None:
