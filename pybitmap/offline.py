@@ -172,6 +172,8 @@ def add(
     """A new bitmap, clean.
 
     :param size: of the node, if it is new or has no bitmaps
+    Where there is no store and none comes of it, nothing is left; see :meth:`Store.making`.
+
     :raises ExistsError: if there is one of that name
     :raises InvalidError, UnsupportedError: if there cannot be such a bitmap
     :raises StoreError, MemoryError: nothing has changed
@@ -181,7 +183,7 @@ def add(
         check_granularity(granularity)
     if not name[1]:
         raise InvalidError("Bitmap name cannot be empty")
-    with BlockGraph() as graph:
+    with store.making(), BlockGraph() as graph:
         opened = _Opened(graph, store, [name], progress, size=size)
         node, bitmap = opened.place(name)
         try:

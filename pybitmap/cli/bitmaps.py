@@ -312,6 +312,9 @@ def add_command(
     whatever format, by the names that programs give them. There NAME is NODE/BITMAP; if the store
     has one node only, a BITMAP without a slash will do.
 
+    If it fails, or is interrupted, nothing is left of a store that it would have made; if it is
+    killed, at most an empty one, which the next add takes.
+
     \b
     Examples:
       pybitmap add disk.qcow2 daily

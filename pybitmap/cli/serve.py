@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import click
@@ -13,7 +14,7 @@ import click
 from ..block.graph import BlockGraph
 from ..errors import InvalidError
 from ..store import Store
-from .common import deferred, note, progress_bars, size_of, warn_unlocked
+from .common import deferred, note, progress_bars, size_of, tell, warn_unlocked
 from .group import command, did_you_mean
 
 
@@ -29,6 +30,7 @@ class _Node:
     no_lock: bool = False
 
 
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _FLAGS = ("read-only", "no-lock")
 _KEYS = ("size", "store", "image", *_FLAGS)
 
@@ -124,23 +126,38 @@ def serve_command(path: str, nodes: list[_Node]) -> None:
     from ..qmp import serve  # the other commands start sooner without it
 
     stores: dict[str, Store] = {}
+    listening = False
 
     def ready() -> None:
+        nonlocal listening
+        listening = True
         names = ", ".join(node.name for node in nodes)
         note(f"listening on {path}: {names}")
 
     # Whatever asks for an end, bitmaps are stored first.
-    with deferred(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as came, BlockGraph() as graph:
-        with progress_bars() as progress:
-            for node in nodes:
-                store = _store(node, stores)
-                if store is not None:
-                    store.progress = progress
-                graph.add_node(node.name, node.size, store, node.read_only)
-        for store in stores.values():
-            store.progress = None
-        if not came:
+    with deferred(*_ENDING) as came, ExitStack() as making, BlockGraph() as graph:
+        try:
+            with progress_bars() as progress:
+                for node in nodes:
+                    known = len(stores)
+                    store = _store(node, stores)
+                    if store is not None:
+                        if len(stores) > known:
+                            making.enter_context(store.making())
+                        store.progress = progress
+                    graph.add_node(node.name, node.size, store, node.read_only)
+                    tell(f"node {node.name}: {graph.nodes[node.name].size} bytes")
+            for store in stores.values():
+                store.progress = None
+            if came:
+                raise KeyboardInterrupt
             serve(graph, path, ready)
+        except BaseException:
+            if not listening:  # nodes that were not there before are not to be stored
+                for each in list(graph.nodes.values()):
+                    if not each.bitmaps:
+                        each.close(discard=True)
+            raise
 
 
 def _store(node: _Node, stores: dict[str, Store]) -> Store | None:

@@ -34,6 +34,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import partial
@@ -334,6 +335,15 @@ class Store(ABC):
         :raises OSError: if it cannot be looked at, for example because nothing is there
         """
         return False
+
+    def making(self) -> AbstractContextManager[object]:
+        """A block in which a store may be made where there is none: if it is left by an exception,
+        whatever that is, before anything is stored, nothing is there afterwards, as before.
+
+        A kill leaves at most a store that has nothing in it, which is one to be made as well. What
+        another process has stored there meanwhile stays. All nodes are to be closed by then.
+        """
+        return nullcontext()
 
     @abstractmethod
     def open(self, node: str, size: int | None, *, read_only: bool) -> Volume:

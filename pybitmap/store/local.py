@@ -45,7 +45,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from functools import cache, partial
 from io import FileIO
@@ -55,6 +55,7 @@ from threading import RLock
 from .. import _core
 from .._fork import in_child
 from ..errors import (
+    BitmapError,
     CorruptError,
     InvalidError,
     LockedError,
@@ -80,7 +81,7 @@ from .base import (
 from .catalog import CATALOG, JOURNAL, Catalog, Row, is_words, open_file
 from .opened import is_open_here, opened
 from .private import check_folder, opened_private, place, place_of, why_foreign
-from .unlocked import lacking, no_locks, steady
+from .unlocked import NoLocksError, lacking, no_locks, steady
 
 #: Behind the words of a file.
 _GENERATION = struct.Struct("<Q")
@@ -158,6 +159,45 @@ class LocalStore(Store):
         except FileNotFoundError:
             return True
         return not _has_catalog(path) and not _others(path)
+
+    @contextmanager
+    def making(self) -> Iterator[None]:
+        vacant, folder = self.vacant(self.path), os.path.lexists(self.path)
+        try:
+            yield
+        except BaseException:
+            if vacant:
+                with suppress(BitmapError, OSError):
+                    self._unmake()
+                if not folder:
+                    with suppress(OSError):  # somebody has put something there
+                        os.rmdir(self.path)
+            raise
+
+    def _unmake(self) -> None:
+        """Remove what a store has in its directory, if no node is stored.
+
+        :raises BitmapError, OSError: if it is in use, or cannot be looked at or changed
+        """
+        with self._lock:
+            if self._lock_file is not None or not os.path.lexists(self.path / _LOCK):
+                return
+            try:
+                self._take_lock(writing=True)
+                if not _has_catalog(self.path) or not self._has_nodes():
+                    names = {CATALOG, JOURNAL, *filter(is_words, os.listdir(self.path))}
+                    for name in (*names, _LOCK):  # the lock last, held until then
+                        with suppress(FileNotFoundError):
+                            os.unlink(self.path / name)
+            except NoLocksError:  # nor has anybody else any
+                if os.listdir(self.path) == [_LOCK]:
+                    os.unlink(self.path / _LOCK)
+            finally:
+                self._release_if_unused()
+
+    def _has_nodes(self) -> bool:
+        with closing(Catalog(self.path, writing=False, lock=self.lock)) as catalog:
+            return bool(catalog.nodes())
 
     def open(self, node: str, size: int | None, *, read_only: bool) -> LocalVolume:
         with self._lock:

@@ -29,8 +29,10 @@ pytest.importorskip("rich", reason="the command line is an extra: pip install '.
 from pybitmap import BlockGraph, BlockNode, HBitmap
 from pybitmap.cli import bitmaps as commands
 from pybitmap.cli import main
+from pybitmap.errors import StoreError
 from pybitmap.sizes import parse_size
 from pybitmap.store import LocalStore, Qcow2Store, Store
+from pybitmap.store.local import LocalVolume
 
 SIZE = (64 << 20) + 512
 
@@ -964,11 +966,114 @@ def test_where_there_is_no_space_everything_stays_as_it_was(
     assert len(disk.areas("b")) in (1, 65536)
 
 
+FAILING = {
+    "size": ["n/b", "--size", "1E", "-g", "512"],
+    "name": ["n/" + "x" * 1024, "--size", "1M"],
+    "node": ["n\udcff/b", "--size", "1M"],
+}
+
+
+@pytest.mark.parametrize("args", FAILING.values(), ids=FAILING)
+@pytest.mark.parametrize("there", [False, True], ids=["none", "empty"])
+def test_a_store_that_no_bitmap_came_of_is_not_there(
+    run: Run, tmp_path: Path, args: list[str], there: bool
+) -> None:
+    path = tmp_path / "new"
+    if there:
+        path.mkdir()
+    result = run("add", path, *args)
+    assert (result.code, result.out) == (2, "")
+    assert os.path.lexists(path) is there
+    assert not there or os.listdir(path) == []
+
+
+@pytest.mark.parametrize(
+    ("step", "error"),
+    [
+        (step, error)
+        for step in ("prepare", "switch", "load", "add_node")
+        for error in (KeyboardInterrupt, MemoryError, StoreError)
+        if (step, error) != ("switch", KeyboardInterrupt)  # that one is heard when all is stored
+    ],
+)
+def test_nor_if_making_it_is_interrupted_or_fails(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: type[BaseException]
+) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise error("now")
+
+    where = {
+        "prepare": (LocalStore, "prepare"),
+        "switch": (LocalStore, "_switch"),
+        "load": (LocalVolume, "load"),
+        "add_node": (BlockGraph, "add_node"),
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(*where[step], fail)
+        args = ["add", str(tmp_path / "new"), "n/b", "--size", "1M"]
+        if error is KeyboardInterrupt:
+            with pytest.raises(KeyboardInterrupt):
+                main(args)
+        else:
+            assert run(*args).code == 2
+    assert os.listdir(tmp_path) == []
+    assert run(*args) == (0, "", "")
+
+
+def test_what_another_process_has_stored_meanwhile_stays(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "new"
+
+    def refuse(graph: BlockGraph, *args: object, **options: object) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(BlockGraph, "add_node", add_node)
+            assert spawn("add", path, "other/b", "--size", "1M").code == 0
+        raise StoreError("now")
+
+    add_node = BlockGraph.add_node
+    with monkeypatch.context() as patch:
+        patch.setattr(BlockGraph, "add_node", refuse)
+        assert run("add", path, "n/b", "--size", "1M").code == 2
+    report = json.loads(run("info", path, "--json").out)
+    assert [(each["node"], each["name"]) for each in report["bitmaps"]] == [("other", "b")]
+
+
+def test_what_a_kill_leaves_of_a_store_is_made_whole_by_the_next(
+    run: Run, done: Done, tmp_path: Path
+) -> None:
+    path = tmp_path / "new"
+    killed = (
+        "import os; from pybitmap.store import LocalStore;"
+        "LocalStore.prepare = lambda *args: os.kill(os.getpid(), 9);"
+        "from pybitmap.__main__ import main; main()"
+    )
+    command = [sys.executable, "-c", killed, "add", str(path), "n/b", "--size", "1M"]
+    assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
+    assert json.loads(done("info", path, "--json"))["nodes"] == []
+    assert run("add", path, *FAILING["size"]).code == 2
+    done("add", path, "n/b", "--size", "1M")
+    assert names(done, path) == [("n", "b")]
+
+
+@pytest.mark.parametrize(
+    "second", ["image=none", "store=NEW", "size=1M,store=/dev/null", "size=1M"]
+)
+def test_serve_that_does_not_begin_leaves_no_store(run: Run, tmp_path: Path, second: str) -> None:
+    path, new = tmp_path / "s", tmp_path / "new"
+    words = ["--node", f"a,size=1M,store={new}", "--node", f"b,{second.replace('NEW', str(new))}"]
+    if second == "size=1M":
+        path.write_text("no socket")
+    assert run("serve", "--socket", path, *words).code == 2
+    assert not new.exists()
+
+
 def test_a_store_that_could_not_be_made_is_made_later(run: Run, done: Done, small: Path) -> None:
     filling = small / "filling"
     filling.write_bytes(bytes((1 << 20) - 4096))
     result = run("add", small / "new", "n/b", "--size", "1G")
     assert result.code == 2
+    assert not (small / "new").exists()
     filling.unlink()
     done("add", small / "new", "n/b", "--size", "1G")
     assert names(done, small / "new") == [("n", "b")]
