@@ -18,22 +18,23 @@ a :class:`Session`. So no reply takes anything away that its client has not conf
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from functools import cache
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as metadata_version
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
+from .. import __version__
 from ..block.bitmap import DirtyBitmap, Frozen
 from ..block.graph import BlockGraph, Source, Transaction
 from ..block.node import BlockNode
 from ..errors import BitmapError, InvalidError, UnsupportedError
 from . import schema
-from .schema import SchemaError, Struct, Where
+from .introspection import schema_info
+from .schema import SchemaError, Struct, Type, Where
 
 #: Whose commands, checks and messages these are.
-QEMU_VERSION = {"major": 10, "minor": 2, "micro": 0}
+QEMU_VERSION = "10.2"
 
 Arguments = dict[str, Any]
 Reply = dict[str, Any]
@@ -168,15 +169,13 @@ def check(arguments: Arguments, struct: Struct) -> None:
 
 
 def query_version() -> dict[str, Any]:
-    return {"qemu": dict(QEMU_VERSION), "package": f"pybitmap {_version()}".rstrip()}
-
-
-@cache
-def _version() -> str:
-    try:
-        return metadata_version("pybitmap")
-    except PackageNotFoundError:  # run from its sources
-        return ""
+    """The version of this package, where clients look for QEMU's: who asks whether some feature of
+    QEMU is there is not told so of what is no QEMU."""
+    major, minor, micro = map(int, re.findall("[0-9]+", __version__)[:3])
+    return {
+        "qemu": {"major": major, "minor": minor, "micro": micro},
+        "package": f"pybitmap {__version__}, not QEMU; bitmaps as in QEMU {QEMU_VERSION}",
+    }
 
 
 def _taken_apart(command: Any) -> tuple[str, Arguments]:
@@ -200,14 +199,14 @@ def _run(graph: BlockGraph, session: Session | None, name: str, arguments: Argum
     if name == "qmp_capabilities":
         raise CommandNotFound("Capabilities negotiation is already complete, command ignored")
     if name in SESSION_COMMANDS:
-        struct, run_in = SESSION_COMMANDS[name]
+        struct, _, run_in = SESSION_COMMANDS[name]
         check(arguments, struct)
         if session is None:
             raise UnsupportedError(f"The command {name} needs a session, which ends what it begins")
         return run_in(graph, session, arguments)
     if name not in COMMANDS:
         raise CommandNotFound(f"The command {name} has not been found")
-    struct, run = COMMANDS[name]
+    struct, _, run = COMMANDS[name]
     check(arguments, struct)
     return run(graph, arguments)
 
@@ -221,6 +220,26 @@ def _query_commands(graph: BlockGraph, arguments: Arguments) -> list[dict[str, s
 
 def _query_version(graph: BlockGraph, arguments: Arguments) -> dict[str, Any]:
     return query_version()
+
+
+def _query_qmp_schema(graph: BlockGraph, arguments: Arguments) -> list[dict[str, Any]]:
+    return _schema()
+
+
+@cache
+def _schema() -> list[dict[str, Any]]:
+    negotiate = ("qmp_capabilities", schema.CAPABILITIES, schema.NOTHING)
+    every: dict[str, _Command | _SessionCommand] = {**COMMANDS, **SESSION_COMMANDS}
+    others = ((name, each.arguments, each.returns) for name, each in every.items())
+    return schema_info([negotiate, *others])
+
+
+def _query_status(graph: BlockGraph, arguments: Arguments) -> dict[str, Any]:
+    return {"running": True, "status": "running"}  # whatever writes, its writes are marked
+
+
+def _query_name(graph: BlockGraph, arguments: Arguments) -> dict[str, Any]:
+    return {}  # as of a machine that was not given one
 
 
 def _query_block(graph: BlockGraph, arguments: Arguments) -> list[Any]:
@@ -406,26 +425,47 @@ def _quit(graph: BlockGraph, arguments: Arguments) -> dict[str, Any]:
     return {}
 
 
-#: By name: the arguments, and what runs it.
-COMMANDS: dict[str, tuple[Struct, Callable[[BlockGraph, Arguments], Any]]] = {
-    "query-commands": (schema.NOTHING, _query_commands),
-    "query-version": (schema.NOTHING, _query_version),
-    "query-block": (schema.NOTHING, _query_block),
-    "query-named-block-nodes": (schema.NAMED_BLOCK_NODES, _query_named_block_nodes),
+class _Command(NamedTuple):
+    arguments: Struct
+    returns: Type
+    run: Callable[[BlockGraph, Arguments], Any]
+
+
+class _SessionCommand(NamedTuple):
+    """The same, of a session."""
+
+    arguments: Struct
+    returns: Type
+    run: Callable[[BlockGraph, Session, Arguments], Any]
+
+
+#: By name.
+COMMANDS: dict[str, _Command] = {
+    "query-commands": _Command(schema.NOTHING, schema.COMMAND_INFOS, _query_commands),
+    "query-version": _Command(schema.NOTHING, schema.VERSION, _query_version),
+    "query-qmp-schema": _Command(schema.NOTHING, schema.SCHEMA_INFOS, _query_qmp_schema),
+    "query-status": _Command(schema.NOTHING, schema.STATUS, _query_status),
+    "query-name": _Command(schema.NOTHING, schema.NAME, _query_name),
+    "query-block": _Command(schema.NOTHING, schema.NO_BLOCK_INFOS, _query_block),
+    "query-named-block-nodes": _Command(
+        schema.NAMED_BLOCK_NODES, schema.NODE_INFOS, _query_named_block_nodes
+    ),
     **{
-        f"block-dirty-bitmap-{name}": (struct, _single(f"block-dirty-bitmap-{name}"))
+        f"block-dirty-bitmap-{name}": _Command(
+            struct, schema.NOTHING, _single(f"block-dirty-bitmap-{name}")
+        )
         for name, struct in schema.BITMAP_COMMANDS.items()
     },
-    "transaction": (schema.TRANSACTION, _transaction),
-    "x-debug-block-dirty-bitmap-sha256": (schema.BITMAP, _sha256),
-    "quit": (schema.NOTHING, _quit),
-    "__org.pybitmap_mark": (schema.MARK, _mark),
-    "__org.pybitmap_areas": (schema.AREAS, _areas),
+    "transaction": _Command(schema.TRANSACTION, schema.NOTHING, _transaction),
+    "x-debug-block-dirty-bitmap-sha256": _Command(schema.BITMAP, schema.SHA256, _sha256),
+    "quit": _Command(schema.NOTHING, schema.NOTHING, _quit),
+    "__org.pybitmap_mark": _Command(schema.MARK, schema.NOTHING, _mark),
+    "__org.pybitmap_areas": _Command(schema.AREAS, schema.AREAS_FOUND, _areas),
 }
 
-#: The same, of a session.
-SESSION_COMMANDS: dict[str, tuple[Struct, Callable[[BlockGraph, Session, Arguments], Any]]] = {
-    "__org.pybitmap_freeze": (schema.BITMAPS, _freeze),
-    "__org.pybitmap_done": (schema.BITMAPS, _ending(done=True)),
-    "__org.pybitmap_thaw": (schema.BITMAPS, _ending(done=False)),
+#: By name.
+SESSION_COMMANDS: dict[str, _SessionCommand] = {
+    "__org.pybitmap_freeze": _SessionCommand(schema.BITMAPS, schema.NOTHING, _freeze),
+    "__org.pybitmap_done": _SessionCommand(schema.BITMAPS, schema.NOTHING, _ending(done=True)),
+    "__org.pybitmap_thaw": _SessionCommand(schema.BITMAPS, schema.NOTHING, _ending(done=False)),
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The types of QMP's arguments: what fits them, and QEMU's words for what does not.
+"""The types of QMP's arguments and replies: what fits them, and QEMU's words for what does not.
 
 A value is checked from the outside in and in the order of the schema; a struct complains of a
 member that it does not know after all that it knows are right. Most messages name a value by its
@@ -58,6 +58,13 @@ class Bool:
     def check(self, value: Any, where: Where) -> None:
         if not isinstance(value, bool):
             raise where.expected("boolean")
+
+
+class Anything:
+    """Any value of JSON."""
+
+    def check(self, value: Any, where: Where) -> None:
+        pass
 
 
 class Int:
@@ -183,3 +190,69 @@ NAMED_BLOCK_NODES = Struct({}, {"flat": Bool()})
 MARK = Struct({"node": Str(), "offset": Int(), "length": Int()})
 AREAS = Struct(BITMAP.required, {"start": Int(), "limit": Int()})
 BITMAPS = Struct({"bitmaps": ListOf(BITMAP)})
+
+# ---- replies; they are right by themselves, and described for query-qmp-schema ----------------
+
+COMMAND_INFOS = ListOf(Struct({"name": Str()}))
+VERSION = Struct(
+    {"qemu": Struct({"major": Int(), "minor": Int(), "micro": Int()}), "package": Str()}
+)
+STATUS = Struct({"running": Bool(), "status": Enum("running")})
+NAME = Struct({}, {"name": Str()})
+SCHEMA_INFOS = ListOf(
+    Struct(
+        {
+            "name": Str(),
+            "meta-type": Enum(
+                "command", "event", "builtin", "enum", "array", "object", "alternate"
+            ),
+        },
+        {
+            "features": ListOf(Str()),
+            "arg-type": Str(),
+            "ret-type": Str(),
+            "json-type": Str(),
+            "element-type": Str(),
+            "values": ListOf(Str()),
+            "members": ListOf(
+                Struct(
+                    {},
+                    {
+                        "name": Str(),
+                        "type": Str(),
+                        "default": Anything(),
+                        "features": ListOf(Str()),
+                    },
+                )
+            ),
+            "tag": Str(),
+            "variants": ListOf(Struct({"case": Str(), "type": Str()})),
+        },
+    )
+)
+BITMAP_INFO = Struct(
+    {
+        "name": Str(),
+        "count": Int(),
+        "granularity": Int(),
+        "recording": Bool(),
+        "busy": Bool(),
+        "persistent": Bool(),
+    },
+    {"inconsistent": Bool()},
+)
+NODE_INFOS = ListOf(
+    Struct(
+        {
+            "node-name": Str(),
+            "drv": Str(),
+            "ro": Bool(),
+            "file": Str(),
+            "image": Struct({"filename": Str(), "format": Str(), "virtual-size": Int()}),
+        },
+        {"dirty-bitmaps": ListOf(BITMAP_INFO)},
+    )
+)
+NO_BLOCK_INFOS = ListOf(NOTHING)
+SHA256 = Struct({"sha256": Str()})
+AREAS_FOUND = Struct({"areas": ListOf(Struct({"offset": Int(), "length": Int()}))}, {"next": Int()})

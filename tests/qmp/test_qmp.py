@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peers import peer
 
-from pybitmap import AbortedError, BlockGraph, NotFoundError
+from pybitmap import AbortedError, BlockGraph, NotFoundError, __version__
 from pybitmap.qmp import Session, execute, transact
-from pybitmap.qmp.schema import SchemaError
+from pybitmap.qmp.commands import COMMANDS, SESSION_COMMANDS
+from pybitmap.qmp.schema import SchemaError, Struct, Where
 
 MIB = 1 << 20
 SIZES = {"n": MIB, "m": MIB, "big": 2 * MIB, "ro": MIB}
@@ -104,16 +106,76 @@ def test_not_an_object(graph: BlockGraph, what: Any) -> None:
 
 def test_all_commands_are_listed_and_exist(graph: BlockGraph) -> None:
     names = [each["name"] for each in done(graph, command("query-commands"))]
-    assert len(names) == len(set(names)) == 19
+    assert len(names) == len(set(names)) == 22
     for name in names:
         desc = execute(graph, command(name)).get("error", {}).get("desc", "")
         assert "has not been found" not in desc
 
 
-def test_version(graph: BlockGraph) -> None:
+def test_the_version_is_ours_and_does_not_claim_to_be_that_of_qemu(graph: BlockGraph) -> None:
     version = done(graph, command("query-version"))
-    assert set(version["qemu"]) == {"major", "minor", "micro"}
-    assert version["package"].startswith("pybitmap")
+    numbers = version["qemu"]
+    assert list(numbers) == ["major", "minor", "micro"]
+    assert ".".join(map(str, numbers.values())) == __version__
+    assert version["package"].startswith(f"pybitmap {__version__}, not QEMU;")
+
+
+def test_a_machine_that_runs_and_has_no_name(graph: BlockGraph) -> None:
+    assert done(graph, command("query-status")) == {"running": True, "status": "running"}
+    assert done(graph, command("query-name")) == {}
+
+
+def test_every_reply_is_what_the_schema_says(graph: BlockGraph) -> None:
+    node = graph.find_node("n")
+    node.add_bitmap("b", 512)
+    node.mark_dirty(0, 1)
+    node.mark_dirty(4096, 1)
+    this = {"node": "n", "name": "b"}
+    arguments: dict[str, Json] = {
+        "block-dirty-bitmap-add": {"node": "n", "name": "c"},
+        "block-dirty-bitmap-merge": {"node": "n", "target": "b", "bitmaps": ["c"]},
+        "block-dirty-bitmap-remove": {"node": "n", "name": "c"},
+        "transaction": {"actions": []},
+        "__org.pybitmap_mark": {"node": "n", "offset": 0, "length": 1},
+        "__org.pybitmap_areas": {**this, "limit": 1},
+        "block-dirty-bitmap-clear": {"node": "n", "name": "d"},
+    }
+    node.add_bitmap("d")
+    order = sorted(COMMANDS, key=lambda name: name.endswith("-remove"))
+    for name in order:
+        each = COMMANDS[name]
+        given = arguments.get(name, this if each.arguments.required else {})
+        returned = done(graph, command(name, **given))
+        each.returns.check(returned, Where())
+        if isinstance(each.returns, Struct) and each.returns.required:
+            with pytest.raises(SchemaError):  # the check notices
+                each.returns.check({}, Where())
+    with Session(graph) as session:
+        for name in ("freeze", "done", "freeze", "thaw"):
+            each_in = SESSION_COMMANDS[f"__org.pybitmap_{name}"]
+            reply = session.execute(ours(name, "b"))
+            each_in.returns.check(reply["return"], Where())
+
+
+def schema_of(reply: list[Json]) -> dict[str, Json]:
+    by_name = {each["name"]: each for each in reply}
+    assert len(by_name) == len(reply)
+    return by_name
+
+
+def test_the_schema_has_every_command_and_every_type_that_it_names(graph: BlockGraph) -> None:
+    schema = schema_of(done(graph, command("query-qmp-schema")))
+    listed = {each["name"] for each in done(graph, command("query-commands"))}
+    named = {name for name, info in schema.items() if info["meta-type"] == "command"}
+    assert named == listed
+    used = set()
+    for info in schema.values():
+        for key in ("arg-type", "ret-type", "element-type"):
+            used |= {info[key]} if key in info else set()
+        if info["meta-type"] in ("object", "alternate"):
+            used |= {each["type"] for each in info["members"] + info.get("variants", [])}
+    assert used == set(schema) - named
+    assert schema["x-debug-block-dirty-bitmap-sha256"]["features"] == ["unstable"]
 
 
 def test_nodes_and_bitmaps_newest_first(graph: BlockGraph) -> None:
@@ -559,6 +621,82 @@ def test_replies_are_those_of_qemu(graph: BlockGraph, qemu: Qemu) -> None:
         ours, theirs = execute(graph, each), qemu.execute(each)
         assert comparable(ours) == comparable(theirs), each
         assert comparable(execute(graph, query)) == comparable(qemu.execute(query)), each
+
+
+def assert_part(ours: dict[str, Json], mine: str, theirs: dict[str, Json], yours: str) -> None:
+    """What our type has is what QEMU's has; that may have more members, branches and values."""
+    my, your = ours[mine], theirs[yours]
+    assert my["meta-type"] == your["meta-type"]
+    if my["meta-type"] == "builtin":
+        assert my["json-type"] == your["json-type"]
+    elif my["meta-type"] == "array":
+        assert_part(ours, my["element-type"], theirs, your["element-type"])
+    elif my["meta-type"] == "enum":
+        assert set(my["values"]) <= {each["name"] for each in your["members"]}
+    elif my["meta-type"] == "alternate":
+        for one, other in zip(my["members"], your["members"]):
+            assert_part(ours, one["type"], theirs, other["type"])
+        assert len(my["members"]) == len(your["members"])
+    else:
+        members = {each["name"]: each for each in your["members"]}
+        for each in my["members"]:
+            other = members[each["name"]]
+            if "default" not in other:  # where QEMU may leave out something, we need not
+                assert "default" not in each, each
+            assert_part(ours, each["type"], theirs, other["type"])
+        assert my.get("tag") == your.get("tag")
+        branches = {each["case"]: each["type"] for each in your.get("variants", ())}
+        for each in my.get("variants", ()):
+            assert_part(ours, each["type"], theirs, branches[each["case"]])
+
+
+def required(schema: dict[str, Json], name: str) -> set[str]:
+    """The members of a type that are always there."""
+    return {each["name"] for each in schema[name]["members"] if "default" not in each}
+
+
+def test_arguments_and_replies_are_those_of_qemus_schema(graph: BlockGraph, qemu: Qemu) -> None:
+    ours = schema_of(done(graph, command("query-qmp-schema")))
+    theirs = schema_of(qemu.execute(command("query-qmp-schema"))["return"])
+    ours_only = {"query-status", "query-name"}  # of QEMU's machines, which its daemon is none of
+    for name, mine in ours.items():
+        if mine["meta-type"] != "command" or name in ours_only or name.startswith("__org."):
+            continue
+        yours = theirs[name]
+        assert (yours["meta-type"], yours.get("features")) == ("command", mine.get("features"))
+        assert_part(ours, mine["arg-type"], theirs, yours["arg-type"])
+        if name != "query-qmp-schema":  # ours is no union; test_queries_have_the_form_of_qemus
+            assert_part(ours, mine["ret-type"], theirs, yours["ret-type"])
+        assert required(ours, mine["arg-type"]) == required(theirs, yours["arg-type"])
+
+
+@pytest.mark.parametrize("name", ["query-version", "query-commands", "query-qmp-schema"])
+def test_queries_have_the_form_of_qemus(graph: BlockGraph, qemu: Qemu, name: str) -> None:
+    theirs = qemu.execute(command(name))["return"]
+    COMMANDS[name].returns.check(theirs, Where())
+    wrong = command(name, x=1)
+    assert execute(graph, wrong) == qemu.execute(wrong)
+
+
+def test_status_and_name_are_those_of_a_machine_of_qemus(graph: BlockGraph, tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    program = peer("qemu-system-x86_64", "qemu-system-x86")
+    options = ["-machine", "none", "-display", "none", "-nodefaults", "-monitor", "none"]
+    chardev = f"socket,id=c,path={path},server=on,wait=on"
+    process = subprocess.Popen(
+        [program, *options, "-chardev", chardev, "-mon", "chardev=c,mode=control"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        with closing(QmpClient(path, process)) as client:
+            status = client.execute(command("query-status"))["return"]
+            status.pop("singlestep", None)  # gone in newer versions
+            assert status == done(graph, command("query-status"))
+            assert client.execute(command("query-name"))["return"] == {}
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_sources_of_a_merge_are_judged_one_by_one(graph: BlockGraph, qemu: Qemu) -> None:

@@ -24,7 +24,7 @@ from commands import heed_signals, serving
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pybitmap import BlockGraph
+from pybitmap import BlockGraph, __version__
 from pybitmap.qmp import Server
 from pybitmap.qmp import server as module
 from pybitmap.qmp.schema import SchemaError
@@ -776,7 +776,7 @@ def served(path: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.mark.parametrize("end", ["quit", "SIGINT", "SIGTERM"])
 def test_the_command(path: Path, end: str) -> None:
-    with served(path, "--node", "a,b,size=1M", "--node", "c,size=512") as process:
+    with served(path, "--node", "a,,b,size=1M", "--node", "c,size=512") as process:
         wait_for(path)
         with Client(path) as client:
             nodes = client.ask(b'{"execute":"query-named-block-nodes"}')["return"]
@@ -829,6 +829,12 @@ def test_the_client_of_qemu(server: Server, path: Path) -> None:
         await client.connect(str(path))
         names = [each["name"] for each in await client.execute("query-commands")]
         assert "transaction" in names
+        assert (await client.execute("query-status"))["running"] is True
+        assert await client.execute("query-name") == {}
+        schema = await client.execute("query-qmp-schema")
+        assert set(names) <= {each["name"] for each in schema}
+        assert client.greeting is not None
+        assert client.greeting.QMP.version == await client.execute("query-version")
         arguments = {"node": "n", "name": "b"}
         await client.execute("block-dirty-bitmap-add", arguments)
         with pytest.raises(qmp.ExecuteError, match="Bitmap already exists: b"):
@@ -850,7 +856,11 @@ def test_the_client_of_qemu(server: Server, path: Path) -> None:
 def test_the_shell_of_qemu(server: Server, path: Path) -> None:
     pytest.importorskip("qemu.qmp", reason="QEMU's client: pip install qemu.qmp")
     pytest.importorskip("qemu.qmp.qmp_shell", reason="this qemu.qmp has no qmp-shell")
-    lines = "block-dirty-bitmap-add node=n name=b granularity=4096\nquery-named-block-nodes\n"
+    lines = (
+        "query-status\n"
+        "block-dirty-bitmap-add node=n name=b granularity=4096\n"
+        "query-named-block-nodes\n"
+    )
     done = subprocess.run(
         [sys.executable, "-c", "from qemu.qmp.qmp_shell import main; main()", str(path)],
         input=lines,
@@ -859,5 +869,7 @@ def test_the_shell_of_qemu(server: Server, path: Path) -> None:
         timeout=60,
         env={**os.environ, "HOME": str(path.parent)},
     )
-    assert '{"return": {}}' in done.stdout, done.stderr
+    assert f"Connected to QEMU {__version__}" in done.stdout, done.stderr
+    assert '{"return": {"running": true, "status": "running"}}' in done.stdout
+    assert '{"return": {}}' in done.stdout
     assert '"granularity": 4096' in done.stdout
