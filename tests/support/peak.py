@@ -23,7 +23,7 @@ _UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
 class Peak(NamedTuple):
     code: int
     err: str
-    nbytes: int  #: above that of `pybitmap --version`
+    nbytes: int  #: above that of a command that is loaded, and does nothing
 
 
 def peak(*args: str | Path, **options: Any) -> Peak:
@@ -37,7 +37,7 @@ def peak(*args: str | Path, **options: Any) -> Peak:
 
 @functools.cache
 def _bare() -> int:
-    code, err, nbytes = _run("--version")
+    code, err, nbytes = _run("info", "--help")
     assert (code, err) == (0, "")
     return nbytes
 
