@@ -733,6 +733,22 @@ def test_ctrl_c_while_reading_leaves_the_terminal_clean(tmp_path: Path) -> None:
         assert_interrupted_cleanly(child)
 
 
+def test_signals_are_for_the_thread_that_works(tmp_path: Path) -> None:
+    """One that the thread of the bars got would not end the other's wait for a pipe."""
+    before = (
+        "import signal; from pybitmap.cli import common; common.PATIENCE = 0\n"
+        "blocked = lambda: signal.pthread_sigmask(signal.SIG_BLOCK, [])\n"
+        "common._Bars.start = lambda self: print(f'blocked: {signal.SIGINT in blocked()}')"
+    )
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with terminal("replay", pipe, before=before) as child, feeding(pipe):
+        child.read_until(b"blocked: ")
+        child.process.send_signal(signal.SIGINT)
+        assert child.end() == 130
+    assert b"blocked: True" in child.shown
+
+
 def test_ctrl_c_while_marking_leaves_the_terminal_clean(tmp_path: Path) -> None:
     path = tmp_path / "long"  # some 30 s of marking: 2 MiB of bits for each request
     path.write_bytes(b"write 0 16777216\n" * 100_000)
