@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -175,18 +174,14 @@ def test_the_script_is_one_for_its_shell(run: Run, tmp_path: Path, shell: str) -
     result = run("completion", shell)
     assert (result.code, result.err) == (0, "")
     assert "_PYBITMAP_COMPLETE" in result.out
-    program = shutil.which(shell)
-    if program is None:
-        pytest.skip(f"{shell} is not installed")
+    program = peer(shell, shell)
     script = tmp_path / "script"
     script.write_text(result.out)
     subprocess.run([program, "-n", script], check=True)
 
 
 def test_bash_completes_a_line(run: Run, tmp_path: Path, store: Path) -> None:
-    bash = shutil.which("bash")
-    if bash is None:
-        pytest.skip("bash is not installed")
+    bash = peer("bash", "bash")
     script, bin = tmp_path / "script", tmp_path / "bin"
     script.write_text(run("completion", "bash").out)
     bin.mkdir()
@@ -199,3 +194,17 @@ def test_bash_completes_a_line(run: Run, tmp_path: Path, store: Path) -> None:
     env = {**os.environ, "PATH": f"{bin}:{os.environ['PATH']}"}
     done = subprocess.run([bash, "-c", ask], env=env, capture_output=True, text=True)
     assert sorted(done.stdout.split()) == ["vm1/copying", "vm1/daily"], done.stderr
+
+
+def test_fish_completes_a_line(run: Run, tmp_path: Path, store: Path) -> None:
+    fish = peer("fish", "fish")
+    script, bin = tmp_path / "script", tmp_path / "bin"
+    script.write_text(run("completion", "fish").out)
+    bin.mkdir()
+    (bin / "pybitmap").write_text(f'#!/bin/sh\nexec {sys.executable} -m pybitmap "$@"\n')
+    (bin / "pybitmap").chmod(0o755)
+    ask = f"source {script}; complete -C 'pybitmap clear {store} vm1/'"
+    env = {**os.environ, "PATH": f"{bin}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    done = subprocess.run([fish, "-c", ask], env=env, capture_output=True, text=True)
+    found = sorted(line.split("\t")[0] for line in done.stdout.splitlines())
+    assert found == ["vm1/copying", "vm1/daily"], done.stderr
