@@ -271,7 +271,7 @@ class bitarray:
         if isinstance(key, bitarray):
             self._same_length(key, IndexError)
             return key._hb.items_array().tolist()
-        if isinstance(key, (tuple, str, bytes)) or not isinstance(key, Sequence):
+        if isinstance(key, (tuple, str)) or not hasattr(key, "__getitem__"):
             raise TypeError(
                 f"flags are named by a number, a slice, a bitarray or a list, not by "
                 f"{type(key).__name__}"
@@ -723,27 +723,27 @@ def ones(length: int, endian: str | None = None) -> bitarray:
 
 def count_and(a: bitarray, b: bitarray) -> int:
     """``(a & b).count()``, which is not made."""
-    return a._hb.intersection_count(a._other(b))
+    return _flags(a)._hb.intersection_count(a._other(_flags(b)))
 
 
 def count_or(a: bitarray, b: bitarray) -> int:
     """``(a | b).count()``, which is not made."""
-    return a._hb.union_count(a._other(b))
+    return _flags(a)._hb.union_count(a._other(_flags(b)))
 
 
 def count_xor(a: bitarray, b: bitarray) -> int:
     """``(a ^ b).count()``, which is not made."""
-    return a._hb.symmetric_difference_count(a._other(b))
+    return _flags(a)._hb.symmetric_difference_count(a._other(_flags(b)))
 
 
 def any_and(a: bitarray, b: bitarray) -> bool:
     """Is one flag 1 in both?"""
-    return not a._hb.isdisjoint(a._other(b))
+    return not _flags(a)._hb.isdisjoint(a._other(_flags(b)))
 
 
 def subset(a: bitarray, b: bitarray) -> bool:
     """Is every flag 1 in ``b`` that is 1 in ``a``?"""
-    return a._hb <= a._other(b)
+    return _flags(a)._hb <= a._other(_flags(b))
 
 
 def parity(a: bitarray) -> int:

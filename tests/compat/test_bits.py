@@ -9,6 +9,7 @@ import os
 import pickle
 import sys
 import threading
+from array import array
 from typing import Any
 
 import pytest
@@ -80,6 +81,18 @@ def test_slices_and_counts_are_as_there(
             assert outcome(ours.index, our_sub, *asked) == outcome(theirs.index, their_sub, *asked)
 
 
+@pytest.mark.parametrize("sub", ["101", "0", "1"])
+def test_what_lies_across_two_pieces_is_found(sub: str) -> None:
+    flag = "1" if sub == "0" else "0"
+    for place in range(4088, 4102):
+        content = [flag] * 8192
+        content[place : place + len(sub)] = sub
+        a = bitarray("".join(content))
+        for right in (False, True):
+            assert a.find(bitarray(sub), right=right) == place
+            assert list(a.search(bitarray(sub), right=right)) == [place]
+
+
 @given(flags, endians, places, st.integers(-80, 80), st.integers(0, 1), st.data())
 def test_changes_are_as_there(
     content: str, endian: str, where: slice, at: int, value: int, data: st.DataObject
@@ -99,7 +112,8 @@ def test_changes_are_as_there(
     same("__setitem__", [where, their_other], [where, our_other])
     listed = data.draw(st.lists(st.integers(-80, 80), max_size=5))
     same("__setitem__", [listed, value], [listed, value])
-    same("__getitem__", [listed], [listed])
+    for each in (listed, tuple(listed), bytes(map(abs, listed)), array("b", listed), "0", 1.5):
+        same("__getitem__", [each], [each])
     mask = data.draw(st.text("01", min_size=len(content), max_size=len(content)))
     their_mask, our_mask = both(mask, endian)
     same("__getitem__", [their_mask], [our_mask])
@@ -125,6 +139,9 @@ def test_operators_are_as_there(
     their_other, our_other = both(b, endian_b)
     util = package("bitarray.util")
     for name in COUNTS:
+        for wrong in [("", our_other), (ours, 4)]:
+            with pytest.raises(TypeError, match="bitarray expected"):
+                getattr(bits, name)(*wrong)
         asked = outcome(getattr(bits, name), ours, our_other)
         assert asked == outcome(getattr(util, name), theirs, their_other), name
     for operation in OPERATORS:
