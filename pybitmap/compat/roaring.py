@@ -4,9 +4,9 @@
 A BitMap is a set of whole numbers below ``2**32``, over an :class:`~pybitmap.HBitmap` of as many
 items; a BitMap64 one of numbers below ``2**41``, which is what an HBitmap can have: marks beyond
 are refused (OverflowError), while questions know that nothing is there. Memory: an empty one takes
-20 KiB, and 512 MiB of address space (256 GiB the 64-bit one); scattered items take a page of 4 KiB
-each at first, dense ones a bit each: it is not compressed, so the full BitMap takes 512 MiB. ``of``
-makes one over a smaller bitmap.
+4 KiB, and 524 MiB of address space (261 GiB the 64-bit one); scattered items take a page of 4 KiB
+each and some summaries, dense ones a bit each: nothing is compressed, so a full BitMap takes 520
+MiB. ``of`` makes one over a smaller bitmap. ``docs/compat.md`` has more.
 
 Five visitors, for every method where it says nothing else. Writer: each call is one operation of
 HBitmap's, which other threads may mark beside, and no mark is lost. Fork: the child has a copy.
