@@ -8,6 +8,7 @@
     Qcow2Store             keeps them in qcow2 images, as QEMU does
     pybitmap.trackers      writes that reach a bitmap by themselves: memory, KVM, Unicorn
     pybitmap.livecopy      copies what is being written to
+    pybitmap.compat        pyroaring's and bitarray's interfaces over HBitmap
     pybitmap.native        the same from C, Cython, Numba
     pybitmap.qmp           the same over QEMU's monitor protocol
 
