@@ -553,6 +553,31 @@ class bitarray:
 
     __rmul__ = __mul__
 
+    def __lshift__(self, n: int) -> Self:
+        """A new one: the first ``n`` are gone, and as many 0 come last."""
+        n = self._shift(n)
+        return self._of01(self._to01(n, len(self)) + n * "0")
+
+    def __rshift__(self, n: int) -> Self:
+        """A new one: the last ``n`` are gone, and as many 0 come first."""
+        n = self._shift(n)
+        return self._of01(n * "0" + self._to01(0, len(self) - n))
+
+    def _shift(self, n: int) -> int:
+        if index(n) < 0:
+            raise InvalidError(f"a shift is by 0 or more, not by {n}")
+        return min(index(n), len(self))
+
+    def __ilshift__(self, n: int) -> Self:
+        """As ``<<``, in place. Writer: of a mark beside it is what an assignment makes of it."""
+        self[:] = self << n
+        return self
+
+    def __irshift__(self, n: int) -> Self:
+        """As ``>>``, in place: see ``<<=``."""
+        self[:] = self >> n
+        return self
+
     def __imul__(self, n: int) -> Self:
         """
         :raises InvalidError: its size is fixed
@@ -633,6 +658,7 @@ class frozenbitarray(bitarray):
         raise TypeError("a frozenbitarray cannot be changed: bitarray(frozen) makes one that can")
 
     __setitem__ = __iand__ = __ior__ = __ixor__ = __iadd__ = __imul__ = _refuse
+    __ilshift__ = __irshift__ = _refuse
     extend = frombytes = invert = setall = _refuse
 
 

@@ -64,6 +64,7 @@ FLAGS = [
     "SetMaskTests",
     "SetSequenceTests",
     "SetSliceTests",
+    "ShiftTests",
     "SpecialMethodTests",
     "To01Tests",
     "ToListTests",

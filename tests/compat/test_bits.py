@@ -126,6 +126,7 @@ def test_changes_are_as_there(
 OPERATORS = [operator.and_, operator.or_, operator.xor, operator.add, operator.lt, operator.le]
 OPERATORS += [operator.gt, operator.ge, operator.eq, operator.ne]
 OPERATORS += [operator.iand, operator.ior, operator.ixor]
+SHIFTS = [operator.lshift, operator.rshift, operator.ilshift, operator.irshift]
 COUNTS = ["count_and", "count_or", "count_xor", "any_and", "subset"]
 
 
@@ -149,6 +150,10 @@ def test_operators_are_as_there(
         assert asked == outcome(operation, theirs, their_other), operation
         assert ours.to01() == theirs.to01()
     assert outcome(operator.invert, ours) == outcome(operator.invert, theirs)
+    n = data.draw(st.integers(-1, 80))
+    for operation in SHIFTS:
+        assert outcome(operation, ours, n) == outcome(operation, theirs, n), operation
+        assert ours.to01() == theirs.to01()
     assert outcome(operator.mul, ours, 2) == outcome(operator.mul, theirs, 2)
 
 
@@ -241,7 +246,7 @@ def test_frozen_ones_cannot_be_changed_and_have_a_hash() -> None:
     frozen = frozenbitarray([0, 1, 1])
     changes: list[tuple[str, list[Any]]] = [
         ("__setitem__", [0, 1]),
-        *((f"__i{operation}__", [frozen]) for operation in ("and", "or", "xor", "add")),
+        *((f"__i{operation}__", [frozen]) for operation in ("and", "or", "xor", "add", "lshift")),
         ("setall", [1]),
         ("invert", []),
         ("extend", ["1"]),
