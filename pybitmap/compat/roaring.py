@@ -255,23 +255,18 @@ class _Reading:
         if not isinstance(value, slice):
             n = index(value)
             return self._hb.select(n if n >= 0 else len(self._hb) + n)
-        if value.step in (None, 1) and value.start is None and value.stop is None:
-            return self._like(self._hb.copy())
-        hb = self._hb.copy()
-        places = range(*value.indices(len(hb)))
+        places = range(*value.indices(len(self._hb)))
         if places.step < 0:
             places = places[::-1]
-        if not places:
-            return self._like(HBitmap(hb.size))
-        first, last = hb.select(places[0]), hb.select(places[-1])
-        if places.step == 1:
-            hb.reset(0, first)
-            hb.reset(last + 1, hb.size - last - 1)
-        else:
-            items = hb.items_array(first, end=last + 1)[:: places.step]
-            hb.reset_all()
-            hb.update(items.tolist())
-        return self._like(hb)
+        made = HBitmap(self._hb.size)
+        if places:
+            first, last = self._hb.select(places[0]), self._hb.select(places[-1])
+            if places.step == 1:
+                areas = array("Q", self._hb.areas_array(first, end=last + 1).tobytes())
+                made.set_many(areas[::2], areas[1::2])
+            else:
+                made.update(self._hb.items_array(first, end=last + 1).tolist()[:: places.step])
+        return self._like(made)
 
     def to_array(self) -> array[int]:
         """All of them in order: ``array('I')`` of 32-bit ones, ``array('Q')`` of 64-bit ones."""

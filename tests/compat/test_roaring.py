@@ -317,6 +317,20 @@ def test_one_is_made_of_a_bitmap_of_another_size() -> None:
     assert list(BitMap(HBitmap.from_bytes(b"\x05" + bytes(7), 64))) == [0, 2]
 
 
+def test_each_cover_is_imported_when_it_is_asked_for() -> None:
+    code = (
+        "import sys, pybitmap;"
+        "print('pybitmap.compat' in sys.modules);"
+        "import pybitmap.compat as compat;"
+        "print('BitMap' in dir(compat), 'pybitmap.compat.roaring' in sys.modules);"
+        "from pybitmap.compat import bitarray;"
+        "print('pybitmap.compat.roaring' in sys.modules, hasattr(compat, 'nothing'));"
+        "from pybitmap.compat import BitMap, BitMap64, FrozenBitMap, FrozenBitMap64;"
+        "print('pyroaring' in sys.modules, 'bitarray' in sys.modules)"
+    )
+    assert run_python(code).split() == ["False", "True", *["False"] * 5]
+
+
 def test_widths_are_not_mixed() -> None:
     with pytest.raises(TypeError, match="BitMap64"):
         BitMap() | BitMap64()
