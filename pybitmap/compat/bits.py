@@ -149,11 +149,13 @@ class bitarray:
             bits = int(flags[::-1], 2)
             self._hb.merge_bits(bits.to_bytes(-(-len(flags) // 8), "little"), start=start)
 
-    def __getattr__(self, name: str) -> Any:
-        why = ""
-        if name in _ABSENT:
-            why = ": it has a fixed size and order; make a new one of what is to be in it"
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{why}")
+    if not TYPE_CHECKING:  # which would take it to have every attribute
+
+        def __getattr__(self, name: str) -> Any:
+            why = ""
+            if name in _ABSENT:
+                why = ": it has a fixed size and order; make a new one of what is to be in it"
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{why}")
 
     # ---- what it is -------------------------------------------------------------------------
 

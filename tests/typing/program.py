@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pybitmap import BlockGraph, BlockNode, DirtyBitmap, HBitmap
+from pybitmap.compat import BitMap, BitMap64, FrozenBitMap, bitarray
 from pybitmap.livecopy import LiveCopy, Progress, live_copy
 from pybitmap.store import LocalStore, Qcow2Store
 from pybitmap.trackers import MemoryTracker, Snapshot
@@ -22,6 +23,21 @@ class Pages(HBitmap):
     """Of a subclass, what is made of it is of the subclass, too."""
 
     owner: str = ""
+
+
+def covers() -> int:
+    """pyroaring's and bitarray's interfaces."""
+    dirty = BitMap([1, 2], copy_on_write=False)
+    dirty |= BitMap(range(5))
+    part: BitMap = (dirty & BitMap([1]))[0:1]
+    hashed: dict[FrozenBitMap, int] = {FrozenBitMap(part): dirty[0]}
+    flags = bitarray(8, "little")
+    flags[1:3] = True
+    flags[0] = 1
+    flags.append(1)  # type: ignore[attr-defined] # pyright: ignore[reportAttributeAccessIssue]
+    some: bitarray = flags[1:3] ^ ~flags[3:5]
+    hb: HBitmap = BitMap64.of(some.hbitmap).hbitmap.drain()
+    return hashed[FrozenBitMap(dirty)] + flags[0] + len(hb) + some.find(1)
 
 
 def bitmaps(starts: "npt.NDArray[np.uint64]", lengths: "npt.NDArray[np.int64]") -> int:
