@@ -44,8 +44,12 @@ def copy(uri: str, name: str, path: str, granularity: int = 65536) -> int:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) not in (4, 5):
+        sys.exit(__doc__)
     try:
         uri, name, path, *granularity = sys.argv[1:]
         print(f"{copy(uri, name, path, *map(int, granularity))} bytes copied, and synced")
     except (BitmapError, OSError, nbd.Error, ValueError) as error:
         sys.exit(f"not copied: {error}")
+    except KeyboardInterrupt:
+        sys.exit("not copied: interrupted; run it again")

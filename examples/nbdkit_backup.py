@@ -31,6 +31,7 @@ class Monitor:
 
     def __init__(self, path: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(60)
         self._socket.connect(path)
         self._file = self._socket.makefile("rb")
         self._file.readline()  # the greeting
@@ -59,8 +60,8 @@ def backup(uri: str, qmp: str, name: str, path: str) -> int:
     handle.connect_uri(uri)
     bitmaps = [{"node": NODE, "name": name}]
     with open(path, "r+b", buffering=0) as file:
-        os.truncate(file.fileno(), handle.get_size())
         monitor("__org.pybitmap_freeze", bitmaps=bitmaps)
+        os.truncate(file.fileno(), handle.get_size())
         for offset, nbytes in monitor.areas(name):
             for at in range(offset, offset + nbytes, MOST):
                 data = handle.pread(min(MOST, offset + nbytes - at), at)
@@ -69,14 +70,19 @@ def backup(uri: str, qmp: str, name: str, path: str) -> int:
                     data, at = data[written:], at + written
                     copied += written
         os.fsync(file.fileno())
+    handle.flush()  # nor must the disk lose what was copied from it
     monitor("__org.pybitmap_done", bitmaps=bitmaps)
     handle.shutdown()
     return copied
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 5:
+        sys.exit(__doc__)
     try:
         uri, qmp, name, path = sys.argv[1:]
         print(f"{backup(uri, qmp, name, path)} bytes copied, and synced")
     except (OSError, nbd.Error, ValueError) as error:
         sys.exit(f"not copied: {error}")
+    except KeyboardInterrupt:
+        sys.exit("not copied: interrupted; what was dirty is dirty again")

@@ -25,7 +25,8 @@ def write(folder: Path) -> None:
     """Write at random, until killed."""
     with BlockGraph() as graph, open(folder / "disk.raw", "r+b", buffering=0) as file:
         disk = graph.add_node("disk", SIZE, LocalStore(folder / "disk.bitmaps"))
-        disk.add_bitmap("daily", granularity=4096, persistent=True)
+        if "daily" not in disk.bitmaps:  # the first time
+            disk.add_bitmap("daily", granularity=4096, persistent=True)
         for written in range(1 << 30):
             data = os.urandom(random.randint(1, 20_000))
             offset = random.randrange(SIZE - len(data))
@@ -57,12 +58,14 @@ def copy(folder: Path) -> int:
 
 def main(folder: Path) -> None:
     for name in ("disk.raw", "copy.raw"):
-        with open(folder / name, "wb") as file:
-            file.truncate(SIZE)
+        if not (folder / name).exists():  # else it goes on with those of the last time
+            with open(folder / name, "wb") as file:
+                file.truncate(SIZE)
     command = [sys.executable, __file__, str(folder), "write"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
         assert writer.stdout is not None
-        writer.stdout.readline()
+        if not writer.stdout.readline():
+            sys.exit("the writer did not come to write")
         time.sleep(random.random() / 10)
         writer.kill()
     print(f"killed; {copy(folder)} bytes were dirty, and are copied")
@@ -74,4 +77,6 @@ def main(folder: Path) -> None:
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
+    if not Path(sys.argv[1]).is_dir():
+        sys.exit(f"{sys.argv[1]}: there is no such folder")
     (write if sys.argv[2:] == ["write"] else main)(Path(sys.argv[1]))

@@ -114,8 +114,12 @@ def live_copy(
         raise InvalidError(f"until is a number of bytes, not {until}")
     if max_rounds < 1 or piece < 1:
         raise InvalidError(f"max_rounds and piece are 1 at least, not {max_rounds} and {piece}")
-    if bandwidth is not None and not bandwidth > 0:
-        raise InvalidError(f"bandwidth is more than 0 bytes per second, not {bandwidth}")
+    if bandwidth is not None and not bandwidth >= 1:
+        raise InvalidError(f"bandwidth is 1 byte per second at least, not {bandwidth}")
+    if not isinstance(dirty, (DirtyBitmap, HBitmap, Tracker)):
+        raise TypeError(
+            f"dirty must be a DirtyBitmap, a Tracker or an HBitmap, not {type(dirty).__name__}"
+        )
 
     rounds: list[int] = []
 
@@ -145,11 +149,13 @@ def live_copy(
         pass
     if paused is None:
         return LiveCopy(rounds, False, 0.0)
+    paused_for = None
     with paused:
         began = time.monotonic()
         one_round(last=True)
         paused_for = time.monotonic() - began
-    return LiveCopy(rounds, True, paused_for)
+    # A `paused` may swallow the exception that ended the round.
+    return LiveCopy(rounds, paused_for is not None, paused_for or 0.0)
 
 
 class _Taken(Protocol):

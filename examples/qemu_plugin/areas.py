@@ -42,14 +42,14 @@ def load(path: str | os.PathLike[str]) -> Recording:
     try:
         told = json.loads(content[:OUTSIDE])
         known = told["pybitmap"], told["version"], told["leaf"]
+        if known != ("leaf", 1, HEADER):
+            raise ValueError
+        order, leaf = told["byteorder"], content[HEADER:]
+        bitmap = HBitmap.over(leaf, told["size"], group_size=told["granularity"])
     except (ValueError, KeyError, TypeError):
-        known = None
-    if known != ("leaf", 1, HEADER):
-        raise ValueError(f"{os.fspath(path)} is no file of libdirty.so")
-    if told["byteorder"] != sys.byteorder:
-        raise ValueError(f"{os.fspath(path)} has words in {told['byteorder']}-endian order")
-    leaf = content[HEADER:]
-    bitmap = HBitmap.over(leaf, told["size"], told["granularity"].bit_length() - 1)
+        raise ValueError(f"{os.fspath(path)} is no file of libdirty.so") from None
+    if order != sys.byteorder:
+        raise ValueError(f"{os.fspath(path)} has words in {order}-endian order")
     return Recording(
         bitmap,
         told["base"],
@@ -82,4 +82,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except BrokenPipeError:  # as by `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(141)

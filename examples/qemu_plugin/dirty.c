@@ -55,6 +55,7 @@ static uint64_t base, size;
 static unsigned shift;      /* log2 of the granularity */
 static const _Atomic uint64_t *leaf;
 static bool is_aarch64;
+static atomic_bool any_translated;
 static _Atomic uint64_t *outside, *ended;
 
 /* ---- stores ------------------------------------------------------------- */
@@ -175,6 +176,7 @@ static void translated(struct qemu_plugin_tb *tb, qemu_plugin_vcpu_mem_cb_t cb)
 {
     size_t n = qemu_plugin_tb_n_insns(tb);
 
+    atomic_store(&any_translated, true);
     for (size_t i = 0; i < n; i++) {
         struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
 
@@ -203,6 +205,11 @@ static void system_translated(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
 static void at_exit(qemu_plugin_id_t id, void *unused)
 {
     (void)id, (void)unused;
+    if (bitmap && !atomic_load(&any_translated)) {
+        fprintf(stderr, "libdirty: QEMU translated nothing, so nothing was recorded; with KVM and other "
+                "accelerators it never does: use -accel tcg\n");
+        atomic_fetch_add(outside, 1);   /* for who reads the file */
+    }
     if (bitmap) {
         atomic_store(ended, 1);     /* threads may still store: nothing is freed */
     }

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -30,6 +31,12 @@ from .served import Parameters, checked
 _PLUGIN = Path(__file__).with_name("nbdkit_plugin.py")
 
 _FIRST_HANDED_ON = 3  # SD_LISTEN_FDS_START
+
+#: Options of nbdkit whose value may be the next word (nbdkit(1)).
+_WITH_VALUE = re.compile(
+    "-[DegiPptUu]|--(debug|export|export-?name|filter|group|ip-?addr|log|mask-handshake|pid-?file"
+    "|port|run|selinux-label|threads|timeout|tls|tls-certificates|tls-psk|unix|user|vsock)"
+)
 
 _EPILOG = """\
 The store is made if it is missing, and so are the bitmaps that are named; bitmaps that it has
@@ -107,17 +114,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         wanted.check()
         if not asked.show:
             checked(wanted)
+        options, given = _parted(options)
         command = [_nbdkit(), "-f", *options]
         paths = python_paths()
         if asked.show:
             command += ["-U", os.path.abspath(asked.socket)] if asked.socket is not None else []
-            command += ["python", str(_PLUGIN), *wanted.words()]
+            command += ["python", str(_PLUGIN), *wanted.words(), *given]
             print(f"PYTHONPATH={shlex.quote(os.pathsep.join(paths))} {shlex.join(command)}")
             return 0
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
         if asked.socket is not None:
             _hand_on(asked.socket, environment)
-        os.execve(command[0], [*command, "python", str(_PLUGIN), *wanted.words()], environment)
+        command += ["python", str(_PLUGIN), *wanted.words(), *given]
+        os.execve(command[0], command, environment)
     except (BitmapError, OSError) as error:
         of = getattr(error, "filename", None) or ""
         why = getattr(error, "strerror", None) or str(error)
@@ -126,6 +135,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("pybitmap: interrupted", file=sys.stderr)
         return 130
+
+
+def _parted(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Options of nbdkit, which stand before the plugin, and the ``key=value`` of filters, which
+    stand behind it.
+    """
+    options: list[str] = []
+    given: list[str] = []
+    for word in words:
+        value = options and _WITH_VALUE.fullmatch(options[-1])
+        (given if re.match(r"[A-Za-z][\w.-]*=", word) and not value else options).append(word)
+    return options, given
 
 
 def _nbdkit() -> str:

@@ -115,6 +115,7 @@ class RawDisk:
         :raises UnsupportedError: if only writing them makes them; nothing has changed
         :raises OSError: if it fails otherwise
         """
+        self._check_whole(offset + nbytes)
         if may_trim and self._change(_PUNCH_HOLE | _KEEP_SIZE, offset, nbytes):
             return
         if not self._change(_ZERO_RANGE | _KEEP_SIZE, offset, nbytes):
@@ -125,7 +126,29 @@ class RawDisk:
 
         :raises OSError: if it fails, other than by not being possible
         """
+        self._check_whole(offset + nbytes)
         self._change(_PUNCH_HOLE | _KEEP_SIZE, offset, nbytes)
+
+    def _check_whole(self, end: int) -> None:
+        """
+        :raises OSError: EIO, if the file has become shorter than ``end``
+        """
+        now = os.lseek(self._file.fileno(), 0, os.SEEK_END)
+        if now < end:
+            message = f"ends at {now}: it was cut short while it was served"
+            raise OSError(errno.EIO, message, self.path)
+
+    def _check_place(self) -> None:
+        """
+        :raises OSError: ESTALE, if it is not at its path any more
+        """
+        try:
+            there = os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            there = False
+        if not there:
+            message = "was deleted, renamed or replaced while it was served"
+            raise OSError(errno.ESTALE, message, self.path)
 
     def _change(self, mode: int, offset: int, nbytes: int) -> bool:
         """fallocate(2); False if that cannot be done."""
@@ -140,8 +163,12 @@ class RawDisk:
         return not nbytes
 
     def extents(self, offset: int, nbytes: int) -> Iterator[tuple[int, int, bool]]:
-        """What is in a range, in order and without gaps: ``(offset, length, is a hole)``."""
+        """What is in a range, in order and without gaps: ``(offset, length, is a hole)``.
+
+        :raises OSError: if it cannot be told; EIO where the file has become shorter
+        """
         end = offset + nbytes
+        self._check_whole(end)
         while offset < end:
             data = self._seek(offset, os.SEEK_DATA, end)
             if data > offset:
@@ -163,10 +190,12 @@ class RawDisk:
             raise
 
     def sync(self) -> None:
-        """What was written, on the disk.
+        """What was written, on the disk, and that at its path.
 
         :raises OSError: if that is not so; some of it may be lost, whatever a later call says
         """
+        self._check_place()
+        self._check_whole(self.size)
         getattr(os, "fdatasync", os.fsync)(self._file.fileno())
 
     def close(self) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from errno import ENOENT
+from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Callable
 
@@ -27,6 +28,7 @@ from ..errors import BitmapError, InconsistentError, InvalidError, MismatchError
 from ..qmp.server import Server
 from ..sizes import exact_size, is_granularity, parse_size
 from ..store import LocalStore
+from ..store.private import check_folder
 from .raw_disk import RawDisk
 
 if TYPE_CHECKING:
@@ -212,9 +214,14 @@ class ServedDisk:
         """The data. Bitmaps need no sync: after a kill they are exact, after a crash of the system
         inconsistent, whatever was synced.
 
-        :raises OSError: if the disk has not taken it
+        :raises OSError: if the disk has not taken it. What it lost, nobody knows, and a copy may
+            have it: so all of it is dirty then
         """
-        self.disk.sync()
+        try:
+            self.disk.sync()
+        except OSError:
+            self.node.mark_dirty(0, self.disk.size)
+            raise
 
     # ---- the end ----------------------------------------------------------------------------
 
@@ -247,7 +254,7 @@ class ServedDisk:
 
     def _sync_last(self) -> None:
         if not self.read_only:
-            self.disk.sync()
+            self.sync()
 
     def _close_graph(self) -> None:
         try:
@@ -274,6 +281,8 @@ def checked(parameters: Parameters) -> None:
             node = _add_node(graph, parameters, disk.size, read_only=True)
             missing = _missing(node, parameters)
             names.update(node.bitmaps)
+        elif os.path.lexists(parameters.store):  # an empty folder, or a link to nothing
+            check_folder(Path(parameters.store), writing=True)
         elif not os.path.isdir(os.path.dirname(parameters.store)):
             raise FileNotFoundError(ENOENT, "there is no folder for the store", parameters.store)
         with BlockGraph() as trial:

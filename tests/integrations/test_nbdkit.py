@@ -296,9 +296,16 @@ def test_a_disk_that_is_cut_short_is_an_error_to_who_reads(tmp_path: Path, disk:
         command = [peer("qemu-io", "qemu-utils"), "-f", "raw", "-c", "read 2M 4k"]
         done = subprocess.run([*command, server.uri], capture_output=True, text=True)
         assert "Input/output error" in done.stdout + done.stderr
-        assert server.end() == 0, server.errors
+        assert server.end() == 1, server.errors
         assert f"{disk}" in server.errors
         assert "cut short" in server.errors
+
+
+def test_parameters_of_filters_come_behind_the_plugin(tmp_path: Path, disk: Path) -> None:
+    options = ("-U", "-", "--filter=offset", "offset=1M", "range=1M", "--run", 'nbdinfo "$uri"')
+    peer("nbdinfo", "libnbd-bin")
+    done = start(disk, "--store", tmp_path / "store", *DAILY, options=options)
+    assert "export-size: 1048576" in done.stdout, done.stderr
 
 
 def test_a_block_device_is_served_like_a_file(tmp_path: Path, disk: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Callable
 import pytest
 from support import collect
 
-from pybitmap import BlockGraph, InvalidError, StateError, StoreError
+from pybitmap import BitmapError, BlockGraph, InvalidError, StateError, StoreError
 from pybitmap.errors import UnsupportedError
 from pybitmap.integrations import raw_disk
 from pybitmap.integrations.served import Parameters, ServedDisk, checked, parse_bitmap
@@ -138,7 +138,11 @@ def test_an_interrupted_call_is_made_again_and_a_failure_is_told(
 def test_where_nobody_knows_holes_all_is_data(
     served: ServedDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    seek = os.lseek
+
     def lseek(fd: int, offset: int, what: int) -> int:
+        if what == os.SEEK_END:
+            return seek(fd, offset, what)
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
     monkeypatch.setattr(os, "lseek", lseek)
@@ -178,7 +182,62 @@ def test_a_disk_that_does_not_take_its_data_is_told_and_the_bitmaps_are_stored(
     monkeypatch.setattr(served.disk, "sync", sync)
     with pytest.raises(OSError, match="Input/output"):
         served.close()
-    assert stored(parameters) == [(0, BLOCK)]
+    # What of it the disk has lost, nobody knows, and a copy may have it.
+    assert stored(parameters) == [(0, SIZE)]
+
+
+def test_a_sync_that_failed_once_leaves_all_dirty(
+    served: ServedDisk, parameters: Parameters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel says once that it has lost something, and the next sync succeeds."""
+    with monkeypatch.context() as failing:
+        failing.setattr(os, "fdatasync", lambda fd: os.close(-1))
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            served.sync()
+    served.close()
+    assert stored(parameters) == [(0, SIZE)]
+
+
+@pytest.mark.parametrize("other", ["deleted", "replaced"])
+def test_a_disk_that_is_not_at_its_path_any_more_is_told(
+    served: ServedDisk, parameters: Parameters, other: str
+) -> None:
+    os.remove(parameters.disk)
+    if other == "replaced":
+        with open(parameters.disk, "wb") as file:
+            file.truncate(SIZE)
+    with pytest.raises(OSError, match="was deleted, renamed or replaced"):
+        served.sync()
+    with pytest.raises(OSError, match="was deleted, renamed or replaced"):
+        served.close()
+    assert stored(parameters) == [(0, SIZE)]
+
+
+def test_a_disk_that_was_cut_short_has_neither_holes_nor_zeroes_there(served: ServedDisk) -> None:
+    os.truncate(served.disk.path, BLOCK)
+    for call in (
+        lambda: list(served.extents(0, 2 * BLOCK)),
+        lambda: served.zero(BLOCK, BLOCK, may_trim=True),
+        lambda: served.trim(BLOCK, BLOCK),
+        served.sync,
+    ):
+        with pytest.raises(OSError, match="cut short"):
+            call()
+    assert list(served.extents(0, BLOCK))
+    os.truncate(served.disk.path, SIZE)
+
+
+@pytest.mark.parametrize("kind", ["a link to nothing", "writable by others"])
+def test_a_store_that_cannot_be_made_is_found_before_a_fork(
+    parameters: Parameters, kind: str
+) -> None:
+    if kind == "a link to nothing":
+        os.symlink("nothing", parameters.store)
+    else:
+        os.mkdir(parameters.store)
+        os.chmod(parameters.store, 0o777)
+    with pytest.raises((OSError, BitmapError)):
+        checked(parameters)
 
 
 def test_several_errors_at_the_end_are_all_told(

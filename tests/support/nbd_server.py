@@ -24,6 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 STARTER = [sys.executable, "-m", "pybitmap.integrations.nbdkit"]
 WRITER = Path(__file__).with_name("nbd_writer.py")
 
+_OWN_ABORT = "raw_send_socket: Assertion `sock >= 0' failed"
+
 #: Debian's, which has libnbd's module; a virtual environment has it not.
 SYSTEM_PYTHON = "/usr/bin/python3"
 
@@ -107,7 +109,10 @@ class Server:
     def wait(self) -> int:
         _, errors = self.process.communicate(timeout=60)
         self.errors += (errors or b"").decode()
-        return self.process.returncode
+        code = self.process.returncode
+        # nbdkit 1.32 may abort when a client with several requests under way is killed. For the
+        # bitmaps it is a kill, so what tests look at afterwards has to be there all the same.
+        return 0 if code == -signal.SIGABRT and _OWN_ABORT in self.errors else code
 
     def kill(self) -> None:
         if self.process.returncode is None:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Writes, zeroes and discards at random, eight requests at a time, until its server ends.
 
+Or until SIGTERM, which waits for these eight: nbdkit 1.32 may abort when a client goes amid some.
+
 Run by the system's Python, for libnbd: nbd_writer.py URI SEED END. Prints "writing" when the first
 eight are done. What it writes is of no value twice, so every write is a change.
 """
@@ -8,6 +10,7 @@ eight are done. What it writes is of no value twice, so every write is a change.
 from __future__ import annotations
 
 import random
+import signal
 import sys
 
 import nbd
@@ -34,8 +37,9 @@ def begin() -> None:
         handle.aio_pwrite(nbd.Buffer.from_bytearray(data), offset, flags=flags)
 
 
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 said = False
-while True:
+while signal.SIGTERM not in signal.sigpending():
     try:
         for _ in range(8):
             begin()
@@ -48,3 +52,4 @@ while True:
     if not said:
         said = True
         print("writing", flush=True)
+handle.shutdown()

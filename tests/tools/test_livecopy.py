@@ -284,6 +284,7 @@ def test_bandwidth_is_an_average_over_a_round(disk: Disk, monkeypatch: pytest.Mo
         {"piece": 0},
         {"bandwidth": 0},
         {"bandwidth": -1.0},
+        {"bandwidth": 1e-320},
         {"bandwidth": float("nan")},
     ],
 )
@@ -306,6 +307,23 @@ def test_a_bitmap_that_does_not_record_is_refused_whenever_that_is(disk: Disk) -
     disk.node.mark_dirty(0, 1)
     with pytest.raises(StateError, match="records no writes"):
         live_copy(disk.bitmap, disk.copy, paused=disabled(disk.bitmap))
+
+
+def test_a_pause_that_swallows_an_error_leaves_the_copy_incomplete(disk: Disk) -> None:
+    disk.node.mark_dirty(0, 1)
+
+    def copy(offset: int, nbytes: int) -> None:
+        raise ZeroDivisionError
+
+    done = live_copy(disk.bitmap, copy, full=False, paused=suppress(ZeroDivisionError))
+    assert not done.complete
+    assert list(disk.bitmap.areas()) == [(0, PAGE)]
+
+
+@pytest.mark.parametrize("wrong", [None, {1, 2}, "disk"])
+def test_what_says_nothing_of_writes_is_refused(wrong: Any) -> None:
+    with pytest.raises(TypeError, match="must be a DirtyBitmap"):
+        live_copy(wrong, lambda offset, nbytes: None)
 
 
 def test_nobody_is_paused_for_a_copy_that_fails_before(disk: Disk) -> None:
