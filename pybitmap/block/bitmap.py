@@ -344,8 +344,8 @@ class Frozen(Guard, NotCopied, Collection[DirtyBitmap]):
 
         :param bitmaps: some of those that are frozen; none named: all that are left
         :raises InvalidError: if one of them is not among these; nothing has changed
-        :raises StateError: if one of them was done or put back before, for example because its
-            node was closed; nothing has changed
+        :raises StateError: if one that is named was done or put back before, for example because
+            its node was closed; nothing has changed
         :raises StoreError: if a store refuses. The bitmaps of that store are put back, those of
             others are done
         """
