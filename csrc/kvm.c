@@ -98,6 +98,7 @@ struct HBKvm {
     /* a log: */
     uint32_t slot;
     bool manual;
+    bool can_clear;             /* also if it is not manual */
     uint64_t npages, nwords;
     uint64_t *words;            /* the last one lies before a page that nobody can write to */
     void *mapped;
@@ -263,6 +264,22 @@ static int hb_slot_pages(const HBKvm *kvm, uint64_t *npages)
     return 0;
 }
 
+/*
+ * Has the slot npages still?  Else -EINVAL.  By the same rules one call says it, which
+ * clears nothing: a part of a word has to reach the end.  Where npages has none, it is
+ * refused of fewer pages, and for more a fetch had no room: see hb_take_words.
+ */
+static int hb_check_pages(const HBKvm *kvm)
+{
+    uint64_t zero = 0;
+    struct hb_kvm_log log = {
+        .slot = kvm->slot, .npages = kvm->npages % 64, .words = (uintptr_t)&zero,
+        .first_page = kvm->npages - kvm->npages % 64,
+    };
+
+    return hb_kvm(kvm->fd, HB_KVM_CLEAR_DIRTY_LOG, &log);
+}
+
 /* A slot that is made anew may have more pages than there is room for, and KVM does not
  * ask: so what lies behind the words cannot be written to. */
 static int hb_take_words(HBKvm *kvm, uint64_t npages)
@@ -294,6 +311,7 @@ static int hb_open_log(HBKvm *kvm, uint64_t *npages, int flags)
     if (can < 0) {
         return can;
     }
+    kvm->can_clear = can > 0;
     err = hb_take_words(kvm, 64);
     if (!err && can) {
         err = hb_slot_pages(kvm, npages);
@@ -373,11 +391,16 @@ int hbkvm_fetch_log(HBKvm *const *held, HBitmap *hb, uint64_t first)
     }
     log.slot = kvm->slot;
     log.words = (uintptr_t)kvm->words;
+    if (!kvm->can_clear) {      /* a slot that has fewer pages by now leaves old words */
+        memset(kvm->words, 0, (size_t)kvm->nwords * 8);
+    }
     err = hb_kvm(kvm->fd, HB_KVM_GET_DIRTY_LOG, &log);
     if (err < 0) {
         return err;
     }
-    if (kvm->manual) {
+    /* Behind the fetch: a slot that is made anew in between is noticed by the next call. */
+    err = kvm->can_clear ? hb_check_pages(kvm) : 0;
+    if (err >= 0 && kvm->manual) {
         err = hb_clear_words(kvm);
     }
     /* Behind the clears, see the head of kvm.h; also if one of them failed. */

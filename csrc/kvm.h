@@ -53,8 +53,10 @@ int hbkvm_open_log(HBKvm **held, int vm_fd, uint32_t slot, uint64_t *npages, int
 
 /*
  * Marks what the log has and clears that; `first` is the item of hb that the slot's
- * memory begins with, hb's items are bytes.  -EBADF: nothing is held; or what the system
- * says, and then it is marked, or is fetched by a later call.
+ * memory begins with, hb's items are bytes.  -EBADF: nothing is held; -EINVAL, -EFAULT:
+ * the slot has another number of pages by now; or what the system says, and then it is
+ * marked, or is fetched by a later call.  Where KVM cannot clear (hbkvm_open_log finds no
+ * size there), noticed is only a log of more words.
  */
 int hbkvm_fetch_log(HBKvm *const *held, HBitmap *hb, uint64_t first);
 

@@ -92,7 +92,7 @@ class KvmDirtyLog(_Kvm):
     :raises InvalidError: if vm_fd is not open, or no machine's; if there can be no such slot, or it
         has another size; for parts of pages
     :raises StateError: if the slot has no log, or a tracker already; if the machine has rings; or
-        if it is another process's
+        if it is another process's. A collect: if the slot is gone, or has another size
     :raises UnsupportedError: if there is no KVM here, or it lacks what is asked for
     :raises StoreError: if the system refuses something else; ``errno`` says what
 
@@ -110,8 +110,14 @@ class KvmDirtyLog(_Kvm):
     process that made the machine, so the child is refused (StateError) and holds nothing of it.
     Dropped: closed, see :class:`Tracker`. Twin: a second tracker of the slot is refused, wherever
     kcmp(2) is to be had; other readers of the log in this process take what is then in no collect.
-    A slot that is removed or set anew begins with another log: collect before. With another
-    size it is refused from then on.
+
+    A slot that is removed or set anew begins with another log, and what was in the old one is in no
+    collect: collect before. As long as there is none, or it has another size, collects are refused
+    (StateError), and what is in its log then is not told: close this tracker, make another, and
+    take all of the slot as written. One that has the same size is gone on with; that it is another
+    is not noticed. Sizes are asked of KVM by its rules for clearing, at each fetch, whatever
+    ``manual`` is. Where it has no KVM_CLEAR_DIRTY_LOG (Linux before 5.2, PowerPC), it has none to
+    tell: ``nbytes`` is believed, and only a slot that ends in a later group of 64 pages is refused.
     """
 
     def __init__(
@@ -150,7 +156,8 @@ class KvmDirtyLog(_Kvm):
         code = _core.hbkvm_fetch_log(self._held, self._log._hb, self._first)
         if code in (-errno.EFAULT, -errno.EINVAL):
             raise StateError(
-                f"{self._what} has another size by now: close this tracker and make another"
+                f"{self._what} has another size by now, and what was written there is not all "
+                "known: close this tracker, make another, and take all of the slot as written"
             )
         self._check_fetched(code)
 
