@@ -14,7 +14,7 @@ from cffi import FFI
 HERE = os.path.dirname(os.path.abspath(__file__))
 HEADERS = [
     *("hbitmap.h", "tracker.h", "pybitmap_table.h"),
-    *("files.h", "kvm.h", "memory.h", "unicorn.h"),
+    *("files.h", "kvm.h", "memory.h", "process.h", "unicorn.h"),
 ]
 INTERNAL = [
     *("block.h", "copies.h", "count.h", "locks.h", "pages.h", "probe.h", "protocol.h"),
@@ -23,7 +23,8 @@ INTERNAL = [
 SOURCES = [
     *("block.c", "pages.c", "probe.c", "protocol.c", "locks.c", "mark.c", "clear.c", "search.c"),
     *("count.c", "ops.c", "sets.c", "foreign.c", "serial.c", "threads.c", "words.c", "check.c"),
-    *("tracker.c", "copies.c", "files.c", "kvm.c", "memory.c", "unicorn.c"),
+    *("tracker.c", "copies.c", "files.c", "kvm.c", "memory.c", "process.c"),
+    "unicorn.c",
 ]
 
 

@@ -26,6 +26,8 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
+#include "process.h"
+
 /* ---- what the kernel offers ---------------------------------------------- */
 
 struct hb_api {
@@ -149,7 +151,7 @@ int hbmem_open(HBMemory *m, uint64_t address, uint64_t nbytes)
     m->step = 0;
     m->address = address;
     m->nbytes = nbytes;
-    m->pid = getpid();
+    m->process = hbprocess_number();
     m->pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
     if (m->pagemap < 0) {
         return hb_failed_at(m, HBMEM_PAGEMAP, -errno);
@@ -230,7 +232,7 @@ static int hb_scan_all(HBMemory *m, HBitmap *log, const char *same, uint64_t fla
     struct hb_run runs[HB_RUNS];
     struct hb_scan scan = hb_scan_of(m, runs);
 
-    if (m->pid != getpid()) {
+    if (m->process != hbprocess_number()) {
         return -ESRCH;
     }
     if (m->pagemap < 0) {

@@ -43,7 +43,7 @@ typedef struct HBMemory {
     int uffd;               /* a descriptor, or -1 */
     int pagemap;            /* likewise */
     int step;               /* one of the above */
-    int64_t pid;            /* whose memory it is */
+    uint64_t process;       /* whose memory it is, by hbprocess_number */
     uint64_t lacking;
     uint64_t address;
     uint64_t nbytes;

@@ -132,6 +132,8 @@ hbmem_look: Callable[[CData, CData], int] = lib.hbmem_look
 hbmem_close: Callable[[CData], None] = lib.hbmem_close
 hbmem_copy_sparse: Callable[[CData, CData, int], None] = lib.hbmem_copy_sparse
 
+hbprocess_number: Callable[[], int] = lib.hbprocess_number
+
 #: What hbmem_open fails at, and what the kernel may be lacking.
 HBMEM_SYSTEM: int = lib.HBMEM_SYSTEM
 HBMEM_PAGEMAP: int = lib.HBMEM_PAGEMAP

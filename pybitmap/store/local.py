@@ -53,7 +53,7 @@ from pathlib import Path
 from threading import RLock
 
 from .. import _core
-from .._fork import in_child
+from .._fork import Process, in_child
 from ..errors import (
     BitmapError,
     CorruptError,
@@ -130,7 +130,7 @@ class LocalStore(Store):
         self.lock = lock
         self._lock = RLock()
         self._volumes: dict[str, LocalVolume] = {}
-        self._pid = 0
+        self._process = Process()  # that opened it
         # Held while a volume is open.
         self._lock_file: FileIO | None = None
         self._catalog_file: FileIO | None = None
@@ -335,7 +335,7 @@ class LocalStore(Store):
             self._flock(kind)
             return
         for _ in range(_TRIES):
-            self._pid = os.getpid()
+            self._process = Process()
             self._lock_file = self._open_lock(writing)
             self._flock(kind)
             if place(self.path / _LOCK) == place_of(self._lock_file.fileno()):
@@ -395,9 +395,9 @@ class LocalStore(Store):
             raise CorruptError(f"'{self.path}' is no store: it has no catalog, but '{min(others)}'")
 
     def _check_process(self) -> None:
-        if self._lock_file is not None and self._pid != os.getpid():
+        if self._lock_file is not None and not self._process.is_this():
             raise StoreError(
-                f"store '{self.path}' was opened by process {self._pid}: "
+                f"store '{self.path}' was opened by process {self._process.pid}: "
                 f"a store cannot be used on both sides of a fork"
             )
 
@@ -465,11 +465,11 @@ class LocalStore(Store):
         if self._catalog_file is not None:
             self._catalog_file.close()
             self._catalog_file = None
-        if self._pid == os.getpid():
+        if self._process.is_this():
             self._files.close()
         self._files = _Files(self.path)
         self._writing = False
-        if self._pid == os.getpid():  # else a child of a fork would keep it
+        if self._process.is_this():  # else a child of a fork would keep it
             with suppress(OSError, ValueError):
                 fcntl.flock(self._lock_file, fcntl.LOCK_UN)
         self._lock_file.close()
@@ -959,7 +959,7 @@ class _Files:
     def __init__(self, directory: Path, names: Iterable[str] = ()) -> None:
         self._directory = directory
         self._place = place(os.path.realpath(directory))
-        self._pid = os.getpid()
+        self._process = Process()
         #: Which there are, as far as is known.
         self.names = set(names)
         #: Which of them rows may name.
@@ -985,7 +985,7 @@ class _Files:
                 self.unlink(name)
 
     def unlink(self, name: str) -> None:
-        if self._pid != os.getpid():
+        if not self._process.is_this():
             return
         with suppress(OSError):
             # In another directory that came in its place, it is somebody else's.

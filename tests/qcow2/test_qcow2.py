@@ -28,6 +28,7 @@ from images import (
     qemu,
     qemu_img,
 )
+from namespaces import run_as_first
 from peers import peer
 
 from pybitmap import (
@@ -694,3 +695,29 @@ def test_python_starts_without_the_stores() -> None:
     code = "import sys, pybitmap.store; print('pybitmap.store.qcow2' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_a_child_that_has_its_parent_s_number_leaves_its_image_alone(tmp_path: Path) -> None:
+    """The first of a PID namespace, as its parent is: it reads nothing, and does not unlock."""
+    path = create(tmp_path / "image", MIB)
+    code = f"""
+from pybitmap import LockedError
+from pybitmap.store.qcow2.file import File
+file = File({str(path)!r}, read_only=False)
+
+def child():
+    try:
+        return file.read(0, 4)
+    finally:
+        file.close()
+
+print(same(child))
+try:
+    File({str(path)!r}, read_only=False)
+except LockedError:
+    print("locked")
+"""
+    refusal, locked = run_as_first(code).splitlines()
+    assert refusal.startswith("StoreError")
+    assert "cannot be used on both sides of a fork" in refusal
+    assert locked == "locked"

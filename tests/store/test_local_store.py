@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from local import GROUP, SIZE, Part, opened, switch, words_files
+from namespaces import run_as_first
 from support import collect, run_python
 
 from pybitmap import (
@@ -856,6 +857,35 @@ print(len([each for each in os.listdir({str(path)!r}) if each.endswith(".words")
     refusal, nfiles = run_python(code).splitlines()
     assert "cannot be used on both sides of a fork" in refusal
     assert nfiles == "1"
+
+
+def test_a_child_that_has_its_parent_s_number_leaves_its_store_alone(path: Path) -> None:
+    """The first of a PID namespace, as its parent is: it neither unlinks nor unlocks anything."""
+    code = f"""
+from pybitmap import LockedError
+from pybitmap.store import LocalStore
+store = LocalStore({str(path)!r})
+volume = store.open("disk", 1 << 30, read_only=False)
+contents = [volume.make(65536)]
+
+def child():
+    contents.clear()
+    try:
+        return volume.make(65536)
+    finally:
+        volume.close()
+
+print(same(child))
+print(len([each for each in os.listdir({str(path)!r}) if each.endswith(".words")]))
+try:
+    LocalStore({str(path)!r}).open("disk", 1 << 30, read_only=False)
+except LockedError:
+    print("locked")
+"""
+    refusal, nfiles, locked = run_as_first(code).splitlines()
+    assert refusal.startswith("StoreError")
+    assert "cannot be used on both sides of a fork" in refusal
+    assert (nfiles, locked) == ("1", "locked")
 
 
 # ---- what it tells --------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from typing import Any
 import peers
 import preload
 import pytest
+from namespaces import run_as_first
 from support import collect as collect_garbage
 from support import run_python
 from tracked import (
@@ -949,6 +950,32 @@ def test_a_child_that_python_does_not_know_of_takes_nothing_from_its_parent() ->
                 os._exit(status)
         assert os.waitpid(pid, 0)[1] == 0
         assert pages(tracker.collect()) == [1]
+
+
+def test_a_child_that_has_its_parent_s_number_takes_nothing_from_it() -> None:
+    """The first of a PID namespace, as its parent is; and its child in turn."""
+    code = """
+import mmap
+from pybitmap.trackers import MemoryTracker
+PAGE = mmap.PAGESIZE
+ram = mmap.mmap(-1, 10 * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+def pages(tracker):
+    return [start // PAGE for start in tracker.collect()]
+
+def child():
+    with MemoryTracker(ram) as own:
+        ram[2 * PAGE] = 1
+        print(same(lambda: pages(own)), pages(own), flush=True)
+    return pages(tracker)
+
+with MemoryTracker(ram) as tracker:
+    ram[PAGE] = 1
+    print(same(child))
+    print(pages(tracker))
+"""
+    refused = "StateError: the tracker of memory at .* is the parent's, .*"
+    assert re.fullmatch(rf"{refused} \[2\]\n{refused}\n\[1\]\n", run_as_first(code))
 
 
 def test_programs_that_are_started_have_no_descriptor_of_it() -> None:

@@ -14,6 +14,7 @@ import stat
 from collections.abc import Sequence
 from hashlib import blake2b
 
+from ..._fork import Process
 from ...errors import CorruptError, LockedError, StoreError
 from ..opened import is_open_here, opened
 from ..unlocked import NoLocksError, changed
@@ -35,6 +36,7 @@ class File:
 
     def __init__(self, path: str, *, read_only: bool, lock: bool = True) -> None:
         self.path = path
+        self._process = Process()
         #: Reads without a lock: where, how many bytes, and a digest; see :meth:`check_unchanged`.
         self._seen: list[tuple[int, int, bytes]] | None = None
         flags = os.O_RDONLY if read_only else os.O_RDWR
@@ -46,7 +48,7 @@ class File:
         except OSError as error:
             raise StoreError(f"{path}: {error.strerror}", error.errno) from error
         try:
-            self._fd, self._pid = self._file.fileno(), os.getpid()
+            self._fd = self._file.fileno()
             status = os.fstat(self._fd)
             mode = status.st_mode
             #: Names that it had; a block device loses its when it is pulled out.
@@ -97,7 +99,7 @@ class File:
 
     def close(self) -> None:
         """And unlock it; may be called twice."""
-        if self._pid == os.getpid() and not self._file.closed:
+        if self._process.is_this() and not self._file.closed:
             locks.unlock(self._fd)  # else a child of a fork would keep them
         self._file.close()
         self._fd = -1
@@ -132,9 +134,9 @@ class File:
 
         :raises StoreError: also in the child of a fork, where the file reads as empty
         """
-        if self._pid != os.getpid():
+        if not self._process.is_this():
             raise StoreError(
-                f"{self.path} was opened by process {self._pid}: "
+                f"{self.path} was opened by process {self._process.pid}: "
                 f"an image cannot be used on both sides of a fork"
             )
         start, pieces = offset, []

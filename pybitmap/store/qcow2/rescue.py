@@ -38,6 +38,7 @@ from itertools import count as numbers
 from typing import Callable
 
 from ... import _core
+from ..._fork import Process
 from ...errors import CorruptError, ExistsError, InvalidError, StoreError
 from ...hbitmap import HBitmap
 from ..base import MAX_NAME, Progress
@@ -157,7 +158,7 @@ def rescue(
     :raises UnsupportedError: for an image with what is not known here
     :raises StoreError: if it cannot be read or written, and why
     """
-    path, pid = os.fspath(path), os.getpid()
+    path, process = os.fspath(path), Process()
     with closing(open_file(path, read_only=dry_run, lock=lock)) as file:
         faults: list[str] = []
         image = Image(file, read_only=dry_run, faults=faults)
@@ -170,7 +171,7 @@ def rescue(
             raise CorruptError(f"{error} (rescue mends bitmaps only)") from error
         if dry_run or not plan.report.damaged:
             return plan.report
-        if os.getpid() != pid:
+        if not process.is_this():
             raise StoreError(f"{path} is being rescued by the parent of this process", errno.EBADF)
         head = file.read_padded(0, image.header_nbytes)
         saved = _save(path, backup, head + plan.found.data)
