@@ -77,7 +77,8 @@ def live_copy(
     :param paused: ``with paused:`` nobody writes; entered for the last round, for example a lock
         that writers take. None: there is no such round, and what is left stays dirty
     :param until: that is soon: when at most so many bytes are dirty, or after ``max_rounds``
-    :param full: copy all of it first, not only what is dirty
+    :param full: copy all of it first, from 0 to the end of ``dirty``, not only what is dirty. Where
+        there is nothing in between, or another tracker's: mark what is to be copied, and False
     :param flush: called at the end of each round; what was copied is durable when it returns, in
         the copy and where it came from: ``lambda: (os.fsync(source), os.fsync(target))``
     :param bandwidth: bytes per second at most, on average over a round; the last one, which

@@ -98,6 +98,13 @@ class KvmDirtyLog(_Kvm):
 
     Granularity: the host's page. Offsets are bytes from where slots have ``first`` 0.
 
+    ``live_copy(tracker, ...)`` is for a machine with one slot: its first round is all of ``size``,
+    also what other slots have there, and its others have this slot only. Several slots are copied
+    from *one* bitmap with a mark on each slot's place, into which all trackers are collected:
+    ``live_copy(dirty, copy, paused=..., full=False, flush=collect)``, where ``paused`` collects
+    once more when the processors stand (``examples/kvm_slots.py``). Or by a
+    :class:`KvmDirtyRing`, which is one tracker of all slots.
+
     Writes of the machine's processors are seen, and those that KVM makes for them. *Not* seen: what
     this or another process writes to the memory that the machine has, by itself or by system
     calls (a device that the program emulates, read(2)), and what devices write that were
@@ -175,7 +182,8 @@ class KvmDirtyRing(_Kvm):
         is left out are not seen. For one that is added later close this tracker and make another
     :param slots: ``{slot: (first, nbytes)}``: where the memory of each slot lies in what is
         collected, whole pages; the address space in bits 16 to 31 of the slot. Two may lie at
-        the same place, as memory that the machine has at two addresses
+        the same place, as memory that the machine has at two addresses. Without gaps between
+        them, all of ``size`` is memory, as ``live_copy`` takes it for its first round
     :param size: of what is collected, in bytes; None: to the end of what lies last
     :raises InvalidError: if a descriptor is not open, or not what it should be, or there twice; for
         parts of pages, or no slots

@@ -24,6 +24,9 @@ class Snapshot(_core.NotCopied):
     Pages that are zero take no memory in the copy. (The original is read, so a hole of shared
     memory or of a file is filled there, as by any reader.)
 
+    Memory that cannot be read ends the process (SIGBUS), as it would any reader: the mapping of a
+    file that was truncated, behind the end that it has now; here, in a restore, update or rewind.
+
     A :class:`MemoryTracker` of the same memory also reports what is restored, since that is
     written, too. So a loop that wants to know no more than that all is as before uses
     :meth:`rewind`. Make the tracker first, or what is written between the two is lost:

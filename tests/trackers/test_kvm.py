@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Union
 
@@ -26,6 +26,7 @@ from peers import lacking
 from support import collect, run_python
 
 from pybitmap import ClosedError, HBitmap, InvalidError, StateError, StoreError, _core
+from pybitmap.livecopy import live_copy
 from pybitmap.trackers import KvmDirtyLog, KvmDirtyRing
 
 Made = Union[KvmDirtyLog, KvmDirtyRing]
@@ -600,14 +601,48 @@ def test_processors_have_to_be_processors_each_once(ringed: Machine) -> None:
 # ---- the example ----------------------------------------------------------------------------
 
 
-def test_the_example_migrates_a_machine() -> None:
+def example(name: str) -> list[str]:
+    """The lines that it prints."""
     Machine(PAGE).close()  # or skips
-    example = Path(__file__).resolve().parents[2] / "examples" / "kvm_migration.py"
+    path = Path(__file__).resolve().parents[2] / "examples" / name
     done = subprocess.run(
-        [sys.executable, str(example)], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, str(path)], capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    return done.stdout.splitlines()
+
+
+def test_the_example_copies_several_slots() -> None:
+    first, last = example("kvm_slots.py")
+    assert re.fullmatch(r"64 MiB first, \d+ rounds", first)
+    assert last == "the copy is the guest's memory, byte for byte"
+
+
+@pytest.mark.parametrize("ring", [False, True])
+def test_a_live_copy_begins_with_all_that_the_tracker_s_size_has(ring: bool) -> None:
+    """As the docstrings say: a log's later rounds have its own slot, a ring's all of them."""
+    size, copied = SIZE + 10 * PAGE, list[tuple[int, int]]()
+    with Machine(SIZE, ring=ENTRIES * ring) as machine:
+        machine.add_slot(1, 1 << 28, 10 * PAGE)
+        vcpu = machine.processors[0].fd
+
+        def copy(offset: int, nbytes: int) -> None:
+            if not copied:
+                machine.write([5 * PAGE, (1 << 28) + 3 * PAGE], 1)
+            copied.append((offset, nbytes))
+
+        with (
+            KvmDirtyRing(machine.fd, [vcpu], {0: (0, SIZE), 1: (SIZE, 10 * PAGE)})
+            if ring
+            else KvmDirtyLog(machine.fd, 1, 10 * PAGE, SIZE)
+        ) as tracker:
+            live_copy(tracker, copy, paused=nullcontext(), piece=size)
+    of_slot_0 = [(5 * PAGE, PAGE)] if ring else []
+    assert copied == [(0, size), *of_slot_0, (SIZE + 3 * PAGE, PAGE)]
+
+
+def test_the_example_migrates_a_machine() -> None:
+    lines = example("kvm_migration.py")
     assert lines[-1] == "the copy is the guest's memory, byte for byte"
     assert re.fullmatch(r" +1  262144 KiB +[\d.]+, runs", lines[1])
     assert lines[-2].endswith("is stopped")

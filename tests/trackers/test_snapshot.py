@@ -8,10 +8,13 @@ import doctest
 import mmap
 import os
 import random
+import signal
+import subprocess
 import sys
 import threading
 from array import array
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -178,6 +181,34 @@ def test_memory_that_has_an_address_only() -> None:
 
 
 # ---- with a tracker -------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others may answer another signal")
+@pytest.mark.parametrize("cut", ["before", "after"])
+def test_a_file_that_was_truncated_ends_the_process(cut: str, tmp_path: Path) -> None:
+    """As the docstring says, when it is copied and when it is brought back."""
+    code = f"""
+import mmap, os
+from pybitmap import HBitmap
+from pybitmap.trackers import Snapshot
+dirty = HBitmap(4 * mmap.PAGESIZE)
+dirty.set(0, dirty.size)
+with open({str(tmp_path / "ram")!r}, "wb+") as file:
+    file.write(bytes(dirty.size - 1) + b"x")
+    file.flush()
+    with mmap.mmap(file.fileno(), dirty.size) as ram:
+        if {cut!r} == "before":
+            os.truncate(file.fileno(), mmap.PAGESIZE)
+        kept = Snapshot(ram)
+        os.truncate(file.fileno(), mmap.PAGESIZE)
+        print("copied", flush=True)
+        kept.restore(dirty)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == -signal.SIGBUS, done.stderr
+    assert done.stdout == ("copied\n" if cut == "after" else "")
 
 
 def test_a_tracker_reports_what_was_restored() -> None:
