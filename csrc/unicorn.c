@@ -25,6 +25,16 @@
  *
  * So the hook marks the last write again when it is called for the next one (which comes
  * when the last is done), and so does the end of a run.
+ *
+ * THE HOOK MAY BECOME DEAF.  Unicorn (2.1.4) does an access byte by byte where it crosses a
+ * page, or is an unaligned store to a page with code, and calls no hooks meanwhile.  If it
+ * leaves the access by a jump, hooks stay mute, mostly until the run ends:
+ *
+ *     x86     an unaligned store changes code of the block that is running
+ *     any     the guest faults in the second page, and a hook of interrupts goes on
+ *
+ * Nothing tells when that happens, but the hook is called before the store, and another one
+ * after the fault: where it may, `deaf` is counted, and the end of the run marks all.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -33,7 +43,7 @@
 #include "threads.h"
 #include "unicorn.h"
 
-enum { HB_UC_HOOK_MEM_WRITE = 1 << 11 };
+enum { HB_UC_HOOK_INTR = 1 << 0, HB_UC_HOOK_MEM_WRITE = 1 << 11 };
 
 /* How long a hook waits for a node that is truncated or closed: so many times, of so many
  * milliseconds. */
@@ -64,10 +74,12 @@ struct HBUnicorn {
     _Atomic uint64_t last_address, last_nbytes;
     atomic_bool always;
     atomic_bool failed;                 /* in some region, and nobody was told */
+    _Atomic uint64_t deaf;              /* how often the hook may have become it */
     atomic_uint line;                   /* log2 of what is marked together in all regions */
     HBUnicornGuest guest;
     void *engine;
-    size_t hook;
+    size_t hook, exceptions;            /* exceptions 0: there is no hook of them */
+    hb_hook_add_fn *hook_add;
     hb_hook_del_fn *hook_del;           /* NULL: there is no hook */
     hb_reg_read_fn *reg_read;
 };
@@ -120,6 +132,11 @@ static void hb_mark_regions(HBUnicorn *machine, uint64_t first, uint64_t last)
     }
 }
 
+static void hb_mark_everything(HBUnicorn *machine)
+{
+    hb_mark_regions(machine, 0, UINT64_MAX);
+}
+
 static bool hb_is_translated(HBUnicorn *machine)
 {
     const HBUnicornGuest *guest = &machine->guest;
@@ -148,7 +165,7 @@ static void hb_mark_crossing(HBUnicorn *machine, uint64_t address, uint64_t nbyt
     uint64_t rest = nbytes - (second - address);
 
     if (hb_is_translated(machine)) {
-        hb_mark_regions(machine, 0, UINT64_MAX);
+        hb_mark_everything(machine);
         return;
     }
     hb_mark_regions(machine, address, second - 1);
@@ -190,6 +207,47 @@ static inline void hb_mark_last_but(HBUnicorn *machine, uint64_t address)
     }
 }
 
+/* Where the guest's code segment begins; false: that is not known. */
+static bool hb_has_base(HBUnicorn *machine, uint64_t *base)
+{
+    const HBUnicornGuest *guest = &machine->guest;
+    uint64_t segment = 0, control = 0;
+
+    *base = 0;
+    if (!guest->cs) {
+        return true;
+    }
+    if (machine->reg_read(machine->engine, guest->cs, &segment)) {
+        return false;
+    }
+    if (!guest->real) {
+        return !segment;        /* that of the start */
+    }
+    *base = segment << 4;
+    return !machine->reg_read(machine->engine, guest->reg, &control) &&
+           !(control & 1);      /* CR0.PE: the base is in a table */
+}
+
+/*
+ * May a write change code of the block that is running?  That begins in the page of the
+ * instruction, and ends in this page or with an instruction that goes on in the next.
+ */
+__attribute__((noinline))
+static bool hb_changes_block(HBUnicorn *machine, uint64_t address, uint64_t nbytes)
+{
+    const HBUnicornGuest *guest = &machine->guest;
+    const uint64_t pages = guest->last / guest->page;
+    uint64_t pc = 0, base, page;
+
+    if (atomic_load(&machine->deaf) || hb_is_translated(machine) ||
+        !hb_has_base(machine, &base) || machine->reg_read(machine->engine, guest->pc, &pc)) {
+        return true;
+    }
+    page = ((pc + base) & guest->last) / guest->page;
+    return ((address / guest->page - page) & pages) <= 1 ||
+           (((address + (nbytes - 1)) / guest->page - page) & pages) <= 1;
+}
+
 static void hb_set_last(HBUnicorn *machine, uint64_t address, uint64_t nbytes)
 {
     atomic_store_explicit(&machine->last_address, address, memory_order_relaxed);
@@ -210,8 +268,22 @@ void hbunicorn_on_write(void *engine, int type, uint64_t address, int nbytes,
     hb_mark_last_but(machine, address);
     hb_mark_guest(machine, address, (uint64_t)nbytes);
     hb_set_last(machine, address, (uint64_t)nbytes);
+    if (machine->guest.pc && address & (uint64_t)(nbytes - 1) &&
+        hb_changes_block(machine, address, (uint64_t)nbytes)) {
+        atomic_fetch_add(&machine->deaf, 1);
+    }
     /* Release: the marks come before it, for whoever then frees a bitmap. */
     atomic_store_explicit(&machine->inside, inside + 2, memory_order_release);
+}
+
+void hbunicorn_on_exception(void *engine, uint32_t number, void *user_data)
+{
+    HBUnicorn *machine = user_data;
+
+    (void)engine;
+    if (number < 128 && machine->guest.faults[number / 64] >> number % 64 & 1) {
+        atomic_fetch_add(&machine->deaf, 1);
+    }
 }
 
 bool hbunicorn_written(HBUnicorn *machine, uint64_t address, uint64_t nbytes)
@@ -226,6 +298,25 @@ bool hbunicorn_written(HBUnicorn *machine, uint64_t address, uint64_t nbytes)
     return atomic_exchange(&machine->failed, false);
 }
 
+bool hbunicorn_mark_all(HBUnicorn *machine)
+{
+    atomic_fetch_add(&machine->others, 1);
+    hb_mark_everything(machine);
+    atomic_fetch_sub(&machine->others, 1);
+    return atomic_exchange(&machine->failed, false);
+}
+
+uint64_t hbunicorn_deaf(HBUnicorn *machine)
+{
+    return atomic_load(&machine->deaf);
+}
+
+void hbunicorn_hears(HBUnicorn *machine, uint64_t deaf)
+{
+    /* Another run may have begun meanwhile, and the hook become deaf in it. */
+    (void)atomic_compare_exchange_strong(&machine->deaf, &deaf, 0);
+}
+
 void hbunicorn_run_begins(HBUnicorn *machine, HBUnicornWrite *outer)
 {
     outer->address = atomic_load(&machine->last_address);
@@ -237,6 +328,9 @@ bool hbunicorn_run_ends(HBUnicorn *machine, const HBUnicornWrite *outer)
 {
     atomic_fetch_add(&machine->others, 1);
     hb_mark_last(machine);
+    if (atomic_load(&machine->deaf)) {
+        hb_mark_everything(machine);
+    }
     atomic_fetch_sub(&machine->others, 1);
     hb_set_last(machine, outer ? outer->address : 0, outer ? outer->nbytes : 0);
     return atomic_exchange(&machine->failed, false);
@@ -386,15 +480,36 @@ int hbunicorn_hook(HBUnicorn *machine, void *engine, uintptr_t hook_add,
     err = ((hb_hook_add_fn *)hook_add)(engine, &machine->hook, HB_UC_HOOK_MEM_WRITE,
                                        callback.pointer, machine, 1, 0);
     if (!err) {
+        machine->hook_add = (hb_hook_add_fn *)hook_add;
         machine->hook_del = (hb_hook_del_fn *)hook_del;
     }
     return err;
+}
+
+int hbunicorn_listen(HBUnicorn *machine, bool on)
+{
+    union {
+        void (*function)(void *, uint32_t, void *);
+        void *pointer;
+    } callback = {.function = hbunicorn_on_exception};
+
+    if (!machine->hook_del || on == !!machine->exceptions) {
+        return 0;
+    }
+    if (on) {
+        return machine->hook_add(machine->engine, &machine->exceptions, HB_UC_HOOK_INTR,
+                                 callback.pointer, machine, 1, 0);
+    }
+    (void)machine->hook_del(machine->engine, machine->exceptions);
+    machine->exceptions = 0;
+    return 0;
 }
 
 void hbunicorn_unhook(HBUnicorn *machine)
 {
     hb_hook_del_fn *hook_del = machine->hook_del;
 
+    (void)hbunicorn_listen(machine, false);
     machine->hook_del = NULL;
     if (hook_del) {
         (void)hook_del(machine->engine, machine->hook);

@@ -44,6 +44,10 @@ typedef struct HBUnicornGuest {
     uint8_t query[64];          /* what uc_reg_read is given */
     uint64_t value_at;          /* where in it the value is put, 64 bits */
     uint64_t mask;
+    int pc;                     /* 0: a store leaves no block whose code it changes */
+    int cs;                     /* its segment; 0: there is none */
+    bool real;                  /* is that segment one of real mode? */
+    uint64_t faults[2];         /* bit n: exception n may come amid an access to memory */
 } HBUnicornGuest;
 
 /* A machine without a hook.  NULL: no memory. */
@@ -62,6 +66,12 @@ int hbunicorn_hook(HBUnicorn *machine, void *engine, uintptr_t hook_add,
 
 /* Takes it away, once; where there is none nothing happens. */
 void hbunicorn_unhook(HBUnicorn *machine);
+
+/*
+ * Listen to the guest's exceptions, too, or no longer.  Only beside a hook of somebody
+ * else's: an exception that nobody hooks ends the run.  What uc_hook_add returned.
+ */
+int hbunicorn_listen(HBUnicorn *machine, bool on);
 
 /* In the child of a fork: what other threads were at is no more. */
 void hbunicorn_forked(HBUnicorn *machine);
@@ -108,6 +118,19 @@ bool hbunicorn_run_ends(HBUnicorn *machine, const HBUnicornWrite *outer);
 
 /* Is there one that was not marked again? */
 bool hbunicorn_unfinished(HBUnicorn *machine);
+
+/* Marks all of every region; returns as hbunicorn_written. */
+bool hbunicorn_mark_all(HBUnicorn *machine);
+
+/*
+ * How often the hook may have become deaf since it heard for certain; 0: it hears.  While it
+ * is deaf, the end of a run marks all.  hears: it does again, if nothing was added to `deaf`.
+ */
+uint64_t hbunicorn_deaf(HBUnicorn *machine);
+void hbunicorn_hears(HBUnicorn *machine, uint64_t deaf);
+
+/* What the machine calls for an exception, a uc_cb_hookintr_t. */
+void hbunicorn_on_exception(void *engine, uint32_t number, void *user_data);
 
 /* cdef: end */
 

@@ -147,6 +147,7 @@ HBMEM_WP_ASYNC: int = lib.HBMEM_WP_ASYNC
 hbunicorn_alloc: Callable[[CData], CData] = lib.hbunicorn_alloc
 hbunicorn_hook: Callable[[CData, CData, int, int, int], int] = lib.hbunicorn_hook
 hbunicorn_unhook: Callable[[CData], None] = lib.hbunicorn_unhook
+hbunicorn_listen: Callable[[CData, bool], int] = lib.hbunicorn_listen
 hbunicorn_forked: Callable[[CData], None] = lib.hbunicorn_forked
 hbunicorn_translates: Callable[[CData, bool], None] = lib.hbunicorn_translates
 hbunicorn_region_alloc: Callable[[CData, int, int, int, CData, CData], CData] = (
@@ -159,6 +160,9 @@ hbunicorn_written: Callable[[CData, int, int], bool] = lib.hbunicorn_written
 hbunicorn_run_begins: Callable[[CData, CData], None] = lib.hbunicorn_run_begins
 hbunicorn_run_ends: Callable[[CData, CData], bool] = lib.hbunicorn_run_ends
 hbunicorn_unfinished: Callable[[CData], bool] = lib.hbunicorn_unfinished
+hbunicorn_mark_all: Callable[[CData], bool] = lib.hbunicorn_mark_all
+hbunicorn_deaf: Callable[[CData], int] = lib.hbunicorn_deaf
+hbunicorn_hears: Callable[[CData, int], None] = lib.hbunicorn_hears
 
 #: A C pointer to nothing.
 NULL: CData = ffi.NULL

@@ -62,16 +62,24 @@ class UnicornTracker(Tracker):
     ``SCTLR.M``, RISC-V: ``satp``; MIPS and SPARC: always; or hooks fill the TLB) marks all that is
     tracked, since Unicorn says only where its first byte lies.
 
+    After some accesses Unicorn calls no hooks until the run ends: an unaligned store of an x86
+    guest to code of the block that is running, and an access over two pages that faults in the
+    second, where a hook of interrupts (``UC_HOOK_INTR``) goes on without setting the PC. So from an
+    unaligned store to the page of the instruction or the one after it (any unaligned store, if x86
+    addresses are translated or the base of CS is not known), or a memory fault that is hooked, each
+    collect until the end of the run is of all, and the end of the run marks all in all targets.
+
     Writer: the guest may run in another thread. A store that was done before a collect began is
     in that collect or in an earlier one; one that was under way is in the next one at the latest,
     and may be in both. This holds where you drain a target yourself, or freeze a node's bitmaps,
-    too. Kill: of a node's bitmaps, what its store promises; the rest goes with the guest. Fork: the
-    child of a fork goes on by itself, also amid a hook. Interrupted: the constructor leaves neither
-    hook nor pin; a close may be called again. Dropped: closed, with a ResourceWarning; the tracker
-    keeps the machine as long as it is open. Twin: a hook of Python's may collect, close, and make
-    another tracker; the first of a machine is made while it does not run. Closed in another thread
-    while the machine runs: it marks nothing from then on, and the hook goes with the end of the
-    run.
+    too, but for what such a run stores to after Unicorn fell silent, which is marked there when it
+    ends. Kill: of a node's bitmaps, what its store promises; the rest goes with the guest. Fork:
+    the child of a fork goes on by itself, also amid a hook. Interrupted: the constructor leaves
+    neither hook nor pin; a close may be called again. Dropped: closed, with a ResourceWarning; the
+    tracker keeps the machine as long as it is open. Twin: a hook of Python's may collect, close,
+    and make another tracker; the first of a machine is made while it does not run. Closed in
+    another thread while the machine runs: it marks nothing from then on, and the hook goes with the
+    end of the run.
     """
 
     _forks = True
@@ -276,6 +284,7 @@ class _Binding:
             )
             self.memory_hook = binding.HOOK_MEM_ACCESS_CFUNC
             self.tlb_hook = binding.HOOK_TLB_FILL_CFUNC
+            self.interrupt_hook = binding.HOOK_INTR_CFUNC
         except (ImportError, AttributeError) as error:
             raise UnsupportedError(
                 f"Unicorn {unicorn.__version__} has another binding than the 2.1 that "
@@ -295,6 +304,9 @@ class _Binding:
 
     def has_tlb_hooks(self) -> bool:
         return self._has(self.tlb_hook)
+
+    def has_interrupt_hooks(self) -> bool:
+        return self._has(self.interrupt_hook)
 
     def _has(self, kind: Any) -> bool:
         if not self.callbacks:
@@ -369,6 +381,25 @@ def _guest(uc: Uc) -> CData:
     guest.mask = mask
     guest.value_at = len(query)
     guest.query = query.ljust(64, b"\0")
+    if arch == unicorn_const.UC_ARCH_X86:
+        guest.pc = x86_const.UC_X86_REG_RIP if wide[arch] else x86_const.UC_X86_REG_EIP
+        guest.cs = 0 if wide[arch] else x86_const.UC_X86_REG_CS
+        guest.real = mode & unicorn_const.UC_MODE_16 != 0
+    # Calls of the system are exceptions, too, and so common that they have to be left out.
+    faults = {
+        unicorn_const.UC_ARCH_X86: {8, 11, 12, 13, 14, 17},
+        unicorn_const.UC_ARCH_MIPS: set(range(64)) - {17, 18, 22},
+    }.get(arch)
+    if faults is None:
+        calls = {
+            unicorn_const.UC_ARCH_ARM: {1, 2, 7, 11, 13, 16},
+            unicorn_const.UC_ARCH_ARM64: {1, 2, 7, 11, 13, 16},
+            unicorn_const.UC_ARCH_RISCV: {2, 3, 8, 9, 10, 11},
+            unicorn_const.UC_ARCH_M68K: set(range(4, 128)),
+        }
+        faults = set(range(128)) - calls.get(arch, set())
+    bits = sum(1 << number for number in faults)
+    guest.faults = [bits & _UINT64, bits >> 64]
     return guest
 
 
@@ -403,6 +434,8 @@ class _Machine:
             _Write(self, "mem_write", ("address", "data")),
             _Write(self, "mem_map", ("address", "size")),
             _Write(self, "mem_map_ptr", ("address", "size")),
+            _Hooks(self, "hook_add"),
+            _Hooks(self, "hook_del"),
         ]
         for method in self._methods:
             method.put(uc)
@@ -415,6 +448,7 @@ class _Machine:
         )
         if code:
             raise binding.error(code)
+        self.listen()
         # Pages that were written to before may be open to stores that no hook hears of.
         binding.flush(uc)
         _machines[id(uc)] = self
@@ -441,8 +475,20 @@ class _Machine:
 
     def rest(self) -> None:
         """Nothing is under way, unless it runs."""
-        if _core.hbunicorn_unfinished(self.state) and not self.threads():
+        deaf = _core.hbunicorn_deaf(self.state)
+        if not deaf and not _core.hbunicorn_unfinished(self.state):
+            return
+        if not self.threads():
             _core.hbunicorn_run_ends(self.state, _core.NULL)
+            _core.hbunicorn_hears(self.state, deaf)
+        elif deaf:
+            _core.hbunicorn_mark_all(self.state)
+
+    def listen(self) -> None:
+        """To exceptions of the guest's, as long as others do."""
+        code = _core.hbunicorn_listen(self.state, self._binding.has_interrupt_hooks())
+        if code:
+            raise self._binding.error(code)
 
     def add(self, tracker: UnicornTracker) -> None:
         """Weakly: one whose making was interrupted just goes."""
@@ -464,6 +510,7 @@ class _Machine:
         if translates is not self._translates:
             _core.hbunicorn_translates(self.state, translates)
             self._translates = translates
+        self.listen()
 
     def done(self, failed: bool) -> None:
         """It was written; did a mark fail?"""
@@ -612,6 +659,16 @@ def _uint64(number: Any) -> int:
     return number & _UINT64 if isinstance(number, int) else 0
 
 
+class _Hooks(_Method):
+    """Adds or deletes hooks."""
+
+    def _around(self, machine: _Machine, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        try:
+            return self._before(*args, **named)
+        finally:
+            machine.listen()
+
+
 class _Run(_Method):
     """Runs the machine."""
 
@@ -626,5 +683,8 @@ class _Run(_Method):
                 _core.hbunicorn_run_begins(machine.state, outer)
             return self._before(*args, **named)
         finally:
+            deaf = _core.hbunicorn_deaf(machine.state)
             failed = _core.hbunicorn_run_ends(machine.state, outer)
+            if deaf and not machine.threads():
+                _core.hbunicorn_hears(machine.state, deaf)
             machine.done(failed and not _interrupted())

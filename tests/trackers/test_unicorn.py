@@ -28,6 +28,7 @@ from guests import (
     RISCV64,
     SIZE,
     VALUE,
+    X86_16,
     X86_32,
     X86_64,
     Guest,
@@ -363,6 +364,286 @@ def test_hooks_that_fill_the_tlb_are_seen(when: str) -> None:
         X86_64.run(uc, code)
         assert uc.mem_read(AT, 5) == struct.pack("<Q", VALUE)[3:]
         assert pages(tracker.collect()) == [0, 1, 2, 3]
+
+
+# ---- where the hook becomes deaf ----------------------------------------------------------------
+
+#: mov [rdi], rax; nops; then four pages, from rsi on, are stored to: mov [rsi], ebx; add rsi, 4096
+STORES_AFTER = bytes.fromhex("488907" + "90" * 48 + 4 * "891e4881c600100000")
+
+
+PAGES = range(0, SIZE, 0x1000)
+
+
+def changes_itself(at: int) -> tuple[Any, bytes]:
+    """A guest that stores nops to its code at `at`, and to four pages after that."""
+    uc = X86_64.machine(STORES_AFTER)
+    for name, value in {
+        "RDI": CODE + at,
+        "RAX": 0x9090909090909090,
+        "RSI": DATA,
+    }.items():
+        uc.reg_write(X86_64.register(name), value)
+    return uc, STORES_AFTER
+
+
+def over_the_edge() -> tuple[Any, bytes]:
+    """The same with the code at the begin of a page, and half of the store before it."""
+    uc, code = changes_itself(0)
+    uc.mem_write(CODE + 0x1000, code)
+    uc.reg_write(X86_64.register("RDI"), CODE + 0x1000 - 4)
+    uc.reg_write(X86_64.register("RAX"), int.from_bytes(b"1234" + code[:4], "little"))
+    return uc, code
+
+
+@pytest.mark.parametrize("at", [*range(0x1F, 0x29), 0x33 - 8], ids=hex)
+def test_a_store_to_the_block_that_runs_hides_none_after_it(at: int) -> None:
+    uc, code = changes_itself(at)
+    with tracked(uc, 12) as tracker:
+        for again in range(3):
+            before = uc.mem_read(DATA, SIZE)
+            uc.reg_write(X86_64.register("RSI"), DATA)
+            uc.reg_write(X86_64.register("RBX"), again + 1)
+            X86_64.run(uc, code)
+            assert all(uc.mem_read(DATA + page, 4) != before[page : page + 4] for page in PAGES)
+            assert pages(tracker.collect()) == [0, 1, 2, 3]
+        uc.reg_write(X86_64.register("RSI"), DATA)
+        uc.emu_start(CODE + len(code) - 9, CODE + len(code))
+        assert pages(tracker.collect()) == [0]  # the next run hears
+
+
+def test_a_store_to_the_block_that_runs_over_the_edge_of_a_page_hides_none_after_it() -> None:
+    uc, code = over_the_edge()
+    with tracked(uc, 12) as tracker:
+        uc.emu_start(CODE + 0x1000, CODE + 0x1000 + len(code))
+        assert all(uc.mem_read(DATA + page, 1) == b"\x05" for page in PAGES)
+        assert pages(tracker.collect()) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("guest", [X86_32, X86_16], ids=lambda guest: guest.name)
+def test_the_same_in_guests_with_segments(guest: Guest) -> None:
+    # mov [edi], eax; nops; mov [esi], ebx
+    code = bytes.fromhex("8907" if guest is X86_32 else "668905") + b"\x90" * 40
+    code += bytes.fromhex("891e" if guest is X86_32 else "66891c")
+    uc = guest.machine(code)
+    for name, value in (
+        {"EDI": CODE + 0x11, "EAX": 0x90909090, "ESI": DATA, "EBX": LOW}
+        if guest is X86_32
+        else {"DS": CODE >> 4, "DI": 0x11, "EAX": 0x90909090, "SI": 0x2000, "EBX": LOW}
+    ).items():
+        uc.reg_write(guest.register(name), value)
+    at = DATA if guest is X86_32 else CODE + 0x2000
+    with UnicornTracker(uc, at, at + 0x1000) as tracker:
+        guest.run(uc, code)
+        assert uc.mem_read(at, 4) == struct.pack("<I", LOW)
+        assert pages(tracker.collect()) == [0]
+
+
+def test_the_same_by_another_address_of_the_code() -> None:
+    # mov [edi], eax; nops; mov [esi], ebx
+    code = bytes.fromhex("8907") + b"\x90" * 40 + bytes.fromhex("891e")
+    uc = paging(code)
+    uc.mem_write(TABLE + 4 * 0x80, struct.pack("<I", CODE | 3))
+    for name, value in {"EDI": 0x80011, "EAX": 0x90909090, "ESI": DATA, "EBX": LOW}.items():
+        uc.reg_write(X86_32.register(name), value)
+    with tracked(uc, 12) as tracker:
+        X86_32.run(uc, code)
+        assert uc.mem_read(CODE + 0x11, 4) == struct.pack("<I", 0x90909090)
+        assert uc.mem_read(AT, 4) == struct.pack("<I", LOW)
+        assert 1 in pages(tracker.collect())
+
+
+@pytest.mark.parametrize("target", ["bitmap", "node"])
+def test_a_target_of_yours_has_what_was_not_heard_when_the_run_ends(target: str) -> None:
+    uc, code = changes_itself(0x21)
+    node = BlockGraph().add_node("ram", size=SIZE)
+    daily, hb = node.add_bitmap("daily", granularity=4096), HBitmap(SIZE, 12)
+    with tracked(uc, None, target=hb if target == "bitmap" else node):
+        X86_64.run(uc, code)
+        marked = hb if target == "bitmap" else daily
+        assert list(marked.areas()) == [(0, SIZE)]
+
+
+def test_a_collect_amid_a_deaf_run_has_what_was_stored_before_it() -> None:
+    uc, code = changes_itself(0x21)
+    amid: list[list[int]] = []
+    with tracked(uc, 12) as tracker:
+
+        def hook(*_: Any) -> None:
+            amid.append(pages(tracker.collect()))
+
+        uc.hook_add(HOOK_CODE, hook, begin=CODE + 51 + 9, end=CODE + 51 + 9)
+        X86_64.run(uc, code)
+        assert uc.mem_read(DATA, 1) == b"\x05"
+        assert amid
+        assert all(0 in each for each in amid)
+        assert set(pages(tracker.collect())) >= {1, 2, 3}
+
+
+def test_a_drain_amid_a_deaf_run_has_the_rest_when_it_ends() -> None:
+    """As the docstring says."""
+    uc, code = changes_itself(0x21)
+    hb = HBitmap(SIZE, 12)
+    amid: list[list[int]] = []
+    with tracked(uc, None, target=hb):
+
+        def hook(*_: Any) -> None:
+            amid.append(pages(hb.drain()))
+
+        uc.hook_add(HOOK_CODE, hook, begin=CODE + 51 + 9, end=CODE + 51 + 9)
+        X86_64.run(uc, code)
+        assert amid == [[]]
+        assert pages(hb) == [0, 1, 2, 3]
+
+
+def test_an_inner_run_that_becomes_deaf_makes_the_outer_one_so() -> None:
+    uc, _ = changes_itself(0x21)
+    outer = bytes.fromhex("90891e")
+    uc.mem_write(CODE + 0x2000, outer)
+    inner = False
+
+    def hook(*_: Any) -> None:
+        nonlocal inner
+        if not inner:
+            inner = True
+            saved = uc.context_save()
+            uc.emu_start(CODE, CODE + 51)
+            uc.context_restore(saved)
+            tracker.collect()
+
+    with tracked(uc, 12) as tracker:
+        uc.hook_add(HOOK_CODE, hook, begin=CODE + 0x2000, end=CODE + 0x2000)
+        uc.emu_start(CODE + 0x2000, CODE + 0x2003)
+        assert inner
+        assert uc.mem_read(DATA, 1) == b"\x05"
+        assert 0 in pages(tracker.collect())
+        assert not tracker.collect()
+
+
+def test_a_run_that_is_not_seen_and_becomes_deaf_is_collected() -> None:
+    uc, code = changes_itself(0x21)
+    run = uc.emu_start
+    with tracked(uc, 12) as tracker:
+        run(CODE, CODE + len(code))
+        assert pages(tracker.collect()) == [0, 1, 2, 3]
+        assert not tracker.collect()
+
+
+def test_unaligned_stores_elsewhere_mark_what_they_touch_only() -> None:
+    uc = X86_64.machine(STORES_AFTER[:3])
+    uc.mem_write(CODE, STORES_AFTER[:3])
+    uc.reg_write(X86_64.register("RDI"), DATA + 0x1001)
+    with tracked(uc, 12) as tracker:
+        X86_64.run(uc, STORES_AFTER[:3])
+        assert pages(tracker.collect()) == [1]
+
+
+@pytest.mark.parametrize("operation", ["load", "store"])
+@pytest.mark.parametrize("when", ["before", "after", "amid the run"])
+def test_a_fault_in_the_second_page_of_an_access_hides_no_store_after_it(
+    operation: str, when: str
+) -> None:
+    """A hook of interrupts pages in what is missing, and the guest goes on."""
+    # nop; mov eax, [edi] or the other way round; mov [esi], ebx
+    code = b"\x90" + bytes.fromhex("8b07" if operation == "load" else "8907") + b"\x89\x1e"
+    uc = paging(code)
+    uc.mem_map(0x80000, 0x2000)
+    entry = TABLE + 4 * 0x81
+    uc.mem_write(entry, bytes(4))
+    for name, value in {"EDI": 0x80FFE, "ESI": 0x80000}.items():
+        uc.reg_write(X86_32.register(name), value)
+    faults: list[int] = []
+
+    def page_in(uc: Any, number: int, data: Any) -> None:
+        faults.append(number)
+        uc.mem_write(entry, struct.pack("<I", 0x81003))
+
+    def hook(*_: Any) -> None:
+        uc.hook_add(HOOK_INTR, page_in)
+
+    if when == "before":
+        hook()
+    with UnicornTracker(uc, 0x80000, 0x81000) as tracker:
+        if when == "after":
+            hook()
+        elif when == "amid the run":
+            uc.hook_add(HOOK_CODE, hook, begin=CODE, end=CODE)
+        X86_32.run(uc, code)
+        assert faults == [14]
+        assert uc.mem_read(0x80000, 4) == struct.pack("<I", 5)
+        assert pages(tracker.collect()) == [0]
+
+
+def test_the_same_of_an_arm_guest() -> None:
+    code = words(0xE5902000, 0xE5831000)  # ldr r2, [r0]; str r1, [r3]
+    uc = ARM.machine(code)
+    uc.mem_map(0x100000, 0x300000)
+    table = [section << 20 | 0xC02 for section in range(4096)]
+    table[2] = 0
+    uc.mem_write(0x300000, struct.pack("<4096I", *table))
+    uc.reg_write(ARM.register("R0"), 0x1FFFFE)
+    uc.reg_write(ARM.register("R3"), 0x100000)
+    uc.cpr_write(15, 0, 2, 0, 0, 0, False, 0x300000)  # TTBR0
+    uc.cpr_write(15, 0, 3, 0, 0, 0, False, 0xFFFFFFFF)  # DACR
+    uc.cpr_write(15, 0, 1, 0, 0, 0, False, 1)  # SCTLR.M
+    faults: list[int] = []
+
+    def page_in(uc: Any, number: int, data: Any) -> None:
+        faults.append(number)
+        uc.mem_write(0x300008, struct.pack("<I", 2 << 20 | 0xC02))
+
+    uc.hook_add(HOOK_INTR, page_in)
+    with UnicornTracker(uc, 0x100000, 0x200000) as tracker:
+        ARM.run(uc, code)
+        assert faults
+        assert uc.mem_read(0x100000, 4) != bytes(4)
+        assert 0 in pages(tracker.collect())
+
+
+def test_calls_of_the_system_mark_nothing() -> None:
+    code = bytes.fromhex("cd80890f")  # int 0x80; mov [edi], ecx
+    uc = X86_32.machine(code)
+    with tracked(uc, 12) as tracker:
+        uc.hook_add(HOOK_INTR, lambda *_: None)
+        X86_32.run(uc, code)
+        assert pages(tracker.collect()) == [1]
+
+
+def test_an_exception_that_no_hook_takes_any_more_ends_the_run() -> None:
+    """Ours goes with the last of the others."""
+    code = bytes.fromhex("cd80890f")
+    uc = X86_32.machine(code)
+    error = package("unicorn").UcError
+    first = uc.hook_add(HOOK_INTR, lambda *_: None)
+    with tracked(uc, 12) as tracker:
+        second = uc.hook_add(HOOK_INTR, lambda *_: None)
+        uc.hook_del(first)
+        X86_32.run(uc, code)
+        assert pages(tracker.collect()) == [1]
+        uc.hook_del(second)
+        with pytest.raises(error):
+            X86_32.run(uc, code)
+        uc.hook_add(HOOK_INTR, lambda uc, *_: uc.emu_stop())
+        X86_32.run(uc, code)
+    assert "hook_add" not in uc.__dict__
+    X86_32.run(uc, code)
+
+
+def test_a_hook_that_maps_the_second_page_hides_nothing() -> None:
+    const = package("unicorn").unicorn_const
+    code = X86_64.programs["mov_over_a_page"] + X86_64.programs["push"]
+    uc = X86_64.machine(code)
+    uc.mem_unmap(AT + 0x1000, 0x1000)
+    uc.reg_write(X86_64.register("RSP"), DATA + 0x1000)
+
+    def page_in(uc: Any, access: int, address: int, *_: Any) -> bool:
+        uc.mem_map(address & ~0xFFF, 0x1000)
+        return True
+
+    uc.hook_add(const.UC_HOOK_MEM_WRITE_UNMAPPED, page_in)
+    with tracked(uc, 12) as tracker:
+        X86_64.run(uc, code)
+        assert pages(tracker.collect()) == [0, 1, 2]
 
 
 # ---- what is written in other ways ------------------------------------------------------------
