@@ -47,8 +47,9 @@ class UnicornTracker(Tracker):
 
     Addresses are physical ones, in bytes, as those of ``uc.mem_map``; offsets count from ``begin``.
     Marked is what the guest stores, each byte of it, whichever address the store begins at, and
-    what ``uc.mem_write``, ``uc.mem_map`` and ``uc.mem_map_ptr`` do to the memory. Several trackers
-    of one machine may track what they like.
+    what ``uc.mem_write``, ``uc.mem_map``, ``uc.mem_map_ptr`` and ``uc.mmio_map`` do to the memory
+    (all, where they take for an address or a size what is no number here). Several trackers of one
+    machine may track what they like.
 
     Not marked is what Unicorn tells nobody of:
 
@@ -434,6 +435,7 @@ class _Machine:
             _Write(self, "mem_write", ("address", "data")),
             _Write(self, "mem_map", ("address", "size")),
             _Write(self, "mem_map_ptr", ("address", "size")),
+            _Write(self, "mmio_map", ("address", "size")),
             _Hooks(self, "hook_add"),
             _Hooks(self, "hook_del"),
         ]
@@ -632,12 +634,18 @@ class _Write(_Method):
         nbytes = what if self._name != "mem_write" else _length(what)
         first, nbytes = _uint64(address), _uint64(nbytes)
         machine.ready()
-        failed = _core.hbunicorn_written(machine.state, first, nbytes)
+        failed = self._mark(machine, first, nbytes)
         try:
             return self._before(*args, **named)
         finally:
-            failed |= _core.hbunicorn_written(machine.state, first, nbytes)
+            failed |= self._mark(machine, first, nbytes)
             machine.done(failed and not _interrupted())
+
+    @staticmethod
+    def _mark(machine: _Machine, first: int | None, nbytes: int | None) -> bool:
+        if first is None or nbytes is None:
+            return bool(_core.hbunicorn_mark_all(machine.state))
+        return bool(_core.hbunicorn_written(machine.state, first, nbytes))
 
 
 def _interrupted() -> bool:
@@ -653,10 +661,12 @@ def _length(data: Any) -> int:
         return 0  # the method says what is wrong with it
 
 
-def _uint64(number: Any) -> int:
-    """As ctypes passes it."""
-    number = getattr(number, "value", number)
-    return number & _UINT64 if isinstance(number, int) else 0
+def _uint64(number: Any) -> int | None:
+    """As ctypes passes it; None: no number is known."""
+    try:
+        return index(getattr(number, "value", number)) & _UINT64
+    except TypeError:
+        return None
 
 
 class _Hooks(_Method):

@@ -669,6 +669,57 @@ def test_what_the_methods_of_the_machine_write_is_marked() -> None:
     uc.mem_write(DATA, b"1")
 
 
+class Indexed:
+    """A number for those who ask for its index."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def __index__(self) -> int:
+        return self._number
+
+
+@pytest.mark.parametrize("kind", ["int", "Indexed", "numpy", "ctypes", "numpy signed"])
+def test_numbers_of_any_kind_are_understood(kind: str) -> None:
+    import ctypes
+
+    number: Any = {"int": int, "Indexed": Indexed, "ctypes": ctypes.c_uint64}.get(kind)
+    if number is None:
+        numpy = package("numpy")
+        number = numpy.uint64 if kind == "numpy" else numpy.int64
+    uc = X86_64.machine()
+    with tracked(uc) as tracker:
+        uc.mem_write(number(DATA + 5), b"12345")
+        assert uc.mem_read(DATA + 5, 5) == b"12345"
+        assert list(tracker.collect().areas()) == [(5, 5)]
+        uc.mem_unmap(DATA + 0x1000, 0x1000)
+        uc.mem_map(number(DATA + 0x1000), number(0x1000))
+        assert list(tracker.collect().areas()) == [(0x1000, 0x1000)]
+
+
+def test_of_a_number_that_is_not_understood_all_is_marked() -> None:
+    from ctypes import c_uint64
+
+    class Other:
+        """One that ctypes takes, and nobody else."""
+
+        _as_parameter_ = c_uint64(DATA + 5)
+
+    uc = X86_64.machine()
+    with tracked(uc) as tracker:
+        uc.mem_write(Other(), b"12345")
+        assert uc.mem_read(DATA + 5, 5) == b"12345"
+        assert list(tracker.collect().areas()) == [(0, SIZE)]
+
+
+def test_where_a_device_is_mapped_is_marked() -> None:
+    uc = X86_64.machine()
+    uc.mem_unmap(AT, 0x1000)
+    with tracked(uc, 12) as tracker:
+        uc.mmio_map(AT, 0x1000, None, None, None, None)
+        assert pages(tracker.collect()) == [1]
+
+
 def test_methods_by_way_of_the_class_or_from_before_are_not_seen() -> None:
     """As the docstring says."""
     uc = X86_64.machine()
