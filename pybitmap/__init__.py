@@ -105,7 +105,13 @@ _MODULES = {
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        module = import_module(f".{_MODULES.get(name, 'errors')}", __name__)
+        try:
+            module = import_module(f".{_MODULES.get(name, 'errors')}", __name__)
+        except AttributeError as error:  # as of a name that there is not, Python would say
+            raise ImportError(
+                f"pybitmap cannot be loaded ({error}): perhaps its compiled module is of another "
+                "version of the sources"
+            ) from error
         return globals().setdefault(name, getattr(module, name))
     if name in ("block", "errors", "hbitmap"):  # there without an import of their own
         return import_module(f".{name}", __name__)

@@ -235,7 +235,14 @@ def test_a_child_does_not_commit_the_transaction_that_was_open(store: str) -> No
     code = PROGRAM.format(
         store=store,
         before="tx = graph.transaction(); tx.__enter__().clear('n', 'b')",
-        child="tx.__exit__(None, None, None)",
+        child="""
+        try:
+            tx.__exit__(None, None, None)
+        except StateError as error:
+            assert "parent" in str(error)
+        else:
+            raise AssertionError("it was committed")
+""".strip(),
         waits=True,
     ).replace(MARK, f"tx.__exit__(ValueError, None, None)\n{MARK}")
     assert run_python(code).strip() == "ok"
