@@ -79,7 +79,7 @@ cross: $(addprefix cross-,$(MACHINES)) ## Run the tests in C as user-mode QEMU h
 lockstep: $(VENV)/.test ## Send N=20000 steps to a real QEMU and to ours, and compare
 	PYBITMAP_REQUIRE_PEERS=1 PYBITMAP_LOCKSTEP_STEPS=$(N) $(BIN)/python -m pytest -s tests/qmp/test_lockstep.py
 
-interrupts: $(VENV)/.test ## Raise at every line of every change of bitmaps, at every allocation, by signals (an hour)
+interrupts: $(VENV)/.test ## Raise at every line of every change of bitmaps, at every allocation, by signals (half an hour)
 	PYBITMAP_ALL_LINES=1 $(BIN)/python -m pytest -n auto tests/block/test_interrupts.py \
 	    tests/block/test_no_memory.py tests/block/test_signals.py
 
