@@ -590,11 +590,8 @@ def integers_in(data: object) -> CData | list[int] | None:
     Those of 64 bits as ``uint64_t[]``, without a copy if possible; negative ones are beyond 2**63.
     Those of 16 and 32 as a list. Of single bytes none: they may be packed bits.
     """
-    try:
-        view = memoryview(data)  # type: ignore[arg-type]
-    except TypeError:
-        return None
-    if view.ndim != 1:
+    view = _view_of(data)
+    if view is None or view.ndim != 1:
         return None
     if view.format in _INT64_FORMATS and view.itemsize == 8:
         return _aligned(view)

@@ -269,6 +269,13 @@ def test_a_scalar_is_no_set(scalar: Any) -> None:
                 operate(*operands)
 
 
+def test_dates_are_no_elements() -> None:
+    hb = HBitmap(100)
+    with pytest.raises(TypeError):
+        hb |= np.zeros(2, "M8[s]")
+    assert not hb & np.zeros(2, "M8[s]")
+
+
 def test_an_array_is_no_set_to_compare_with() -> None:
     hb = HBitmap(100)
     hb.update([8, 16])
