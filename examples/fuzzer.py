@@ -14,8 +14,11 @@ import mmap
 import random
 import time
 
-from unicorn import UC_ARCH_X86, UC_HOOK_BLOCK, UC_MODE_64, UC_PROT_ALL, Uc, UcError
-from unicorn.x86_const import UC_X86_REG_R8, UC_X86_REG_RDI, UC_X86_REG_RSI
+try:
+    from unicorn import UC_ARCH_X86, UC_HOOK_BLOCK, UC_MODE_64, UC_PROT_ALL, Uc, UcError
+    from unicorn.x86_const import UC_X86_REG_R8, UC_X86_REG_RDI, UC_X86_REG_RSI
+except ImportError:
+    raise SystemExit("Unicorn is not installed: pip install '.[unicorn]'") from None
 
 from pybitmap.trackers import Snapshot, UnicornTracker
 

@@ -14,7 +14,12 @@ from __future__ import annotations
 import os
 import sys
 
-import nbd  # libnbd's (Debian: python3-libnbd)
+try:
+    import nbd
+except ImportError:
+    raise SystemExit(
+        "libnbd's module is missing (Debian: python3-libnbd, for /usr/bin/python3)"
+    ) from None
 
 from pybitmap import BitmapError
 from pybitmap.integrations.libnbd import context, dirty_bitmap

@@ -20,7 +20,12 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-import nbd
+try:
+    import nbd
+except ImportError:
+    raise SystemExit(
+        "libnbd's module is missing (Debian: python3-libnbd, for /usr/bin/python3)"
+    ) from None
 
 MOST = 32 << 20  # bytes of one request
 NODE = "disk"
