@@ -130,6 +130,8 @@ def restored(folder: Path, number: int) -> mmap.mmap:
 def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(sys.argv[1] if len(sys.argv) > 1 else temporary)
+        if not folder.is_dir():
+            sys.exit(f"{folder}: there is no such folder")
         machine = Machine(seed=1)
         machine.ram[:13] = b"the boot code"
         recorder = Recorder(folder, machine)
