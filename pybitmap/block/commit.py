@@ -80,6 +80,11 @@ class Commit:
     def plans(self) -> list[Plan]:
         return list(self.draft.plans.values())
 
+    @property
+    def published(self) -> bool:
+        """Does what is then record?"""
+        return self.final is not None and not self.final.waiting
+
     def run(self) -> StoreError | MemoryError | None:
         """All but the end, which is :meth:`finish`, also if this raises.
 

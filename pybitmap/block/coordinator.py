@@ -145,6 +145,27 @@ class Coordinator:
             return cell.state
         return plan.before.but(skip_store=plan.prepared.skip_store)
 
+    def at_instant(self, device: Device) -> list[tuple[Cell, State]]:
+        """Its bitmaps, as they are since the instant of the last change that had one.
+
+        What a change shows before that is too early for whoever has to act on it; so this waits
+        for one of another thread.
+        """
+        found = [(cell, cell.settled) for cell in list(device.cells.values())]
+        settled = [(cell, state) for cell, state in found if state is not None]
+        if len(settled) == len(found):
+            return settled
+        with self.held():
+            return [(cell, self._since_instant(cell)) for cell in list(device.cells.values())]
+
+    def _since_instant(self, cell: Cell) -> State:
+        """For this very thread, which may be in the midst of a change."""
+        commit = self.unfinished
+        plan = None if commit is None else commit.draft.plans.get(cell)
+        if commit is None or plan is None:
+            return self._undrafted(cell)
+        return plan.after if commit.published else plan.before
+
     def freeze(self, cells: Iterable[Cell], holder: object) -> None:
         """All of them at one instant, or none.
 

@@ -65,9 +65,10 @@ class Cell:
         return states[stage.now]
 
     @property
-    def changing(self) -> bool:
-        """Is what it shows not settled?"""
-        return self._states[0] is not _SETTLED
+    def settled(self) -> State | None:
+        """As it is, if no change is under way that may make it another."""
+        stage, states = self._states
+        return states[0] if stage is _SETTLED else None
 
     def change(self, stage: Stage, before: State, prepared: State, after: State) -> None:
         self._states = stage, (before, prepared, after)

@@ -64,25 +64,18 @@ class Writing(Guard):
             raise RuntimeError("a write is begun once")
         self._check(self._coordinator.patiently(self._device, self._begin))
         if self._before is not None:
-            cells = list(self._device.cells.values())
-            if any(cell.changing for cell in cells):
-                # Perhaps it is being frozen, and it would be too early before the instant of that.
-                with self._coordinator.lock:
-                    pass
-            for cell in cells:
-                successor = cell.state.successor
-                if successor is not None:
-                    self._preserve(cell, successor)
+            for cell, state in self._coordinator.at_instant(self._device):
+                if state.successor is not None:
+                    self._preserve(cell, state.content, state.successor)
 
     def _begin(self) -> int:
         return _core.hbtracker_try_begin_write(
             self._device.tracker, self._offset, self._nbytes, self._write
         )
 
-    def _preserve(self, cell: Cell, successor: Successor) -> None:
+    def _preserve(self, cell: Cell, content: HBitmap, successor: Successor) -> None:
         """Let what the frozen bitmap has of the range be seen to, once."""
         assert self._before is not None
-        content = cell.state.content
         group = 1 << content.granularity
         start = self._offset & -group
         end = min(-(-(self._offset + self._nbytes) // group) * group, content.size)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """An exception at any line: what a signal handler raises comes at any line of Python.
 
-A trace function raises at the n-th line that is run in the package.
+A trace function raises at the n-th line that is run in the package; or something else comes there.
 """
 
 from __future__ import annotations
@@ -33,11 +33,21 @@ class Lines:
     where = ""
 
 
+def interrupt() -> None:
+    raise Interruption
+
+
 @contextmanager
-def interrupted(at: int, lines: Lines | None = None, within: str = "") -> Iterator[Any]:
+def interrupted(
+    at: int,
+    lines: Lines | None = None,
+    within: str = "",
+    do: Callable[[], object] = interrupt,
+) -> Iterator[Any]:
     """Raises at that line, once; 0: never. Gives ``lines``.
 
     :param within: of files in the package that begin so
+    :param do: instead of raising
     """
     lines = Lines() if lines is None else lines
     files = os.path.join(PACKAGE, within)
@@ -53,7 +63,7 @@ def interrupted(at: int, lines: Lines | None = None, within: str = "") -> Iterat
             if lines.passed == at:
                 lines.came = True
                 lines.where = f"{frame.f_code.co_filename}:{frame.f_lineno}, line {at}"
-                raise Interruption
+                do()
         return trace
 
     sys.settrace(trace)
