@@ -27,7 +27,11 @@ class Part:
         read_only: bool = False,
     ) -> None:
         self.volume: Volume = store.open(node, size, read_only=read_only)
-        self.loaded = {each.name: each for each in self.volume.load()}
+        try:
+            self.loaded = {each.name: each for each in self.volume.load()}
+        except BaseException:
+            self.volume.close()
+            raise
         self.records: dict[str, Record] = {
             name: Record(name, each.granularity, each.enabled, each.content)
             for name, each in self.loaded.items()
