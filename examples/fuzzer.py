@@ -4,7 +4,7 @@
 The target keeps a counter, which is wrong if anything of one input is left for the next; it
 fills memory with a byte of the input, and crashes on one input of four thousand millions. The
 fuzzer keeps inputs that reach new code and changes them a little. Run it: it needs
-``pip install 'pybitmap[unicorn]'``, and prints the input that crashes.
+``pip install '.[unicorn]'``, and prints the input that crashes.
 """
 
 from __future__ import annotations

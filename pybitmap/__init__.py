@@ -53,8 +53,8 @@ if TYPE_CHECKING:
     from .hbitmap import HBitmap
     from .store import LocalStore, Qcow2Store
 
-#: As pyproject.toml has it.
-__version__ = "0.1.0"
+#: As pyproject.toml and csrc/pybitmap.pc have it.
+__version__ = "0.2.0"
 
 __all__ = [
     "AbortedError",

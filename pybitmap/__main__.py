@@ -56,8 +56,8 @@ def _run() -> int:
             raise
         print(
             f"pybitmap: the command line needs {missing}, which is not installed.\n"
-            "In a clone of this project: pip install '.[cli]'\n"
-            "(The name on the package index belongs to an unrelated project.)",
+            "In a clone of this project: pip install '.[cli]'; elsewhere: pip install click rich\n"
+            "(pybitmap on the package index is an unrelated project.)",
             file=sys.stderr,
         )
         return 2

@@ -19,6 +19,10 @@ from support import run_python
 import pybitmap
 import pybitmap.hbitmap
 
+PROJECT = Path(__file__).parent.parent
+#: pybitmap on the package index is somebody else's.
+DISTRIBUTION = "dirtybitmap"
+
 CALLER = r"""
 #include <inttypes.h>
 #include <stdio.h>
@@ -104,16 +108,35 @@ def test_what_is_optional_is_not_imported(module: str) -> None:
 
 
 def test_the_core_needs_nothing_but_cffi() -> None:
-    requirements = importlib.metadata.requires("pybitmap") or []
+    requirements = importlib.metadata.requires(DISTRIBUTION) or []
     plain = [entry for entry in requirements if "extra ==" not in entry]
     assert [re.split(r"[^\w]", entry)[0] for entry in plain] == ["cffi"]
 
 
-def test_the_version_is_the_project_s() -> None:
-    project = Path(__file__).parent.parent / "pyproject.toml"
-    version = re.search(r'^version = "(.*)"$', project.read_text(), re.MULTILINE)
-    assert version is not None
-    assert importlib.metadata.version("pybitmap") == version[1] == pybitmap.__version__
+def found(name: str, pattern: str) -> str:
+    """The first group of what matches first in a file of the project."""
+    match = re.search(pattern, (PROJECT / name).read_text(), re.MULTILINE)
+    assert match is not None, name
+    return match[1]
+
+
+def test_there_is_one_version() -> None:
+    version = found("pyproject.toml", r'^version = "(.*)"$')
+    assert version == importlib.metadata.version(DISTRIBUTION) == pybitmap.__version__
+    assert version == found("csrc/pybitmap.pc", r"^Version: (.*)$")
+    assert version == found("CHANGELOG.md", r"^## (\d[\d.]*) \(\d{4}-\d\d-\d\d\)$")
+
+
+def test_nobody_is_told_to_install_what_is_somebody_else_s() -> None:
+    assert found("pyproject.toml", r'^name = "(.*)"$') == DISTRIBUTION
+    pages = [*PROJECT.glob("*.md"), *PROJECT.glob("docs/**/*.md"), *PROJECT.glob("examples/**/*")]
+    sources = [*PROJECT.glob("pybitmap/**/*.py"), PROJECT / "pyproject.toml"]
+    told = re.compile(r"""pip install (-\S+ )*['"]?pybitmap\b|['"]pybitmap\[""")
+    assert told.search("pip install -q --upgrade pybitmap")
+    assert told.search("test = ['pybitmap[cli]']")
+    for page in [*pages, *sources]:
+        if page.is_file() and page.suffix in (".md", ".py", ".toml"):
+            assert not told.search(page.read_text()), page
 
 
 def test_every_public_name_is_there_and_documented() -> None:

@@ -262,7 +262,7 @@ class _Binding:
             unicorn: Any = import_module("unicorn")
         except ImportError as error:
             raise UnsupportedError(
-                f"Unicorn is not installed ({error}): pip install 'pybitmap[unicorn]'"
+                f"Unicorn is not installed ({error}): pip install 'unicorn>=2.1,<2.2'"
             ) from None
         if not isinstance(uc, unicorn.Uc):
             raise TypeError(f"uc must be a unicorn.Uc, not {type(uc).__name__}")

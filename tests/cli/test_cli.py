@@ -13,7 +13,6 @@ import time
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from peers import peer
 pytest.importorskip("click", reason="the command line is an extra: pip install '.[cli]'")
 pytest.importorskip("rich", reason="the command line is an extra: pip install '.[cli]'")
 
-from pybitmap import replay
+from pybitmap import __version__, replay
 from pybitmap.cli.replay import picture
 from pybitmap.replay import Marking
 from pybitmap.sizes import exact_size, parse_size, rough_size
@@ -428,7 +427,7 @@ def test_help_has_a_usage_line(run: Run, args: list[str]) -> None:
 
 
 def test_the_version_is_that_of_the_package(run: Run) -> None:
-    assert run("--version") == (0, f"pybitmap {version('pybitmap')}\n", "")
+    assert run("--version") == (0, f"pybitmap {__version__}\n", "")
 
 
 # ---- bad input --------------------------------------------------------------

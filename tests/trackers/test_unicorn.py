@@ -1221,7 +1221,7 @@ try:
 except UnsupportedError as error:
     print(error)
 """
-    assert "pip install 'pybitmap[unicorn]'" in run_python(code)
+    assert "pip install 'unicorn>=2.1,<2.2'" in run_python(code)
 
 
 # ---- hooks that come back -----------------------------------------------------------------------
