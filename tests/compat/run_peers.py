@@ -134,6 +134,7 @@ def run_pyroaring(path: Path, bitsize: str) -> Outcomes:
     hypothesis.settings.load_profile("peers")
     module("pyroaring", **{name: getattr(roaring, name) for name in roaring.__all__})
     os.environ["ROARING_BITSIZE"] = bitsize
+    os.environ.pop("PYTEST_ADDOPTS", None)  # -n: other processes, where pyroaring is pyroaring
     reporter = Reporter()
     options = ["-q", "--no-header", "--tb=line", "-p", "no:cacheprovider", "-c", os.devnull]
     pytest.main([*options, "--rootdir", str(path.parent), str(path)], plugins=[reporter])
