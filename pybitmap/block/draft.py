@@ -16,13 +16,14 @@ from ..errors import (
     ExistsError,
     InvalidError,
     MismatchError,
+    ReadonlyError,
     StateError,
     UnsupportedError,
 )
 from ..hbitmap import HBitmap
 from ..store.base import MAX_NAME
 from .device import Cell, Device, Stage
-from .state import CHANGE, REMOVAL, USE, State, forbid, new_serial, recorders
+from .state import CHANGE, REMOVAL, REPAIR, USE, State, forbid, new_serial, recorders
 
 MIN_GRANULARITY = 512
 DEFAULT_GRANULARITY = 65536
@@ -187,6 +188,10 @@ class Draft:
             stored = None if device.volume is None else device.volume.default_granularity
             granularity = DEFAULT_GRANULARITY if stored is None else stored
         check_granularity(granularity)
+        if persistent and device.read_only:  # as in QEMU, before anything about its store
+            raise UnsupportedError(
+                f"Cannot add a persistent bitmap to read-only or inactive node '{device.name}'"
+            )
         if persistent:
             _check_storable(device, name, granularity)
         if name in device.cells:
@@ -206,6 +211,11 @@ class Draft:
         :raises StateError: if a flag forbids it
         """
         forbid(cell.name, cell.state, REMOVAL)
+        if cell.state.readonly:
+            raise ReadonlyError(
+                f"Cannot remove persistent bitmap '{cell.name}': no write access to node "
+                f"'{cell.device.name}'"
+            )
         plan = self.plan(cell)
         plan.removed = True
         self.alter(cell, cell.state.but(busy=True, skip_store=True))
@@ -223,7 +233,7 @@ class Draft:
         :raises UnsupportedError: if its store cannot hold it, for example for its name
         :raises StoreError, MemoryError: if there is no space for its bits
         """
-        forbid(cell.name, cell.state, REMOVAL)
+        forbid(cell.name, cell.state, REPAIR)
         state, device = cell.state, cell.device
         if state.reason is None:
             raise StateError(f"Bitmap '{cell.name}' is not inconsistent")
@@ -278,10 +288,6 @@ def _check_storable(device: Device, name: str, granularity: int) -> None:
         )
     if name in device.cells:
         return  # which is complained of before what the store has against it
-    if device.read_only:
-        raise UnsupportedError(
-            f"Can't make bitmap '{name}' persistent in '{device.name}': the node is read-only"
-        )
     device.volume.check_new(name, granularity, _StoredNames(device))
 
 

@@ -39,10 +39,12 @@ class Forbidding(Flag):
     INCONSISTENT = 4
 
 
-#: What forbids a change of content; use that leaves the content; removal.
+#: What forbids a change of content; use that leaves the content; repair; removal, which a node
+#: that is read-only refuses in its own words.
 CHANGE = Forbidding.BUSY | Forbidding.READONLY | Forbidding.INCONSISTENT
 USE = Forbidding.BUSY | Forbidding.INCONSISTENT
-REMOVAL = Forbidding.BUSY | Forbidding.READONLY
+REPAIR = Forbidding.BUSY | Forbidding.READONLY
+REMOVAL = Forbidding.BUSY
 
 
 class Preserved:

@@ -148,6 +148,12 @@ class QmpClient:
         message: Json = json.loads(line)
         return message
 
+    @property
+    def version(self) -> tuple[int, int]:
+        """Of QEMU: the major and the minor one."""
+        version = self.greeting["QMP"]["version"]["qemu"]
+        return version["major"], version["minor"]
+
     def close(self) -> None:
         self._file.close()
         self._socket.close()
@@ -354,8 +360,7 @@ class Daemon:
     @property
     def version(self) -> tuple[int, int]:
         assert self._client is not None
-        version = self._client.greeting["QMP"]["version"]["qemu"]
-        return version["major"], version["minor"]
+        return self._client.version
 
     def execute(self, command: Json) -> Json:
         """One QMP command; see `QmpClient.execute`."""
