@@ -28,6 +28,9 @@ from pybitmap.store.qcow2.file import File
 UTILS = "qemu-utils"
 MIB = 1 << 20
 
+#: Seconds. A machine that is busy is no failure; what hangs ends all the same.
+PATIENCE = 600
+
 #: What `qemu-img check` returns.
 FINE, LEAKS = 0, 3
 
@@ -53,7 +56,11 @@ def qemu_io(path: Path | str, *commands: str, options: Sequence[str] = ()) -> No
 
 def _run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(each) for each in arguments], capture_output=True, text=True, check=False, timeout=60
+        [str(each) for each in arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
     )
 
 
