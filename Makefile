@@ -123,6 +123,8 @@ ASAN_PYTEST = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-
     $(BIN)/pytest -q -m core -p no:cacheprovider
 
 asan-py: build/asan/site/pybitmap $(VENV)/.test
+	@$(CC) -print-file-name=libasan.so | grep -q / || { echo "make asan-py: nothing was run, $(CC) has no libasan.so to load" \
+	    "into Python; gcc has" >&2; exit 1; }
 	@rm -f $(ASAN_LOG).*
 	@failed=; \
 	$(ASAN_PYTEST) || failed=1; \
@@ -138,16 +140,23 @@ build/asan/site/pybitmap: $(BUILD_FILES) $(wildcard pybitmap/*.py) | $(VENV)/.te
 	rm -rf build/lib.* build/temp.* build/bdist.*
 	@touch $@
 
-build/asan/test_model_mapped: tests/c/test_model.c $(SOURCES) $(HEADERS)
+# gcc brings the libraries of its sanitizers.
+define linked_with
 	@mkdir -p $(@D)
+	@echo 'int main(void) { return 0; }' | $(CC) $(1) -x c -o $(@D)/empty - 2> /dev/null || { echo "make: nothing was run," \
+	    "$(CC) does not link with $(filter -fsanitize%,$(1)). clang's libraries for it are in Debian's libclang-rt-dev" >&2; exit 1; }
+endef
+
+build/asan/test_model_mapped: tests/c/test_model.c $(SOURCES) $(HEADERS)
+	$(call linked_with,$(ASAN))
 	$(CC) $(CFLAGS_C) $(ASAN) $(DEFINES) -o $@ $< $(SOURCES) -pthread
 
 build/asan/%: tests/c/%.c $(SOURCES) $(HEADERS)
-	@mkdir -p $(@D)
+	$(call linked_with,$(ASAN))
 	$(CC) $(CFLAGS_C) $(ASAN) $(DEFINES) -o $@ $< $(SOURCES) -pthread
 
 build/tsan/%: tests/c/%.c $(SOURCES) $(HEADERS)
-	@mkdir -p $(@D)
+	$(call linked_with,$(TSAN))
 	$(CC) $(CFLAGS_C) $(TSAN) $(DEFINES) -o $@ $< $(SOURCES) -pthread
 
 # Once round, or a fifth of it: half a minute for each machine.

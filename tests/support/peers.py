@@ -18,11 +18,15 @@ def peer(name: str, package: str) -> str:
     """
     path = shutil.which(name)
     if path is None:
-        reason = f"{name} is not installed (Debian package {package})"
-        if os.environ.get("PYBITMAP_REQUIRE_PEERS") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        missing(f"{name} is not installed (Debian package {package})")
     return path
+
+
+def missing(reason: str) -> NoReturn:
+    """Skip the test, or fail it if PYBITMAP_REQUIRE_PEERS=1, for what could be installed."""
+    if os.environ.get("PYBITMAP_REQUIRE_PEERS") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 def package(name: str) -> Any:
@@ -30,10 +34,7 @@ def package(name: str) -> Any:
     try:
         return import_module(name)
     except ImportError:
-        reason = f"{name} is not installed: pip install '.[test]'"
-        if os.environ.get("PYBITMAP_REQUIRE_PEERS") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        missing(f"{name} is not installed: pip install '.[test]'")
 
 
 def lacking(reason: str) -> NoReturn:
