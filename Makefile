@@ -83,9 +83,10 @@ interrupts: $(VENV)/.test ## Raise at every line of every change of bitmaps, at 
 	PYBITMAP_ALL_LINES=1 $(BIN)/python -m pytest -n auto tests/block/test_interrupts.py \
 	    tests/block/test_no_memory.py tests/block/test_signals.py
 
-wheel: $(VENV)/.dev ## Build the wheel and the source archive into dist/
-	$(BIN)/pip -q install build
-	$(BIN)/python -m build
+wheel: $(VENV)/.package ## Build source archive and wheel into dist/ (WHEEL_PYTHONS="python3 pypy3": wheels of these), and look at them
+	rm -rf dist
+	BIN=$(BIN) CC=$(CC) tests/support/packages.sh dist $(WHEEL_PYTHONS)
+	$(BIN)/python tests/support/check_packages.py dist
 
 clean: ## Remove all that was built
 	rm -rf build dist *.egg-info $(VENV) pybitmap/_cffi.c pybitmap/*.so pybitmap/_cffi.*.so
