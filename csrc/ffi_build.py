@@ -15,6 +15,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 HEADERS = [
     *("hbitmap.h", "tracker.h", "pybitmap_table.h"),
     *("files.h", "kvm.h", "memory.h", "process.h", "unicorn.h"),
+    *("mask.h", "arrow.h", "capsule.h"),
 ]
 INTERNAL = [
     *("block.h", "copies.h", "count.h", "locks.h", "pages.h", "probe.h", "protocol.h"),
@@ -24,7 +25,7 @@ SOURCES = [
     *("block.c", "pages.c", "probe.c", "protocol.c", "locks.c", "mark.c", "clear.c", "search.c"),
     *("count.c", "ops.c", "sets.c", "foreign.c", "serial.c", "threads.c", "words.c", "check.c"),
     *("tracker.c", "copies.c", "files.c", "kvm.c", "memory.c", "process.c"),
-    "unicorn.c",
+    *("unicorn.c", "mask.c", "arrow.c"),
 ]
 
 

@@ -36,7 +36,7 @@ except ModuleNotFoundError as error:
 from .errors import BitmapError, InvalidError, MismatchError, RangeError
 
 if TYPE_CHECKING:
-    from ._typing import Integers, Readable, Writable
+    from ._typing import Integers, Mask, Readable, Writable
 
 #: A C object or pointer; cffi has no types for them.
 CData = Any
@@ -133,6 +133,9 @@ hbmem_close: Callable[[CData], None] = lib.hbmem_close
 hbmem_copy_sparse: Callable[[CData, CData, int], None] = lib.hbmem_copy_sparse
 
 hbprocess_number: Callable[[], int] = lib.hbprocess_number
+
+hbmask_pack: Callable[[CData, CData, int], int] = lib.hbmask_pack
+hbmask_unpack: Callable[[CData, CData, int], None] = lib.hbmask_unpack
 
 #: What hbmem_open fails at, and what the kernel may be lacking.
 HBMEM_SYSTEM: int = lib.HBMEM_SYSTEM
@@ -531,7 +534,7 @@ def integers(name: str, data: Integers) -> CData:
     :raises RangeError: if one does not fit 64 bits
     """
     numbers: Any = data
-    view = _view_of(data)
+    view = view_of(data)
     if view is not None:
         if view.ndim != 1:
             raise InvalidError(f"{name} must have one dimension, not {view.ndim}")
@@ -558,8 +561,10 @@ def integers(name: str, data: Integers) -> CData:
         raise _not_64_bits(name, numbers) from None  # type: ignore[misc]
 
 
-def _view_of(data: object) -> memoryview | None:
+def view_of(data: object) -> memoryview | None:
     """Of a buffer, or of the array that something is, as those of pandas, Polars and pyarrow."""
+    if isinstance(data, Lent):
+        return data.data
     if not isinstance(data, memoryview) and hasattr(type(data), "__array__"):
         data = data.__array__()  # type: ignore[attr-defined]
     try:
@@ -590,12 +595,44 @@ def integers_in(data: object) -> CData | list[int] | None:
     Those of 64 bits as ``uint64_t[]``, without a copy if possible; negative ones are beyond 2**63.
     Those of 16 and 32 as a list. Of single bytes none: they may be packed bits.
     """
-    view = _view_of(data)
+    view = view_of(data)
     if view is None or view.ndim != 1:
         return None
     if view.format in _INT64_FORMATS and view.itemsize == 8:
         return _aligned(view)
     return view.tolist() if view.format in ("I", "i", "H", "h") else None
+
+
+def bools(name: str, data: Mask) -> CData:
+    """Many bools as ``uint8_t[]``, which is a context manager: those of a buffer of bools or bytes
+    as they lie there, if they follow each other, all others as a copy.
+
+    :raises TypeError: if these are no bools
+    :raises InvalidError: if they have not one dimension
+    """
+    view = view_of(data)
+    if view is not None:
+        if view.ndim != 1:
+            raise InvalidError(f"{name} must have one dimension, not {view.ndim}")
+        if view.format in ("?", "B", "b", "c"):
+            return ffi.from_buffer("uint8_t[]", view if view.c_contiguous else view.tobytes())
+        if view.format != "O":
+            raise TypeError(
+                f"{name} must be bools, or bytes 0 and 1; not a buffer of format {view.format!r}: "
+                "what is dirty by its numbers is for update()"
+            )
+    try:
+        values = list(cast("Iterable[Any]", data))
+    except TypeError:
+        raise TypeError(f"{name} must be bools, not {type(data).__name__}") from None
+    for i, value in enumerate(values):
+        try:
+            good = value in (False, True)
+        except (TypeError, ValueError):  # as of pandas' NA, and of arrays
+            good = False
+        if not good:
+            raise TypeError(f"{name}[{i}] is {value!r}, no bool")
+    return ffi.from_buffer("uint8_t[]", bytes(map(bool, values)))
 
 
 def with_ranges(
@@ -629,7 +666,7 @@ def with_ranges(
 
 def _refuse_negative(name: str, c_numbers: CData, data: object) -> None:
     """Words the error where signed numbers were taken as they lie there."""
-    view = _view_of(data)
+    view = view_of(data)
     if view is not None and view.format[-1:] in "lq":
         error = _not_64_bits(name, ffi.cast("int64_t *", c_numbers)[0 : len(c_numbers)])
         if error is not None:
@@ -699,6 +736,41 @@ def check(hb: CData) -> None:
     reason = new("const char **")
     if lib.hbitmap_check(hb, reason):
         raise AssertionError(ffi.string(reason[0]).decode())
+
+
+class Lent:
+    """Numbers of ours that every Python lends, though only that from 3.12 on as a buffer."""
+
+    __slots__ = ()
+
+    @property
+    def data(self) -> memoryview:
+        """The numbers."""
+        raise NotImplementedError
+
+
+def arrow_stream(values: memoryview, nrows: int, ncolumns: int) -> object:
+    """A capsule with a stream of Arrow's, as its PyCapsule interface has it: see ``csrc/arrow.h``.
+    Of CPython's.
+
+    :param values: uint64, row by row, which are copied
+    :raises MemoryError: if there is no memory for that
+    """
+    # The capsule is made before there is anything in it: what an interruption leaves is empty.
+    import ctypes
+
+    pointer = ctypes.c_void_p
+    prototype = ctypes.PYFUNCTYPE(ctypes.py_object, pointer, pointer, pointer)
+    new_capsule = prototype(("PyCapsule_New", ctypes.pythonapi))
+    stream = lib.hbarrow_alloc()
+    if not stream:
+        raise MemoryError("no memory for a table")
+    name, destructor = lib.hbarrow_capsule_name(), lib.hbarrow_capsule_destructor()
+    capsule: object = new_capsule(address(stream), address(name), destructor)
+    with ffi.from_buffer("uint64_t[]", values) as c_values:
+        if lib.hbarrow_fill(stream, c_values, nrows, ncolumns):
+            raise MemoryError(f"no memory for a table of {nrows} rows")
+    return capsule
 
 
 class CffiEntry:

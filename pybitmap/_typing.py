@@ -23,3 +23,6 @@ Writable = Union["WriteableBuffer", Array]
 
 #: Many whole numbers.
 Integers = Union["ReadableBuffer", Array, Iterable[SupportsIndex]]
+
+#: Many bools, or bytes that are 0 and 1.
+Mask = Union["ReadableBuffer", Array, Iterable[object]]

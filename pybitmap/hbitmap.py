@@ -46,6 +46,7 @@ from ._core import (
 )
 from ._entry import _fast, filled_bytes, in_front, leave_aside
 from ._fork import in_child
+from .arrays import Areas, Items
 from .errors import InvalidError, RangeError, StateError
 from .native import Pin
 
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
     from typing_extensions import Self
 
-    from ._typing import Integers, Readable, Writable
+    from ._typing import Integers, Mask, Readable, Writable
 
     Operation = Callable[[CData, CData, CData], int]
 
@@ -646,10 +647,21 @@ class HBitmap(Base, MutableSet[int]):
             if not full:
                 return
 
-    def areas_array(self, start: int = 0, *, end: int | None = None) -> memoryview:
-        """The areas of :meth:`areas` at once: a memoryview of format 'Q', shape (n, 2).
+    def areas_array(self, start: int = 0, *, end: int | None = None) -> Areas:
+        """The areas of :meth:`areas` at once, for NumPy, pandas, Polars and pyarrow.
 
-        ``numpy.asarray`` takes it without a copy. In the machine's byte order, as :attr:`words`.
+        ``numpy.asarray`` takes it without a copy: uint64, shape (n, 2). In a table the columns are
+        called ``offset`` and ``length``: see :class:`pybitmap.arrays.Areas`.
+
+        :raises RangeError: if ``start`` or ``end`` is negative
+
+        Writer: what is marked or cleared meanwhile is in it or not. Interrupted: nothing is left.
+        Kill, fork, drop, twin: as for every bitmap; the array is a copy.
+
+        >>> hb = HBitmap(100)
+        >>> hb.set(10, 20)
+        >>> hb.areas_array().tolist()
+        [[10, 20]]
         """
         start, end = self._search_bounds(start, end)
         room, nareas = _FIRST_AREAS, 0
@@ -668,17 +680,14 @@ class HBitmap(Base, MutableSet[int]):
             more = _core.new_words(2 * room)
             _core.move(more, pairs, 16 * nareas)
             pairs = more
-        # A cast cannot make a shape with a 0 in it, a slice can. (PyPy's slices of views with two
-        # dimensions are wrong about their size, so not otherwise.)
-        view = memoryview(_core.buffer(pairs, 16 * max(1, nareas)))
-        view = view.cast("Q", [max(1, nareas), 2])
-        return view if nareas else view[:0]
+        return Areas(memoryview(_core.buffer(pairs, 16 * max(1, nareas))).cast("Q"), nareas)
 
-    def items_array(self, start: int = 0, *, end: int | None = None) -> memoryview:
-        """The starts of the dirty groups that have items in ``[start, end)``, at once and in order:
-        a memoryview of format 'Q', shape (n,), in items.
+    def items_array(self, start: int = 0, *, end: int | None = None) -> Items:
+        """The starts of the dirty groups that have items in ``[start, end)``, at once and in order,
+        in items.
 
-        ``numpy.asarray`` takes it without a copy, and so does :meth:`update`.
+        ``numpy.asarray`` takes it without a copy (uint64, shape (n,)), and so does :meth:`update`.
+        In a table the column is called ``offset``: see :class:`pybitmap.arrays.Items`.
 
         :raises RangeError: if ``start`` or ``end`` is negative
 
@@ -707,7 +716,55 @@ class HBitmap(Base, MutableSet[int]):
             _core.move(more, items, 8 * nitems)
             items = more
         view = memoryview(_core.buffer(items, 8 * max(1, nitems))).cast("Q")
-        return view[: bisect_left(view, end, 0, nitems)]
+        return Items(view, bisect_left(view, end, 0, nitems))
+
+    def to_mask(self, start: int = 0, *, end: int | None = None) -> memoryview:
+        """A bool for each group that has items in ``[start, end)``, True where it is dirty: a
+        memoryview of format '?', which ``numpy.asarray`` takes without a copy.
+
+        Element ``i`` is the group that begins at item ``(start // group_size + i) * group_size``,
+        so ``numpy.flatnonzero(hb.to_mask()) * hb.group_size`` are the elements. It has a byte for
+        each group, dirty or not: :meth:`items_array` grows with what is dirty.
+
+        :raises RangeError: if ``start`` or ``end`` is negative
+
+        Writer: marks that have returned before are in it, if nothing clears meanwhile. It takes the
+        lock, so no clear shows by half. Interrupted: nothing is left. Kill, fork, drop, twin: as
+        for every bitmap; the mask is a copy.
+
+        >>> hb = HBitmap(10, group_size=2)
+        >>> hb.set(5, 2)
+        >>> hb.to_mask().tolist()
+        [False, False, True, True, False]
+        """
+        start, end = self._search_bounds(start, end)
+        bits = self._granularity
+        first = start >> bits
+        while True:
+            size = self.size
+            nbits = max(0, -(-min(end, size) >> bits) - first)
+            try:
+                data, head = self._words_from(first, nbits, size) if nbits else (b"", 0)
+                break
+            except (RangeError, InvalidError):
+                if self.size == size:
+                    raise
+        mask = bytearray(head + nbits)
+        with _core.raw_array("bits", data) as c_bits, _core.raw_array("a mask", mask) as c_mask:
+            _core.hbmask_unpack(c_mask, c_bits, len(mask))
+        bools: Any = memoryview(mask).cast("?")[head:]
+        return cast(memoryview, bools)
+
+    def _words_from(self, first: int, nbits: int, size: int) -> tuple[bytes, int]:
+        """Little-endian words that have the bits of some groups; and how many bits are before."""
+        bits = self._granularity
+        if not _core.hbitmap_is_serializable(self._hb):  # 2**63 items are 32 groups then, at most
+            word = sum(self.get(first + i << bits) << i for i in range(nbits))
+            return word.to_bytes(8, "little"), 0
+        head = first % 64  # a chunk has whole words
+        nwords = -(-(head + nbits) // 64)
+        start = first - head << bits
+        return self.serialize(start, min(64 * nwords << bits, size - start)), head
 
     def next_dirty(self, start: int, count: int | None = None) -> int | None:
         """The first dirty item of the ``count`` items from ``start`` on (None: to the end).
@@ -1436,6 +1493,55 @@ class HBitmap(Base, MutableSet[int]):
         hb._fill(data)
         return hb
 
+    @classmethod
+    def from_mask(
+        cls,
+        mask: Mask,
+        *,
+        size: int | None = None,
+        granularity: int | None = None,
+        group_size: int | None = None,
+    ) -> Self:
+        """A bitmap in which group ``i`` is dirty if ``mask[i]`` is True: see :meth:`to_mask`.
+
+        :param mask: bools: an array of NumPy's, a Series, a list; or a buffer of bytes 0 and 1
+        :param size: in items; None: as many whole groups as the mask has elements. Given, it says
+            how many items the last group has
+        :param granularity: as ``group_size``: see :class:`HBitmap`
+        :raises TypeError: if these are no bools. What is dirty by its numbers goes to
+            :meth:`update`, packed bits to :meth:`merge_bits`
+        :raises InvalidError: if it has not one dimension, a byte is neither 0 nor 1, or the size
+            has another number of groups
+
+        Writer: what changes in the mask meanwhile is in it or not. Interrupted, fork, kill, twin:
+        the bitmap is new, and nobody else's. Drop: the mask is given back also by an error.
+
+        >>> hb = HBitmap.from_mask([True, False, True], group_size=4096)
+        >>> hb, list(hb)
+        (<HBitmap size=12288 granularity=12 dirty=8192>, [0, 8192])
+        """
+        bits = _core.granularity_of(granularity, group_size)
+        _core.check_granularity(bits)
+        with _core.bools("mask", mask) as c_bools:
+            nbits = len(c_bools)
+            size = min(nbits << bits, _core.MAX_SIZE) if size is None else index(size)
+            hb = cls(size, bits)
+            if -(-size >> bits) != nbits:
+                raise InvalidError(
+                    f"the mask has {nbits} elements, and a bitmap of {size} items "
+                    f"{-(-size >> bits)} groups of {1 << bits}: it must have one for each"
+                )
+            packed = bytearray(-(-nbits // 8))
+            with _core.raw_array("bits", packed) as c_bits:
+                bad = _core.hbmask_pack(c_bits, c_bools, nbits)
+            if bad < nbits:
+                raise InvalidError(
+                    f"mask[{bad}] is {c_bools[bad]}, and a mask has 0 and 1 (or bools): packed "
+                    "bits are for merge_bits()"
+                )
+        hb.merge_bits(packed)
+        return hb
+
     def _fill(self, data: Readable) -> None:
         nbytes = _core.byte_array("data", data)[1]
         expected = _core.hbitmap_serialization_size(self._hb, 0, self.size)
@@ -1458,11 +1564,7 @@ class HBitmap(Base, MutableSet[int]):
             and 8 * _core.hbitmap_nonzero_words(self._hb) > nwords
         )
         data: Any
-        if dense:
-            data = self.serialize()
-        else:
-            areas = self.areas_array()
-            data = _little_endian(areas.cast("B") if areas.nbytes else b"")
+        data = self.serialize() if dense else _little_endian(self.areas_array().tobytes())
         if index(cast(int, protocol)) >= 5:
             data = PickleBuffer(data if isinstance(data, bytes) else bytes(data))
         elif not isinstance(data, bytes):

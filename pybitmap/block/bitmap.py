@@ -35,6 +35,7 @@ from .state import CHANGE, State, forbid
 
 if TYPE_CHECKING:
     from .._typing import Integers
+    from ..arrays import Areas
 
 
 class DirtyBitmap(NotCopied):
@@ -136,8 +137,8 @@ class DirtyBitmap(NotCopied):
         """The dirty areas ``(offset, nbytes)``, see :meth:`HBitmap.areas`."""
         return self._state.bits.areas(start, end=end)
 
-    def areas_array(self, start: int = 0, *, end: int | None = None) -> memoryview:
-        """The same at once, format 'Q', shape (n, 2), see :meth:`HBitmap.areas_array`."""
+    def areas_array(self, start: int = 0, *, end: int | None = None) -> Areas:
+        """The same at once, for NumPy, pandas, Polars: see :meth:`HBitmap.areas_array`."""
         return self._state.bits.areas_array(start, end=end)
 
     def sha256(self) -> str:

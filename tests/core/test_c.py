@@ -47,6 +47,11 @@ def test_every_function_agrees_with_the_model(tmp_path: Path, flags: list[str]) 
     assert "ok random operations" in output
 
 
+def test_streams_and_masks_are_what_was_given(tmp_path: Path) -> None:
+    output = succeed([build(tmp_path, "test_arrays"), "1"])
+    assert "ok streams\nok masks" in output
+
+
 def test_nothing_is_undefined_in_the_eyes_of_clang_either(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -806,7 +806,7 @@ def test_what_is_searched_in_batches_is_the_same(length: int, gap: int, granular
         model.set(start, count)
     assert list(hb) == sorted(model)
     assert list(hb.areas()) == model.areas()
-    assert hb.areas_array().cast("B").cast("Q").tolist() == [
+    assert hb.areas_array().data.cast("B").cast("Q").tolist() == [
         n for area in model.areas() for n in area
     ]
 
@@ -895,8 +895,8 @@ def test_areas_and_items_come_whole_whatever_their_number(nareas: int) -> None:
 
 def test_areas_array_without_areas_has_shape_0_2() -> None:
     areas = HBitmap(100).areas_array()
-    assert areas.format == "Q"
-    assert areas.shape == (0, 2)
+    assert areas.data.format == "Q"
+    assert areas.data.shape == areas.shape == (0, 2)
     assert areas.tolist() == []
 
 
@@ -912,7 +912,7 @@ def test_areas_array_has_room_for_many(nareas: int) -> None:
     hb.set_many(array("Q", range(0, 3 * nareas, 3)), array("Q", [2]) * nareas)
     areas = hb.areas_array()
     assert areas.shape == (nareas, 2)
-    flat = areas.cast("B").cast("Q").tolist()
+    flat = areas.data.cast("B").cast("Q").tolist()
     assert flat[::2] == [*range(0, 3 * nareas, 3)]
     assert set(flat[1::2]) == {2}
 

@@ -87,6 +87,7 @@ CALLS = [
     lambda: torn.truncate(5), lambda: torn.pin().__enter__(),
     lambda: torn.flip(0), lambda: torn.rank(5), lambda: torn.select(0), lambda: torn.prev_dirty(),
     lambda: torn.items_array(), lambda: torn.merge_bits(b"\\1"), lambda: torn.update(range(5)),
+    lambda: torn.to_mask(),
     lambda: torn.copy_areas(bytearray(5), b"12345"), lambda: torn.intersection_count(torn),
     lambda: asked.union_count(torn), lambda: torn & torn,
 ]

@@ -246,6 +246,7 @@ BUFFERING: list[Callable[[HBitmap], object]] = [
     lambda hb: hb.serialize(),
     lambda hb: hb.areas_array(),
     lambda hb: hb.items_array(),
+    lambda hb: hb.to_mask(),
     lambda hb: list(hb.areas()),
     lambda hb: list(hb),
     lambda hb: hb.status(0),
@@ -507,6 +508,9 @@ REFUSED = """
         "node.items = iter(hb); next(node.items)",
         "node.areas = hb.areas(); next(node.areas)",
         "node.array = hb.areas_array()",
+        "node.numbers = [hb.items_array().data, hb.areas_array().length]",
+        "node.mask = hb.to_mask()",
+        REFUSED.format(statement="HBitmap.from_mask(bytearray(b'5'))"),
         "node.pin = hb.pin()",
         "node.buffers = []; pickle.dumps(hb, 5, buffer_callback=node.buffers.append)",
         "hb.set(0, 100000)\n    node.buffers = []; "

@@ -294,3 +294,61 @@ def test_a_series_of_polars_is_an_operand_on_the_right_and_refuses_to_be_one_on_
     assert hb | series == {8, 16}
     with pytest.raises((TypeError, polars.exceptions.PolarsError)):
         series | hb
+
+
+@pytest.mark.parametrize("granularity", [0, 9])
+def test_masks_are_arrays_of_bools_without_a_copy(granularity: int) -> None:
+    rng = np.random.default_rng(1)
+    expected = rng.random(1000) < 0.3
+    hb = HBitmap.from_mask(expected, granularity=granularity)
+    mask = hb.to_mask()
+    array = np.asarray(mask)
+    assert array.dtype == np.bool_
+    assert np.shares_memory(array, np.asarray(mask))
+    assert np.array_equal(array, expected)
+    assert (np.flatnonzero(array) * hb.group_size).tolist() == list(hb)
+
+
+def test_masks_are_taken_however_they_lie() -> None:
+    square = np.random.default_rng(2).random((64, 64)) < 0.5
+    for mask in (square[3], square[:, 3], square[3, ::-1], square[3].view(np.uint8)):
+        assert np.array_equal(np.asarray(HBitmap.from_mask(mask).to_mask()), mask)
+    for series in (package("pandas").Series, package("polars").Series):
+        assert list(HBitmap.from_mask(series([False, True, True]))) == [1, 2]
+    assert list(HBitmap.from_mask([np.True_, np.False_])) == [0]
+    missing = package("pandas").array([True, None], dtype="boolean")
+    with pytest.raises(TypeError, match=r"mask\[1\]"):
+        HBitmap.from_mask(missing)
+
+
+@pytest.mark.parametrize(
+    ("mask", "error"),
+    [
+        (np.array([3, 5]), TypeError),
+        (np.array([0.0, 1.0]), TypeError),
+        (np.packbits([True] * 9), InvalidError),
+        (np.zeros((2, 2), bool), InvalidError),
+        (np.array(True), InvalidError),
+        (np.zeros(2, "M8[s]"), TypeError),
+        (np.array(["a"]), TypeError),
+    ],
+)
+def test_arrays_that_are_no_masks_are_refused(mask: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        HBitmap.from_mask(mask)
+
+
+def test_asarray_of_numbers_heeds_what_is_asked_for() -> None:
+    hb = HBitmap(1000)
+    hb.set(10, 20)
+    for numbers in (hb.areas_array(), hb.items_array()):
+        array = np.asarray(numbers)
+        assert array.tolist() == numbers.tolist()
+        assert array.shape == numbers.shape
+        assert np.asarray(numbers, dtype=np.int64).dtype == np.int64
+        assert not np.shares_memory(np.array(numbers), array)
+        assert np.shares_memory(np.asarray(numbers, dtype=np.uint64), array)
+        with pytest.raises(ValueError, match="copy"):
+            numbers.__array__(np.int32, copy=False)
+        with pytest.raises(TypeError):
+            operator.add(numbers, 1)

@@ -154,7 +154,7 @@ def test_items_array_has_all_elements(dirty: int) -> None:
     hb = HBitmap(30_000, 1)
     hb.update(range(0, 3 * dirty, 3))
     items = hb.items_array()
-    assert (items.format, items.ndim, items.shape) == ("Q", 1, (len(hb),))
+    assert (items.data.format, items.data.shape, items.shape) == ("Q", (len(hb),), (len(hb),))
     assert items.tolist() == list(hb)
 
 

@@ -459,14 +459,28 @@ class Machine(RuleBasedStateMachine):
         start = data.draw(positions(pair.model))
         end = data.draw(st.none() | positions(pair.model))
         items = pair.real.items_array(start, end=end)
-        assert (items.format, items.shape) == ("Q", (len(items),))
+        assert (items.data.format, items.data.shape) == ("Q", (len(items),))
         assert items.tolist() == pair.model.items(start, end)
+
+    @rule(n=PAIR, data=DATA)
+    def to_mask(self, n: int, data: st.DataObject) -> None:
+        pair = self.pairs[n]
+        granularity, size = pair.model.granularity, pair.model.size
+        start = data.draw(positions(pair.model))
+        end = data.draw(st.none() | positions(pair.model))
+        mask = pair.real.to_mask(start, end=end)
+        last = -(-(size if end is None else min(end, size)) >> granularity)
+        groups, starts = range(start >> granularity, last), set(pair.model)
+        assert mask.tolist() == [group << granularity in starts for group in groups]
+        whole = pair.real.to_mask()
+        made = HBitmap.from_mask(whole, size=size, granularity=granularity)
+        assert_same(made, pair.model)
 
     @rule(n=PAIR)
     def areas_array(self, n: int) -> None:
         pair = self.pairs[n]
         areas = pair.real.areas_array()
-        assert (areas.format, areas.ndim) == ("Q", 2)
+        assert (areas.data.format, areas.data.ndim) == ("Q", 2)
         assert areas.shape == (len(pair.model.areas()), 2)
         assert as_areas(areas) == pair.model.areas()
 

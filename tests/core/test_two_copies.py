@@ -246,7 +246,7 @@ def test_the_sources_export_nothing_but_their_own_names(visible: Path) -> None:
     )
     names = {line.split()[-1] for line in done.stdout.splitlines()}
     assert {"hbitmap_set", "hbtracker_mark"} <= names
-    known = "(hb(itmap|tracker|file|kvm|mem|process|unicorn)|copy)_"
+    known = "(hb(itmap|tracker|file|kvm|mem|process|unicorn|mask|arrow)|copy)_"
     assert not [name for name in names if not re.match(known, name)]
 
 

@@ -54,12 +54,28 @@ def bitmaps(starts: "npt.NDArray[np.uint64]", lengths: "npt.NDArray[np.int64]") 
         copied: int = hb.copy_areas(target, bytes(1 << 20))
         hb.copy_areas(np.zeros(1 << 20, np.uint8), b"")
     areas: Iterator[tuple[int, int]] = hb.areas()
+    numbers = hb.areas_array()
+    start, count = numbers[0]
+    hb.set_many(numbers.offset, numbers.length)
+    hb.set(hb.items_array()[0], start + count)
+    hb.update(hb.items_array(), *[numbers[1:].offset])
+    mask: memoryview = HBitmap.from_mask(starts > 5, group_size=512).to_mask()
+    pages_of: Pages = Pages.from_mask([True, False], size=2)
+    HBitmap.from_mask(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     first: Optional[int] = hb.next_dirty(0)
     taken: HBitmap = hb.drain()
     view: memoryview = hb.words
     both: HBitmap = hb | {1, 2}
     pages: Pages = Pages(10) & Pages(10)
-    return copied + len(list(areas)) + (first or 0) + len(taken) + len(view) + len(both | pages)
+    return (
+        copied
+        + len(list(areas))
+        + (first or 0)
+        + len(taken)
+        + len(view)
+        + len(both | pages | pages_of)
+        + len(mask)
+    )
 
 
 def disks(graph: BlockGraph, offsets: "npt.NDArray[np.uint64]") -> None:
