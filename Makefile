@@ -101,7 +101,7 @@ $(VENV)/.%: $(BUILD_FILES)
 	    PYTHONWARNINGS=ignore $(BIN)/pip -q --disable-pip-version-check install -e '.[$*]'
 	@touch $@
 
-asan-c: $(addprefix build/asan/test_,model model_mapped threads tracker)
+asan-c: $(addprefix build/asan/test_,model model_mapped threads tracker arrays)
 	for program in $^; do $$program $(SEED) || exit 1; done
 
 # Red zones stand only around what comes from malloc; the other build maps everything.
@@ -164,7 +164,8 @@ build/tsan/%: tests/c/%.c $(SOURCES) $(HEADERS)
 CROSS_SEED = $(or $(SEED),$$(date +%s))
 EMULATOR = $(firstword $(shell command -v qemu-$*-static) $(shell command -v qemu-$*))
 
-$(addprefix cross-,$(MACHINES)): cross-%: $(addprefix build/cross/%/test_,model model_mapped threads tracker)
+$(addprefix cross-,$(MACHINES)): cross-%: $(addprefix build/cross/%/test_,model model_mapped threads tracker arrays)
+	$(EMULATOR) build/cross/$*/test_arrays $(CROSS_SEED)
 	$(EMULATOR) build/cross/$*/test_model $(CROSS_SEED) 1
 	$(EMULATOR) build/cross/$*/test_model_mapped $(CROSS_SEED) 1
 	$(EMULATOR) build/cross/$*/test_threads $(CROSS_SEED) 1
