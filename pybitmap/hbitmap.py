@@ -597,6 +597,17 @@ class HBitmap(Base, MutableSet[int]):
             return "<HBitmap, torn by a fork>"
         return f"<HBitmap size={self.size} granularity={self._granularity} dirty={dirty}>"
 
+    def _repr_html_(self) -> str:
+        """For notebooks: a picture of where it is dirty, in SVG, of bounded size.
+
+        Never raises. Writer: a mark that returned before shows, if nothing clears meanwhile; one
+        made meanwhile may. Kill, fork, drop, twin: as for every bitmap; one that cannot be looked
+        at is told by its ``repr``.
+        """
+        from .picture import picture, shown
+
+        return shown(self, lambda: picture(self, type(self).__name__))
+
     # ---- searches ---------------------------------------------------------------------------
 
     #: Not by index, which is what Python would do.

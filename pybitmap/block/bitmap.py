@@ -120,6 +120,12 @@ class DirtyBitmap(NotCopied):
             f"{''.join(' ' + flag for flag in flags)}>"
         )
 
+    def _repr_html_(self) -> str:
+        """For notebooks, as :meth:`HBitmap._repr_html_`; of a frozen bitmap, what is frozen."""
+        from ..picture import picture, shown
+
+        return shown(self, lambda: picture(self._state.bits, self.name, "bytes"))
+
     # ---- what it holds ----------------------------------------------------------------------
 
     def count(self, start: int | None = None, count: int | None = None) -> int:

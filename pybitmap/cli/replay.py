@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from ..picture import Cells, percent
 from ..replay import (
     DEFAULT_GRANULARITY,
     DEFAULT_MEMORY_LIMIT,
@@ -63,7 +64,7 @@ def print_replay(result: Replay, console: Console, width: int | None) -> None:
         (
             exact_size(marked.granularity),
             str(marked.count),
-            _percent(marked.share),
+            percent(marked.share),
             str(marked.areas),
             _millions(rate(len(trace), marked.seconds)),
         )
@@ -138,14 +139,6 @@ def _value(value: object) -> str:
     return "none" if value is None else json.dumps(value) if isinstance(value, list) else str(value)
 
 
-def _percent(share: float) -> str:
-    if 0 < share < 0.0001:
-        return "< 0.01 %"
-    if 0.9999 < share < 1:
-        return "> 99.99 %"
-    return f"{share:.2%}".replace("%", " %")
-
-
 def _millions(rate: float | None) -> str:
     return "-" if rate is None else f"{rate / 1e6:.1f} M"
 
@@ -161,25 +154,16 @@ def picture(marked: Marked, size: int, width: int, ascii_only: bool = False) -> 
     if size == 0:
         return
     shades, border = (" .:+#", "|") if ascii_only else (" ░▒▓█", "│")
-    columns = max(16, (width - 10) // 16 * 16)
-    cell = marked.granularity
-    while cell * columns * PICTURE_ROWS < size:
-        cell *= 2
-    row = cell * columns
-    labels = [exact_size(start) for start in range(0, size, row)]
-    indent = max(map(len, labels))
+    cells = Cells(marked.bitmap, max(16, (width - 10) // 16 * 16), PICTURE_ROWS)
+    rows = [(exact_size(start), levels) for start, levels in cells.rows()]
+    indent = max(len(label) for label, _ in rows)
     yield f"Where the disk is dirty, at granularity {exact_size(marked.granularity)}:"
     yield ""
-    for label, start in zip(labels, range(0, size, row)):
-        cells = ""
-        for offset in range(start, min(start + row, size), cell):
-            nbytes = min(cell, size - offset)
-            dirty = marked.bitmap.count(offset, nbytes)
-            cells += shades[4 if dirty == nbytes else -(-3 * dirty // nbytes)]
-        yield f" {label:>{indent}} {border}{cells}{border}"
+    for label, levels in rows:
+        yield f" {label:>{indent}} {border}{''.join(shades[each] for each in levels)}{border}"
     yield ""
     yield (
-        f"One cell is {exact_size(cell)}: '{shades[0]}' clean  {shades[1]} up to 1/3"
+        f"One cell is {exact_size(cells.cell)}: '{shades[0]}' clean  {shades[1]} up to 1/3"
         f"  {shades[2]} up to 2/3  {shades[3]} more  {shades[4]} all"
     )
     yield ""

@@ -107,6 +107,7 @@ def child():
         assert list(torn) == [5] and 5 in torn
         return 0
     assert list(own) == [5] and 5 in own and own.drain().count() == 1
+    assert torn._repr_html_() == "<pre>&lt;HBitmap, torn by a fork&gt;</pre>"
     for number, call in enumerate(CALLS):
         try:
             call()
