@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import doctest
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,8 @@ def test_what_a_page_shows_happens(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for needed in re.findall(r"^>>> from (unicorn) import", page.read_text("utf-8"), re.MULTILINE):
+    needs = r"^>>> (?:from|import) (unicorn|numpy|matplotlib)\b"
+    for needed in re.findall(needs, page.read_text("utf-8"), re.MULTILINE):
         package(needed)
     failed, _ = doctest.testfile(
         str(page), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE
@@ -36,6 +39,23 @@ def test_a_page_has_an_example_what_it_costs_and_a_row(page: Path) -> None:
 
 
 ROOT = HOWTO.parents[1]
+
+
+def test_the_example_of_plots_draws_a_trace(tmp_path: Path) -> None:
+    package("matplotlib")
+    plot, trace = ROOT / "examples" / "plot.py", ROOT / "examples/traces/tiny.trace.gz"
+    done = subprocess.run(
+        [sys.executable, str(plot), str(trace), str(tmp_path / "plot.svg")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "bytes dirty in" in done.stdout
+    assert "<svg" in (tmp_path / "plot.svg").read_text(encoding="utf-8")
+
+
 LINKING = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")]
 
 
