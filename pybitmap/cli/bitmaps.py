@@ -312,8 +312,9 @@ def add_command(
     whatever format, by the names that programs give them. There NAME is NODE/BITMAP; if the store
     has one node only, a BITMAP without a slash will do.
 
-    If it fails, or is interrupted, nothing is left of a store that it would have made; if it is
-    killed, at most an empty one, which the next add takes.
+    If it fails, is interrupted or killed, nothing is left of a store that it would have made: it
+    is made aside (what a kill leaves there, the next add removes). Only where an empty directory
+    is there already, or without locks, a kill may leave an empty store, which the next add takes.
 
     \b
     Examples:
@@ -338,21 +339,29 @@ def add_command(
 @_some_names
 @click.option("--stale", is_flag=True, help="All that are inconsistent, and no others.")
 @_node
+@json_option
 @_no_lock
 def remove_command(
-    path: str, names: tuple[str, ...], stale: bool, node: str | None, no_lock: bool
+    path: str,
+    names: tuple[str, ...],
+    stale: bool,
+    node: str | None,
+    as_json: bool,
+    no_lock: bool,
 ) -> None:
     """Remove bitmaps from TARGET.
 
     All that are named or, if one of them cannot be removed, none. With --stale, their names are
-    printed.
+    printed; with --json those of all that were removed.
 
     \b
     Examples:
       pybitmap remove disk.qcow2 daily weekly
       pybitmap remove disk.qcow2 --stale
+      pybitmap remove disks.bitmaps --stale --json
     """
-    _change_some(path, no_lock, names, node, stale, "--stale", remove)
+    removed = "removed" if as_json else None
+    _change_some(path, no_lock, names, node, stale, "--stale", remove, removed)
 
 
 @command("clear")
@@ -551,21 +560,30 @@ def resize_command(path: str, size: int, node: str | None, shrink: bool, no_lock
 @_some_names
 @click.option("--all", "everything", is_flag=True, help="All that are inconsistent.")
 @_node
+@json_option
 @_no_lock
 def repair_command(
-    path: str, names: tuple[str, ...], everything: bool, node: str | None, no_lock: bool
+    path: str,
+    names: tuple[str, ...],
+    everything: bool,
+    node: str | None,
+    as_json: bool,
+    no_lock: bool,
 ) -> None:
     """Make inconsistent bitmaps usable: all dirty.
 
     The next incremental backup copies the whole disk, so nothing that was written is missed. What
-    records when a program opens it is as before. With --all, the names are printed.
+    records when a program opens it is as before. With --all, the names are printed; with --json
+    those of all that were repaired.
 
     \b
     Examples:
       pybitmap repair disk.qcow2 daily
       pybitmap repair disks.bitmaps --all
+      pybitmap repair disks.bitmaps --all --json
     """
-    _change_some(path, no_lock, names, node, everything, "--all", repair)
+    repaired = "repaired" if as_json else None
+    _change_some(path, no_lock, names, node, everything, "--all", repair, repaired)
 
 
 def _change_some(
@@ -576,8 +594,12 @@ def _change_some(
     broken: bool,
     option: str,
     change: Callable[[Store, Sequence[Name], Progress], None],
+    done: str | None,
 ) -> None:
-    """Either those that are named or those that are inconsistent."""
+    """Either those that are named or those that are inconsistent.
+
+    :param done: in JSON: what they have been, the name of their list
+    """
     if broken == bool(names):
         raise click.UsageError(f"Give either the names of bitmaps or {option}.")
     target = _to_change(path, no_lock)
@@ -594,7 +616,11 @@ def _change_some(
     if found:
         with _until_stored() as progress:
             change(target.store, found, progress)
-    if broken:
+    if done is not None:
+        changed = [{"node": each[0], "name": each[1]} for each in found]
+        report = {"target": path, "format": target.format, done: changed}
+        write(json.dumps(report, indent=1) + "\n")
+    elif broken:
         write("".join(f"{printable(target.label(each, nodes))}\n" for each in found))
 
 
@@ -721,8 +747,11 @@ def check_command(path: str, as_json: bool, no_lock: bool) -> int:
     help="A new file, to which what is replaced is copied first.  [default: IMAGE.before-rescue,"
     " with a number if that is there]",
 )
+@json_option
 @_no_lock
-def rescue_command(path: str, dry_run: bool, backup: str | None, no_lock: bool) -> None:
+def rescue_command(
+    path: str, dry_run: bool, backup: str | None, as_json: bool, no_lock: bool
+) -> None:
     """Open an image that is refused for its bitmaps.
 
     Where the bitmaps extension or the bitmap directory of IMAGE is damaged, QEMU does not open it
@@ -739,6 +768,7 @@ def rescue_command(path: str, dry_run: bool, backup: str | None, no_lock: bool) 
     Examples:
       pybitmap rescue disk.qcow2 --dry-run
       pybitmap rescue disk.qcow2
+      pybitmap rescue disk.qcow2 --json | jq -r .put_back
       pybitmap rescue /dev/vg/disk --backup /var/tmp/header
 
     Exit code: 0 done, or nothing to do; 1 not done, and why.
@@ -754,7 +784,28 @@ def rescue_command(path: str, dry_run: bool, backup: str | None, no_lock: bool) 
             )
         except (BitmapError, OSError) as error:
             raise Refused(words(error)) from error
-        write("".join(printable(line) + "\n" for line in _rescued(report, dry_run)))
+        if as_json:
+            write(json.dumps(_rescue_as_json(report, dry_run), indent=1) + "\n")
+        else:
+            write("".join(printable(line) + "\n" for line in _rescued(report, dry_run)))
+
+
+def _rescue_as_json(report: Report, dry_run: bool) -> dict[str, Any]:
+    """For programs: the fields of :class:`Report`."""
+    return {
+        "target": report.path,
+        "format": Image.format,
+        "damaged": report.damaged,
+        "dry_run": dry_run,
+        "faults": report.faults,
+        "bitmaps": [
+            {"name": each.name, "outcome": each.outcome.value, "reason": each.reason}
+            for each in report.bitmaps
+        ],
+        "refcounts": report.refcounts,
+        "backup": report.backup,
+        "put_back": report.put_back,
+    }
 
 
 def _rescued(report: Report, dry_run: bool) -> Iterator[str]:

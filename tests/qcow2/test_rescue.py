@@ -8,6 +8,7 @@ the bitmaps.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import shlex
@@ -1102,6 +1103,40 @@ def test_what_the_command_says(damaged: Path, run: Run) -> None:
         f"Mark everything dirty in what is inconsistent: pybitmap repair {damaged} --all",
         f"Free what belongs to nothing: qemu-img check -r leaks {damaged}",
     ]
+
+
+def test_what_the_command_says_in_json(damaged: Path, run: Run) -> None:
+    saved = damaged.with_name("saved")
+    bitmaps = [
+        {"name": "a", "outcome": "kept", "reason": None},
+        {
+            "name": "b",
+            "outcome": "inconsistent",
+            "reason": "it is of type 2, which is not known",
+        },
+        {"name": "c", "outcome": "kept", "reason": None},
+    ]
+    report: dict[str, Any] = {
+        "target": str(damaged),
+        "format": "qcow2",
+        "damaged": True,
+        "dry_run": True,
+        "faults": [],
+        "bitmaps": bitmaps,
+        "refcounts": None,
+        "backup": None,
+        "put_back": None,
+    }
+    before = damaged.read_bytes()
+    result = run("rescue", damaged, "--dry-run", "--json", "-q")
+    assert (result.code, json.loads(result.out), result.err) == (0, report, "")
+    assert damaged.read_bytes() == before
+    result = run("rescue", damaged, "--backup", saved, "--json")
+    put_back = f"dd if={saved} of={damaged} bs=512 count=1 conv=notrunc,fsync"
+    report.update(dry_run=False, backup=str(saved), put_back=put_back)
+    assert (result.code, json.loads(result.out), result.err) == (0, report, "")
+    result = run("rescue", damaged.with_name("none"), "--json")
+    assert (result.code, result.out) == (1, "")
 
 
 def test_what_the_command_says_if_nothing_is_left(
