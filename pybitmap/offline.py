@@ -183,7 +183,7 @@ def add(
         check_granularity(granularity)
     if not name[1]:
         raise InvalidError("Bitmap name cannot be empty")
-    with store.making(), BlockGraph() as graph:
+    with store.making(at_once=True), BlockGraph() as graph:
         opened = _Opened(graph, store, [name], progress, size=size)
         node, bitmap = opened.place(name)
         try:

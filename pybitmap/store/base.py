@@ -336,12 +336,20 @@ class Store(ABC):
         """
         return False
 
-    def making(self) -> AbstractContextManager[object]:
+    def making(self, *, at_once: bool = False) -> AbstractContextManager[object]:
         """A block in which a store may be made where there is none: if it is left by an exception,
         whatever that is, before anything is stored, nothing is there afterwards, as before.
 
         A kill leaves at most a store that has nothing in it, which is one to be made as well. What
         another process has stored there meanwhile stays. All nodes are to be closed by then.
+
+        :param at_once: what is made where nothing is appears with the end of the block, with all
+            that is stored by then: a kill leaves that or nothing there (beside it at most a hidden
+            folder, which the next making takes). For blocks that do one thing, since what is marked
+            meanwhile goes with a kill
+        :raises LockedError: (at the end) if another process has made one there meanwhile; nothing
+            is stored
+        :raises StoreError: (at the end) if it cannot be stored
         """
         return nullcontext()
 

@@ -36,6 +36,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import gc
+import hashlib
 import mmap
 import os
 import secrets
@@ -137,6 +138,10 @@ class LocalStore(Store):
         self._folder: tuple[int, int] | None = None
         self._writing = False
         self._catalog: Catalog | None = None
+        # Where its files are: at its path or, while it is made, aside. See making.
+        self._at = self.path
+        self._aside: Path | None = None
+        self._held = False  # is the lock of what is made aside kept, until it has its name?
         self._files = _Files(self.path)
 
     def __repr__(self) -> str:
@@ -161,18 +166,50 @@ class LocalStore(Store):
         return not _has_catalog(path) and not _others(path)
 
     @contextmanager
-    def making(self) -> Iterator[None]:
+    def making(self, *, at_once: bool = False) -> Iterator[None]:
         vacant, folder = self.vacant(self.path), os.path.lexists(self.path)
+        if at_once and not folder and self.lock:
+            name = hashlib.sha256(os.fsencode(self.path.name)).hexdigest()[:16]
+            self._aside = self.path.with_name(f".{name}.new-bitmaps")
         try:
             yield
+            with self._lock, _reported(f"cannot make store '{self.path}'"):
+                self._appear()
         except BaseException:
             if vacant:
                 with suppress(BitmapError, OSError):
                     self._unmake()
-                if not folder:
+                if self._at != self.path or not folder:
                     with suppress(OSError):  # somebody has put something there
-                        os.rmdir(self.path)
+                        os.rmdir(self._at)
             raise
+        finally:
+            self._at, self._aside, self._held = self.path, None, False
+            with self._lock:
+                self._release_if_unused()
+
+    def _appear(self) -> None:
+        """What was made aside is at its path from now on.
+
+        :raises LockedError: if somebody else has made one there
+        """
+        if not self._held:
+            return
+        self._check_process()
+        try:
+            os.rename(self._at, self.path)
+        except OSError as error:
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise self._made_meanwhile() from None
+            raise
+        self._at, self._held = self.path, False
+        _sync_directory(self.path.parent)
+
+    def _made_meanwhile(self) -> LockedError:
+        return LockedError(
+            f"store '{self.path}' was made by another process just now, so nothing was stored: "
+            "try again"
+        )
 
     def _unmake(self) -> None:
         """Remove what a store has in its directory, if no node is stored.
@@ -180,23 +217,32 @@ class LocalStore(Store):
         :raises BitmapError, OSError: if it is in use, or cannot be looked at or changed
         """
         with self._lock:
-            if self._lock_file is not None or not os.path.lexists(self.path / _LOCK):
+            if self._held:
+                if self._process.is_this():
+                    self._empty()
+                    os.unlink(self._at / _LOCK)
+                return
+            if self._lock_file is not None or not os.path.lexists(self._at / _LOCK):
                 return
             try:
                 self._take_lock(writing=True)
-                if not _has_catalog(self.path) or not self._has_nodes():
-                    names = {CATALOG, JOURNAL, *filter(is_words, os.listdir(self.path))}
-                    for name in (*names, _LOCK):  # the lock last, held until then
-                        with suppress(FileNotFoundError):
-                            os.unlink(self.path / name)
+                if not _has_catalog(self._at) or not self._has_nodes():
+                    self._empty()
+                    os.unlink(self._at / _LOCK)  # the last, held until then
             except NoLocksError:  # nor has anybody else any
-                if os.listdir(self.path) == [_LOCK]:
-                    os.unlink(self.path / _LOCK)
+                if os.listdir(self._at) == [_LOCK]:
+                    os.unlink(self._at / _LOCK)
             finally:
                 self._release_if_unused()
 
+    def _empty(self) -> None:
+        """Remove what a store has in its directory, but for the lock."""
+        for name in (CATALOG, JOURNAL, *filter(is_words, os.listdir(self._at))):
+            with suppress(FileNotFoundError):
+                os.unlink(self._at / name)
+
     def _has_nodes(self) -> bool:
-        with closing(Catalog(self.path, writing=False, lock=self.lock)) as catalog:
+        with closing(Catalog(self._at, writing=False, lock=self.lock)) as catalog:
             return bool(catalog.nodes())
 
     def open(self, node: str, size: int | None, *, read_only: bool) -> LocalVolume:
@@ -208,7 +254,7 @@ class LocalStore(Store):
             except UnicodeEncodeError:
                 raise InvalidError(f"node name {node!r} is no valid Unicode") from None
             unknown = f"store '{self.path}' does not know the size of node '{node}'"
-            if size is None and not read_only and not os.path.lexists(self.path / CATALOG):
+            if size is None and not read_only and not os.path.lexists(self._at / CATALOG):
                 raise InvalidError(unknown)  # nor is it to be made for that
             self._acquire(writing=not read_only)
             try:
@@ -291,7 +337,12 @@ class LocalStore(Store):
             return
         try:
             with _reported(f"cannot open store '{self.path}'"):
+                if writing and self._aside is not None and not os.path.lexists(self.path):
+                    self._at = self._aside
                 self._take_lock(writing)
+                if self._at != self.path:
+                    self._held = True
+                    self._empty()  # what a kill has left
                 for held in (self._catalog, self._catalog_file):  # of a reader
                     if held is not None:
                         held.close()
@@ -299,10 +350,10 @@ class LocalStore(Store):
                 _boot()
                 if writing:
                     self._check_directory()
-                self._catalog_file = open_file(self.path, writing=writing)
+                self._catalog_file = open_file(self._at, writing=writing)
                 self._sql()
                 if writing:
-                    self._files = _Files(self.path, filter(is_words, os.listdir(self.path)))
+                    self._files = _Files(self._at, filter(is_words, os.listdir(self._at)))
                     self._sweep()
         except BaseException:
             self._give_back()
@@ -328,9 +379,9 @@ class LocalStore(Store):
         kind = fcntl.LOCK_EX if writing else fcntl.LOCK_SH
         if writing:
             with suppress(FileExistsError):
-                os.mkdir(self.path, 0o700)
-                _sync_directory(self.path.parent)
-        check_folder(self.path, writing=writing)
+                os.mkdir(self._at, 0o700)
+                _sync_directory(self._at.parent)
+        check_folder(self._at, writing=writing)
         if self._lock_file is not None:
             self._flock(kind)
             return
@@ -338,21 +389,23 @@ class LocalStore(Store):
             self._process = Process()
             self._lock_file = self._open_lock(writing)
             self._flock(kind)
-            if place(self.path / _LOCK) == place_of(self._lock_file.fileno()):
-                self._folder = place(os.path.realpath(self.path))
+            if place(self._at / _LOCK) == place_of(self._lock_file.fileno()):
+                self._folder = place(os.path.realpath(self._at))
                 return
             self._lock_file.close()
             self._lock_file = None
-        raise StoreError(f"'{self.path / _LOCK}' is removed again and again", errno.EAGAIN)
+        if self._at != self.path:
+            raise self._made_meanwhile()
+        raise StoreError(f"'{self._at / _LOCK}' is removed again and again", errno.EAGAIN)
 
     def _open_lock(self, writing: bool) -> FileIO:
         """Where there is a store, but no lock, it is made anew: it holds nothing."""
-        path = self.path / _LOCK
+        path = self._at / _LOCK
         if not writing:
             try:
                 return opened_private(path, os.O_RDONLY)
             except FileNotFoundError:
-                if not _has_catalog(self.path):
+                if not _has_catalog(self._at):
                     raise
         return opened_private(path, os.O_RDWR | os.O_CREAT)
 
@@ -390,9 +443,9 @@ class LocalStore(Store):
 
     def _check_directory(self) -> None:
         """Without a catalog, a directory with anything else in it is not ours."""
-        others = set() if _has_catalog(self.path) else _others(self.path)
+        others = set() if _has_catalog(self._at) else _others(self._at)
         if others:
-            raise CorruptError(f"'{self.path}' is no store: it has no catalog, but '{min(others)}'")
+            raise CorruptError(f"'{self._at}' is no store: it has no catalog, but '{min(others)}'")
 
     def _check_process(self) -> None:
         if self._lock_file is not None and not self._process.is_this():
@@ -410,7 +463,7 @@ class LocalStore(Store):
         if self._catalog is None:
             if self._volumes:
                 self._check_place()
-            self._catalog = Catalog(self.path, writing=self._writing, lock=self.lock)
+            self._catalog = Catalog(self._at, writing=self._writing, lock=self.lock)
         return self._catalog
 
     def _check_unchanged(self) -> None:
@@ -426,11 +479,11 @@ class LocalStore(Store):
         :raises StoreError: what was deleted, renamed or replaced
         """
         here: list[tuple[Path, tuple[int, int] | None]] = [
-            (Path(os.path.realpath(self.path)), self._folder)
+            (Path(os.path.realpath(self._at)), self._folder)
         ]
         for name, file in ((_LOCK, self._lock_file), (CATALOG, self._catalog_file)):
             assert file is not None
-            here.append((self.path / name, place_of(file.fileno())))
+            here.append((self._at / name, place_of(file.fileno())))
         here += [(words.path, words.place) for words in files]
         with _reported(f"cannot look at store '{self.path}'"):
             for path, wanted in here:
@@ -467,8 +520,10 @@ class LocalStore(Store):
             self._catalog_file = None
         if self._process.is_this():
             self._files.close()
-        self._files = _Files(self.path)
+        self._files = _Files(self._at)
         self._writing = False
+        if self._held:
+            return
         if self._process.is_this():  # else a child of a fork would keep it
             with suppress(OSError, ValueError):
                 fcntl.flock(self._lock_file, fcntl.LOCK_UN)
@@ -484,7 +539,7 @@ class LocalStore(Store):
             bits = granularity_bits(granularity)
             _core.check_size(size, bits)
             name = secrets.token_hex(8) + ".words"
-            path = self.path / name
+            path = self._at / name
             nbytes = 8 * _core.nwords_of(size, bits)
             self._files.names.add(name)
             try:
@@ -517,7 +572,7 @@ class LocalStore(Store):
                     words.sync(last=last)
                 todo.more(words.nbytes)
             if last:
-                _sync_directory(self.path)
+                _sync_directory(self._at)
 
     def _sweep(self) -> None:
         """Unlink the files that no row names. What cannot be done now comes with the next."""
@@ -587,7 +642,7 @@ class LocalStore(Store):
         with steady(self._check_unchanged), ExitStack() as stack:
             with _reported(what):
                 files = [
-                    stack.enter_context(opened_private(self.path / name, os.O_RDONLY))
+                    stack.enter_context(opened_private(self._at / name, os.O_RDONLY))
                     for name in row.files
                 ]
             for at in range(0, row.nbytes, _PIECE):
@@ -606,7 +661,7 @@ class LocalStore(Store):
         bits = granularity_bits(row.granularity)
         flags = os.O_RDONLY if volume.read_only else os.O_RDWR
         what = f"cannot load bitmap '{row.name}' of node '{row.node}'"
-        with _reported(what), opened_private(self.path / name, flags) as file:
+        with _reported(what), opened_private(self._at / name, flags) as file:
             if volume.read_only:
                 memory = _read(file, row.nbytes, todo)
                 return HBitmap._over(memory, row.size, bits)
@@ -614,7 +669,7 @@ class LocalStore(Store):
             _reserve(file.fileno(), row.nbytes + _GENERATION.size)
             generation, rests = _generation(file.fileno(), row.nbytes), _rests(row, volume)
             words = _Words(
-                file.fileno(), row.nbytes, self.path / name, generation + (not rests), rests
+                file.fileno(), row.nbytes, self._at / name, generation + (not rests), rests
             )
         self._files.map(words)
         content = HBitmap._over(words, row.size, bits)
@@ -623,7 +678,7 @@ class LocalStore(Store):
 
     def _in_use(self, row: Row) -> str:
         """What says in a row that it is in use: since this boot, with these files."""
-        return " ".join([_boot(), *(_identity(self.path / name) for name in row.files)])
+        return " ".join([_boot(), *(_identity(self._at / name) for name in row.files)])
 
     def _broken(self, row: Row, size: int) -> str | None:
         """Why a stored bitmap is inconsistent, or None."""
@@ -633,15 +688,15 @@ class LocalStore(Store):
         generations = []
         for name in row.files:
             try:
-                status = os.lstat(self.path / name)
-                foreign = why_foreign(self.path / name, status, writing=self._writing)
+                status = os.lstat(self._at / name)
+                foreign = why_foreign(self._at / name, status, writing=self._writing)
                 if foreign:
                     return f"its bits cannot be read: {name} {foreign}"
                 if status.st_size < nbytes:
                     return f"its bits are cut short: {name} has {status.st_size} of {nbytes} bytes"
                 if status.st_size > nbytes:
                     return f"its bits do not fit: {name} has {status.st_size} bytes, not {nbytes}"
-                with opened_private(self.path / name, os.O_RDONLY) as file:
+                with opened_private(self._at / name, os.O_RDONLY) as file:
                     generations.append(_generation(file.fileno(), row.nbytes))
             except OSError as error:
                 return f"its bits cannot be read: {name}: {os.strerror(error.errno or 0)}"
@@ -663,10 +718,10 @@ class LocalStore(Store):
         for name in row.files:
             # What the kernel could not write it says once. Then it drops it, sooner or later.
             try:
-                with opened_private(self.path / name, os.O_RDONLY) as file:
+                with opened_private(self._at / name, os.O_RDONLY) as file:
                     _sync_file(file.fileno())
             except OSError as error:
-                _lose(self.path / name, row.nbytes)
+                _lose(self._at / name, row.nbytes)
                 return f"its bits could not be written to the disk: {os.strerror(error.errno or 0)}"
         return None
 

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -303,6 +304,37 @@ def test_a_bitmap_that_is_not_inconsistent_is_not_repaired(
     assert disk.areas("a") == []
     assert done("repair", disk.path, "--all") == "broken\n"
     assert done("repair", disk.path, "--all") == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "changed"),
+    [("remove", "--stale", "removed"), ("repair", "--all", "repaired")],
+)
+def test_what_was_changed_is_told_in_json(
+    run: Run, done: Done, disk: Disk, command: str, option: str, changed: str
+) -> None:
+    def told(*args: str) -> list[Any]:
+        report = json.loads(done(command, disk.path, "--json", *args))
+        assert set(report) == {"target", "format", changed}
+        assert report["target"] == str(disk.path)
+        assert report["format"] == json.loads(done("info", disk.path, "--json"))["format"]
+        assert len({each["node"] for each in report[changed]}) <= 1
+        return [each["name"] for each in report[changed]]
+
+    done("add", disk.path, "a")
+    assert told(option) == []
+    for name in ("b", "c"):
+        done("add", disk.path, name)
+    disk.spoil()
+    assert told("b", "-q") == ["b"]
+    assert told(option) == ["a", "c"]
+    result = run(command, disk.path, "none", "--json", "-q")
+    assert (result.code, result.out) == (2, "")
+    assert "'none' not found" in result.err
+    with open("/dev/full", "w") as full:
+        failed = spawn(command, disk.path, option, "--json", stdout=full)
+    assert failed.code == 2
+    assert "standard output: No space left" in failed.err
 
 
 @pytest.mark.parametrize(("command", "option"), [("remove", "--stale"), ("repair", "--all")])
@@ -1039,10 +1071,13 @@ def test_what_another_process_has_stored_meanwhile_stays(
     assert [(each["node"], each["name"]) for each in report["bitmaps"]] == [("other", "b")]
 
 
+@pytest.mark.parametrize("there", [False, True], ids=["none", "empty"])
 def test_what_a_kill_leaves_of_a_store_is_made_whole_by_the_next(
-    run: Run, done: Done, tmp_path: Path
+    run: Run, done: Done, tmp_path: Path, there: bool
 ) -> None:
     path = tmp_path / "new"
+    if there:
+        path.mkdir()
     killed = (
         "import os; from pybitmap.store import LocalStore;"
         "LocalStore.prepare = lambda *args: os.kill(os.getpid(), 9);"
@@ -1050,10 +1085,141 @@ def test_what_a_kill_leaves_of_a_store_is_made_whole_by_the_next(
     )
     command = [sys.executable, "-c", killed, "add", str(path), "n/b", "--size", "1M"]
     assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
-    assert json.loads(done("info", path, "--json"))["nodes"] == []
+    assert len(os.listdir(tmp_path)) == 1
+    if there:
+        assert json.loads(done("info", path, "--json"))["nodes"] == []
+    else:
+        assert run("info", path).code == 2
     assert run("add", path, *FAILING["size"]).code == 2
     done("add", path, "n/b", "--size", "1M")
     assert names(done, path) == [("n", "b")]
+    assert os.listdir(tmp_path) == ["new"]
+
+
+def killed_at_line(number: int, args: list[str]) -> bool:
+    """The command in a child that a kill ends at one of our lines; False: it came to its end."""
+    child = os.fork()
+    if not child:
+        left = number
+
+        def trace(frame: Any, event: str, arg: object) -> Any:
+            nonlocal left
+            if "pybitmap" not in frame.f_code.co_filename:
+                return None
+            left -= event == "line"
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return trace
+
+        sys.settrace(trace)
+        code = main(args)
+        sys.settrace(None)
+        os._exit(code)
+    status = os.waitpid(child, 0)[1]
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return os.WIFSIGNALED(status)
+
+
+def test_a_kill_at_any_line_of_an_add_leaves_no_store_or_one_with_the_bitmap(
+    run: Run, done: Done, tmp_path: Path
+) -> None:
+    """Every one of PYBITMAP_ALL_LINES; else some, the last all: there it is given its name."""
+    path = tmp_path / "new"
+    args = ["add", str(path), "n/b", "--size", "1M"]
+    run(*args)  # what is loaded once
+    shutil.rmtree(path)
+    last = 0
+    while killed_at_line(last, args):
+        shutil.rmtree(path, ignore_errors=True)
+        last += 200
+    shutil.rmtree(path)
+    every = 1 if os.environ.get("PYBITMAP_ALL_LINES") == "1" else 41
+    found = set()
+    for number in [*range(0, last - 200, every), *range(last - 400, last, every // 8 or 1)]:
+        if not killed_at_line(number, args):
+            break
+        found.add(path.exists())
+        if path.exists():
+            assert names(done, path) == [("n", "b")]
+            done("check", path)
+            shutil.rmtree(path)
+    assert found == {False, True}
+    shutil.rmtree(path, ignore_errors=True)
+    done(*args)
+    assert os.listdir(tmp_path) == ["new"]
+
+
+def test_of_two_that_make_a_store_one_is_refused(
+    run: Run, done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "new"
+    prepare, appear = LocalStore.prepare, LocalStore._appear
+    second: list[Any] = []
+
+    def beside(store: LocalStore, *args: Any) -> Any:
+        second.append(spawn("add", path, "other/b", "--size", "1M"))
+        return prepare(store, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStore, "prepare", beside)
+        done("add", path, "n/b", "--size", "1M")
+    assert second[0].code == 2
+    assert f"store '{path}' is in use by another process" in second[0].err
+    assert names(done, path) == [("n", "b")]
+    shutil.rmtree(path)
+
+    def made_meanwhile(store: LocalStore) -> None:
+        if store._held:
+            with BlockGraph() as graph:
+                node = graph.add_node("other", 1 << 20, store=LocalStore(path))
+                node.add_bitmap("b", persistent=True)
+        appear(store)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStore, "_appear", made_meanwhile)
+        result = run("add", path, "n/b", "--size", "1M")
+    assert result.code == 2
+    assert f"store '{path}' was made by another process just now" in result.err
+    assert names(done, path) == [("other", "b")]
+    assert os.listdir(tmp_path) == ["new"]
+
+
+def test_what_lies_where_a_store_is_made_is_not_touched(
+    run: Run, done: Done, tmp_path: Path
+) -> None:
+    store = LocalStore(tmp_path / "new")
+    with store.making(at_once=True):
+        aside = store._aside
+    assert aside is not None
+    aside.mkdir()
+    (aside / "precious").write_text("not ours")
+    result = run("add", tmp_path / "new", "n/b", "--size", "1M")
+    assert result.code == 2
+    assert f"'{aside}' is no store: it has no catalog, but 'precious'" in result.err
+    assert sorted(os.listdir(tmp_path)) == [aside.name]
+    assert (aside / "precious").read_text() == "not ours"
+
+
+def test_the_child_of_a_fork_that_unwinds_makes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "new"
+    store = LocalStore(path)
+    with store.making(at_once=True), BlockGraph() as graph:
+        node = graph.add_node("n", 1 << 20, store=store)
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                with pytest.raises(StoreError), store._lock:
+                    store._appear()
+                store._unmake()
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        node.add_bitmap("b", persistent=True)
+        assert not path.exists()
+    assert [each.name for node in LocalStore(path).entries() for each in node.bitmaps] == ["b"]
+    assert os.listdir(tmp_path) == ["new"]
 
 
 @pytest.mark.parametrize(
