@@ -537,7 +537,13 @@ def integers(name: str, data: Integers) -> CData:
     view = view_of(data)
     if view is not None:
         if view.ndim != 1:
-            raise InvalidError(f"{name} must have one dimension, not {view.ndim}")
+            hint = (
+                ": of areas the columns are meant, set_many(areas.offset, areas.length) or, of an "
+                "array of NumPy's, set_many(array[:, 0], array[:, 1])"
+                if view.ndim == 2
+                else ""
+            )
+            raise InvalidError(f"{name} must have one dimension, not {view.ndim}{hint}")
         if view.format in _INT64_FORMATS and view.itemsize == 8:
             return _aligned(view)
         plain = isinstance(data, (bytes, bytearray, memoryview)) and view.itemsize == 1
@@ -594,10 +600,16 @@ def integers_in(data: object) -> CData | list[int] | None:
 
     Those of 64 bits as ``uint64_t[]``, without a copy if possible; negative ones are beyond 2**63.
     Those of 16 and 32 as a list. Of single bytes none: they may be packed bits.
+
+    :raises TypeError: for bools, which would be taken for 0 and 1
     """
     view = view_of(data)
     if view is None or view.ndim != 1:
         return None
+    if view.format == "?":
+        raise TypeError(
+            "these are bools, a mask, and no elements: make a bitmap of it, HBitmap.from_mask(mask)"
+        )
     if view.format in _INT64_FORMATS and view.itemsize == 8:
         return _aligned(view)
     return view.tolist() if view.format in ("I", "i", "H", "h") else None

@@ -270,6 +270,15 @@ class HBitmap(Base, MutableSet[int]):
         if hasattr(self, "_hb"):  # which iterators and other threads may be using
             raise TypeError("an HBitmap is initialised once")
         granularity = _core.granularity_of(granularity, group_size)
+        try:
+            size = index(size)
+        except TypeError:
+            if not hasattr(size, "__iter__"):
+                raise
+            raise TypeError(
+                f"HBitmap takes its size in items, not {type(size).__name__}: elements are marked "
+                "by update(), a mask of bools makes a bitmap by from_mask()"
+            ) from None
         self._adopt(_core.hbitmap_alloc(size, granularity), granularity, None)
 
     def _adopt(self, made: _core.Made, granularity: int, memory: _core.Memory | None) -> None:
@@ -568,8 +577,16 @@ class HBitmap(Base, MutableSet[int]):
         :raises RangeError: (an IndexError) if it is not inside the bitmap
         """
         if isinstance(item, slice):
-            raise TypeError("slices can only be assigned to; see areas() and status()")
-        item = index(item)
+            raise TypeError(
+                "slices can only be assigned to; see to_mask(start, end=end), areas() and status()"
+            )
+        try:
+            item = index(item)
+        except TypeError:
+            raise TypeError(
+                f"hb[item] takes one whole number, not {type(item).__name__}: of many, see "
+                "to_mask() and items_array()"
+            ) from None
         if not 0 <= item < self.size:
             raise _core.out_of_range(self._hb, item, 1)
         return hbitmap_get(self._hb, item)
@@ -582,7 +599,13 @@ class HBitmap(Base, MutableSet[int]):
             start = 0 if key.start is None else index(key.start)
             count = (self.size if key.stop is None else index(key.stop)) - start
         else:
-            start, count = index(key), 1
+            try:
+                start, count = index(key), 1
+            except TypeError:
+                raise TypeError(
+                    f"hb[item] takes one whole number, not {type(key).__name__}: many are marked "
+                    "by update() and cleaned by difference_update(), a mask goes to from_mask()"
+                ) from None
         if value not in (False, True):
             raise TypeError(f"a bit is True or False, not {value!r}")
         if value:
@@ -1652,7 +1675,10 @@ def _int64_array(elements: Iterable[Any]) -> array[int]:
 
 
 def _as_set(elements: Iterable[Any]) -> AbstractSet[Any]:
-    return elements if isinstance(elements, AbstractSet) else frozenset(elements)
+    if isinstance(elements, AbstractSet):
+        return elements
+    _core.integers_in(elements)  # refuses masks
+    return frozenset(elements)
 
 
 def _little_endian(data: ReadableBuffer) -> ReadableBuffer:

@@ -269,6 +269,43 @@ def test_a_scalar_is_no_set(scalar: Any) -> None:
                 operate(*operands)
 
 
+def test_a_mask_is_no_set_of_elements() -> None:
+    """True and False are 1 and 0 to a set, which nobody means who has a mask."""
+    hb = HBitmap(100)
+    hb.update([0, 1, 50])
+    for mask in (np.zeros(100, bool), hb.to_mask()):
+        calls: list[Any] = [hb.update, hb.union, hb.intersection, hb.difference, hb.isdisjoint]
+        calls += [hb.symmetric_difference, hb.issubset, hb.issuperset, hb.intersection_count]
+        calls += [lambda other, each=each: each(hb, other) for each in OPERATORS.values()]
+        for call in calls:
+            with pytest.raises(TypeError, match=r"HBitmap.from_mask\(mask\)"):
+                call(mask)
+    assert list(hb) == [0, 1, 50]
+    assert hb & HBitmap.from_mask(hb.to_mask()) == hb
+
+
+def test_who_takes_a_bitmap_for_an_array_is_told_what_there_is() -> None:
+    hb, two = HBitmap(100), np.array([1, 2])
+    arrays: list[Any] = [two, [1, 2], np.zeros(100, bool)]
+    for many in arrays:
+        with pytest.raises(TypeError, match=r"one whole number, not \w+: .* update\(\)"):
+            hb[many] = True
+        with pytest.raises(TypeError, match=r"one whole number, not \w+: .* items_array\(\)"):
+            hb[many]
+        with pytest.raises(TypeError, match=r"size in items, not \w+: .*update\(\).*from_mask"):
+            HBitmap(many)
+    with pytest.raises(TypeError, match="to_mask"):
+        hb[2:5]  # type: ignore[index]
+    with pytest.raises(TypeError, match="'float' object"):
+        HBitmap(1e6)  # type: ignore[arg-type]
+    hb.set(3, 4)
+    of_areas: list[Any] = [hb.areas_array(), np.asarray(hb.areas_array())]
+    for areas in of_areas:
+        with pytest.raises(InvalidError, match=r"set_many\(areas.offset, areas.length\)"):
+            hb.set_many(areas)
+    assert list(hb) == [3, 4, 5, 6]
+
+
 def test_dates_are_no_elements() -> None:
     hb = HBitmap(100)
     with pytest.raises(TypeError):
