@@ -1,0 +1,619 @@
+# SPDX-License-Identifier: MIT
+"""Monitor: a client of QMP, the monitor of a QEMU that runs, for programs that wait for answers.
+
+A thin layer over QEMU's own client, `qemu.qmp <https://pypi.org/project/qemu.qmp/>`_, which is for
+asyncio. Here each call runs an event loop of the monitor's own until its answer is there: there is
+no thread, and nothing happens between two calls.
+
+QEMU serves one client of a monitor at a time. Whoever comes second is neither refused nor greeted,
+so each wait has an end.
+
+Whatever ends a call half way, as Ctrl-C does, may have come in the middle of the client's own code.
+So the connection is closed then, and the next call makes a new one, to the same QEMU or to none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import logging
+import os
+import selectors
+import socket
+import struct
+import warnings
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from contextlib import suppress
+from threading import RLock
+from time import monotonic, sleep
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakSet
+
+from .._fork import Process, in_child
+from ..errors import BitmapError, ClosedError, InvalidError, StateError, UnsupportedError
+
+if TYPE_CHECKING:
+    from qemu.qmp import QMPClient
+
+#: As QEMU sends it: "event", "data" where there is any, and "timestamp".
+Event = dict[str, Any]
+#: Of a transaction: its "type" and its "data".
+Action = dict[str, Any]
+
+TIMEOUT = 30.0  # seconds for an answer
+PATIENCE = 5.0  # seconds for the greeting
+
+_LONGEST = 64 << 20  # bytes of an answer
+_MOST_EVENTS = 1 << 14  # that are kept for whoever asks
+
+_T = TypeVar("_T")
+
+
+class MonitorError(BitmapError):
+    """What was asked of a monitor was not done, or it is not known whether it was."""
+
+    def __init__(
+        self,
+        message: str,
+        command: str | None = None,
+        error_class: str | None = None,
+        text: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.command = command  #: that was asked for, if any was
+        self.error_class = error_class  #: QEMU's, as "GenericError" or "CommandNotFound"
+        self.text = text  #: QEMU's words
+
+    def __reduce__(self) -> tuple[type[MonitorError], tuple[str | None, ...]]:
+        return type(self), (str(self), self.command, self.error_class, self.text)
+
+    # OSError would show its errno.
+    __str__ = Exception.__str__
+
+
+class CommandError(MonitorError):
+    """QEMU has refused a command, or failed at it; its class and its words are there."""
+
+
+class DisconnectedError(MonitorError, ConnectionError):
+    """There is no monitor, or it is gone. Whether ``command`` was done is not known."""
+
+
+class UnansweredError(MonitorError, TimeoutError):
+    """Nothing came in time. Whether ``command`` was done, or will be, is not known."""
+
+
+def renamed(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of Python's as QMP has them: ``job_id`` is ``job-id``; what is None is left out."""
+    return {name.replace("_", "-"): value for name, value in arguments.items() if value is not None}
+
+
+def action(kind: str, data: Mapping[str, Any] | None = None, /, **more: Any) -> Action:
+    """An action of a transaction; its data as the arguments of :meth:`Monitor.execute`.
+
+    >>> action("block-dirty-bitmap-clear", node="disk0", name="daily")
+    {'type': 'block-dirty-bitmap-clear', 'data': {'node': 'disk0', 'name': 'daily'}}
+    """
+    return {"type": kind, "data": {**(data or {}), **renamed(more)}}
+
+
+class Monitor:
+    """The monitor of a QEMU, or of a qemu-storage-daemon, at a unix socket.
+
+    ::
+
+        with Monitor("/run/vm0.qmp") as monitor:
+            monitor.execute("block-dirty-bitmap-add", node="disk0", name="daily", persistent=True)
+
+    Writer: what a guest, or another monitor's client, does between two calls is not kept out; one
+    :meth:`transaction` is one instant. Kill: QEMU goes on, with what it was told. Fork: a child has
+    no connection, and is refused; it makes a monitor of its own. Drop: ResourceWarning, and the
+    connection is closed. Interruption: see the module; events of the time in between are lost, and
+    what was asked for may have been done. Twin: QEMU lets a second client wait, here for at most
+    ``patience``. One call at a time: another thread waits for its turn, a signal handler or a
+    callback amid a call is refused.
+
+    :param path: of the socket
+    :param timeout: seconds for an answer, of any command; may be set later, too
+    :param patience: seconds until QEMU has to have greeted
+    :raises DisconnectedError: if nobody listens there
+    :raises UnansweredError: if nobody greets, as when another client has the monitor
+    :raises MonitorError: if what is there is no monitor
+    :raises UnsupportedError: without the package qemu.qmp
+    :raises OSError: if the socket cannot be reached, as for a lack of rights
+    """
+
+    _link: _Link | None = None
+    _process: Process | None = None
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        timeout: float = TIMEOUT,
+        patience: float = PATIENCE,
+    ) -> None:
+        self.path = os.fspath(path)
+        self.timeout = timeout
+        self._patience = patience
+        self._lock = RLock()
+        self._process = Process()
+        self._events: deque[Event] = deque(maxlen=_MOST_EVENTS)
+        self._commands: frozenset[str] | None = None
+        self._version: dict[str, Any] = {}
+        self._peer: int | None = None
+        self._end: str | None = None  # why no new connection is made
+        self._closed = False
+        try:
+            self._connected()
+        except BaseException:
+            self._closed = True
+            self._discard()
+            raise
+
+    # ---- life -------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """QEMU can have another client then. May be called twice."""
+        if self._process is None or not self._process.is_this():
+            return
+        try:
+            self._closed = True
+            self._discard()
+        except BaseException:
+            self._closed = True
+            self._discard()
+            raise
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if self._link is None or self._process is None or not self._process.is_this():
+            return
+        warnings.warn(
+            f"{self!r} was dropped without close", ResourceWarning, stacklevel=1, source=self
+        )
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Monitor of {self.path}>"
+
+    # ---- questions --------------------------------------------------------------------------
+
+    @property
+    def version(self) -> tuple[int, int, int]:
+        """QEMU's, as it has said in its greeting."""
+        qemu = self._version["qemu"]
+        return qemu["major"], qemu["minor"], qemu["micro"]
+
+    @property
+    def package(self) -> str:
+        """What it says of itself beside the version; may be empty."""
+        return str(self._version.get("package", ""))
+
+    def has_command(self, name: str) -> bool:
+        """Does it know this command? Asked once.
+
+        :raises MonitorError: as :meth:`execute`
+        """
+        if self._commands is None:
+            found = self.execute("query-commands")
+            self._commands = frozenset(each["name"] for each in found)
+        return name in self._commands
+
+    # ---- commands ---------------------------------------------------------------------------
+
+    def execute(
+        self, command: str, arguments: Mapping[str, Any] | None = None, /, **more: Any
+    ) -> Any:
+        """What a command returns.
+
+        :param arguments: by QMP's names
+        :param more: further ones, by names of Python: ``job_id`` for ``job-id``; those that are
+            None are left out
+        :raises CommandError: if QEMU refuses it
+        :raises DisconnectedError: if QEMU is gone; whether it was done is not known
+        :raises UnansweredError: after ``timeout`` seconds; it may still be done
+        :raises InvalidError: if JSON cannot say the arguments; a TypeError if they are of no type
+            of JSON's
+        :raises ClosedError: after :meth:`close`
+        :raises StateError: in the child of a fork, in a coroutine, or amid another call
+        """
+        sent = {**(arguments or {}), **renamed(more)}
+        try:
+            json.dumps(sent, ensure_ascii=False, allow_nan=False).encode()
+        except ValueError as error:  # as of half a character, which the name of a file may have
+            raise InvalidError(f"{command}: JSON cannot say its arguments: {error}") from None
+        return self._call(command, lambda link: link.client.execute(command, sent), self.timeout)
+
+    def transaction(
+        self, actions: Iterable[Action], properties: Mapping[str, Any] | None = None
+    ) -> None:
+        """All of these, at one instant, or none; see :func:`action`.
+
+        :param properties: QEMU's TransactionProperties
+        :raises MonitorError: as :meth:`execute`
+        """
+        more = {} if properties is None else {"properties": dict(properties)}
+        self.execute("transaction", {"actions": list(actions), **more})
+
+    # ---- events -----------------------------------------------------------------------------
+
+    def events(self, *names: str) -> list[Event]:
+        """All that QEMU has sent until now and nobody has taken; they are taken then.
+
+        :param names: of no others than these; none: of all
+        :raises MonitorError: as :meth:`execute`, if there are none
+        """
+        try:
+            self.execute("query-version")  # what was sent before comes before the answer
+        except (DisconnectedError, UnansweredError):
+            if not any(self._wanted(event, names) for event in list(self._events)):
+                raise
+        taken: list[Event] = []
+        kept: deque[Event] = deque(maxlen=_MOST_EVENTS)
+        for event in list(self._events):
+            (taken if self._wanted(event, names) else kept).append(event)
+        self._events = kept
+        return taken
+
+    @staticmethod
+    def _wanted(event: Event, names: tuple[str, ...]) -> bool:
+        return not names or event["event"] in names
+
+    def wait(self, predicate: Callable[[Event], object], timeout: float | None = None) -> Event:
+        """The first event that the predicate is true of; it is taken, and the others are kept.
+
+        Of events that nobody takes the last 16,384 are kept.
+
+        :param timeout: seconds; None: the monitor's
+        :raises DisconnectedError: if QEMU is gone before
+        :raises UnansweredError: if none comes in time
+        :raises ClosedError: after :meth:`close`
+        :raises StateError: as :meth:`execute`
+        """
+        timeout = self.timeout if timeout is None else timeout
+        end = monotonic() + timeout
+        seen = 0  # of those that are kept
+        while True:
+            kept = list(self._events)
+            for number in range(min(seen, len(kept)), len(kept)):
+                if predicate(kept[number]):
+                    del self._events[number]
+                    return kept[number]
+            seen = len(kept)
+            left = end - monotonic()
+            if left <= 0:
+                raise UnansweredError(f"{self.path}: no such event within {timeout:g} s")
+            if len(kept) == _MOST_EVENTS:
+                self._events.popleft()
+                seen -= 1
+            self._call(None, _Link.next_event, left)
+
+    # ---- the connection ---------------------------------------------------------------------
+
+    def _call(
+        self,
+        command: str | None,
+        ask: Callable[[_Link], Coroutine[Any, Any, _T]],
+        seconds: float,
+    ) -> _T | None:
+        """None: an event did not come."""
+        self._refuse()
+        qmp = _package()
+        with self._lock:
+            try:
+                link = self._connected()
+                return link.run(ask(link), seconds)
+            except qmp.ExecuteError as error:
+                kind, text = error.error_class, str(error)
+                raise CommandError(f"{command}: {text}", command, kind, text) from None
+            except asyncio.TimeoutError:
+                if command is None:
+                    return None
+                raise UnansweredError(
+                    f"{self.path}: {command} was not answered within {seconds:g} s; it may have "
+                    "been done, or be done later",
+                    command,
+                ) from None
+            except (qmp.ExecInterruptedError, qmp.StateError):
+                why = self._link.why() if self._link is not None else "it was closed"
+                self._end = f"{self.path}: the connection to QEMU is gone: {why}"
+                self._discard()
+                what = "" if command is None else f"; whether {command} was done is not known"
+                raise DisconnectedError(self._end + what, command) from None
+            except MonitorError:
+                raise
+            except qmp.QMPError as error:
+                self._end = f"{self.path}: QEMU does not answer as QMP has it: {error}"
+                self._discard()
+                raise MonitorError(self._end, command) from None
+            except BaseException:
+                self._discard()
+                raise
+
+    def _refuse(self) -> None:
+        assert self._process is not None
+        if not self._process.is_this():
+            raise StateError(
+                f"{self.path}: the connection is that of process {self._process.pid}; in the child "
+                "of a fork, make a Monitor anew"
+            )
+        if self._closed:
+            raise ClosedError(f"{self.path}: the monitor is closed")
+        if self._lock._is_owned():  # type: ignore[attr-defined]
+            raise StateError(f"{self.path}: called amid a call of the same monitor")
+        if _in_coroutine():
+            raise StateError(
+                f"{self.path}: a Monitor waits for its answers, so a coroutine has to call it in a "
+                "thread: asyncio.to_thread"
+            )
+
+    def _connected(self) -> _Link:
+        """What there is, or a new connection.
+
+        :raises MonitorError: if it cannot be
+        """
+        if self._link is not None:
+            return self._link
+        if self._end is not None:
+            raise DisconnectedError(self._end)
+        try:
+            self._link = _Link(lambda event: self._events.append(event))
+            self._link.connect(self.path, self._patience)
+            peer = self._link.peer()
+            if self._peer not in (None, peer):
+                self._end = f"{self.path}: another program listens there than before"
+                raise DisconnectedError(self._end)
+            self._peer = peer
+            self._version = self._link.version()
+            return self._link
+        except BaseException:
+            self._discard()
+            raise
+
+    def _discard(self) -> None:
+        """Close the connection, if there is one."""
+        link = self._link
+        if link is None:
+            return
+        try:
+            link.close()
+        except BaseException:
+            link.close()
+            raise
+        finally:
+            self._link = None
+
+
+def _in_coroutine() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+class _Link:
+    """One connection, and the loop that serves it.
+
+    All of it is closed by :meth:`close`, whatever has come in between.
+    """
+
+    def __init__(self, keep: Callable[[Event], object]) -> None:
+        self._keep = keep
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._socket: socket.socket | None = None
+        self._client: QMPClient | None = None
+        self._arrived: asyncio.Event | None = None
+        self._process = Process()
+        _links.add(self)
+
+    # ---- life -------------------------------------------------------------------------------
+
+    def connect(self, path: str, patience: float) -> None:
+        """
+        :raises MonitorError: if it cannot be
+        :raises OSError: likewise
+        """
+        qmp = _package()
+        end = monotonic() + patience
+        self._loop = _loop()
+        self._socket = _socket(path, end)
+        try:
+            self.run(self._greeted(), max(0.0, end - monotonic()))
+        except asyncio.TimeoutError:
+            raise UnansweredError(_silent(path, patience)) from None
+        except qmp.ConnectError as error:
+            why = error.exc
+            if isinstance(why, (EOFError, ConnectionError)):
+                raise DisconnectedError(
+                    f"{path}: the connection was closed before there was a greeting"
+                ) from None
+            raise MonitorError(f"{path}: this is no monitor that speaks QMP: {why}") from None
+
+    async def _greeted(self) -> None:
+        qmp = _package()
+        # Made in a coroutine, since Python 3.9 has what it is made of belong to this loop.
+        client = qmp.QMPClient(readbuflen=_LONGEST)
+        client.logger = logging.Logger("pybitmap.tools.monitor")
+        client.logger.addHandler(logging.NullHandler())  # all that is told is an exception here
+        client.events.event_filter = self._event
+        await client.connect(self._socket)
+        self._client = client
+
+    def close(self) -> None:
+        """May be called twice, and again where it was interrupted."""
+        if self._socket is not None:
+            self._socket.close()  # QEMU knows from now on, whatever becomes of the rest
+        loop = self._loop
+        if loop is None or loop.is_closed():
+            return
+        # In a finalizer, another loop may run in this thread: then the rest is garbage.
+        with suppress(RuntimeError):
+            loop.run_until_complete(_cancelled())
+            loop.close()
+
+    # ---- calls ------------------------------------------------------------------------------
+
+    @property
+    def client(self) -> QMPClient:
+        assert self._client is not None
+        return self._client
+
+    def run(self, work: Coroutine[Any, Any, _T], seconds: float) -> _T:
+        """
+        :raises asyncio.TimeoutError: if it takes longer
+        """
+        assert self._loop is not None
+        try:
+            return self._loop.run_until_complete(asyncio.wait_for(work, seconds))
+        finally:
+            if inspect.getcoroutinestate(work) == inspect.CORO_CREATED:
+                work.close()
+
+    def _event(self, event: Mapping[str, Any]) -> bool:
+        """Keep it; for the client's own listener, whose filter this is, it is none."""
+        self._keep(dict(event))
+        if self._arrived is not None:
+            self._arrived.set()
+        return False
+
+    async def next_event(self) -> None:
+        """
+        :raises ExecInterruptedError: if QEMU is gone
+        """
+        qmp = _package()
+        self._arrived = asyncio.Event()
+        arrived = asyncio.ensure_future(self._arrived.wait())
+        changed = asyncio.ensure_future(self.client.runstate_changed())
+        try:
+            if self.client.runstate == qmp.Runstate.RUNNING:
+                await asyncio.wait({arrived, changed}, return_when=asyncio.FIRST_COMPLETED)
+            if not self._arrived.is_set() and self.client.runstate != qmp.Runstate.RUNNING:
+                raise qmp.ExecInterruptedError("Disconnected")
+        finally:
+            arrived.cancel()
+            changed.cancel()
+
+    # ---- who is there -----------------------------------------------------------------------
+
+    def version(self) -> dict[str, Any]:
+        """The "version" of the greeting."""
+        greeting = self.client.greeting
+        assert greeting is not None
+        return dict(greeting.QMP.version)
+
+    def peer(self) -> int | None:
+        """The process that has made the socket, where the system tells."""
+        assert self._socket is not None
+        if not hasattr(socket, "SO_PEERCRED"):
+            return None
+        found = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("i"))
+        return int(struct.unpack("i", found)[0])
+
+    def why(self) -> str:
+        """Why there is no connection any more."""
+        try:
+            self.run(self.client.disconnect(), PATIENCE)
+        except (EOFError, ConnectionError, asyncio.TimeoutError):
+            pass
+        except Exception as error:
+            return f"{error}"
+        return "it has ended, or another client was given the monitor"
+
+
+_links: WeakSet[_Link] = WeakSet()
+
+
+@in_child
+def _after_fork() -> None:
+    """QEMU is to know when the parent has closed its monitor; the child has closed its own."""
+    for link in list(_links):
+        with suppress(Exception):
+            link.close()
+
+
+def _package() -> Any:
+    """
+    :raises UnsupportedError: if it is not installed
+    """
+    try:
+        from qemu import qmp
+    except ImportError:
+        raise UnsupportedError(
+            "QEMU's monitor is spoken to by the package qemu.qmp, which is not installed: "
+            "pip install 'pybitmap[backup]'"
+        ) from None
+    return qmp
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    """Of poll where there is one: the child of a fork shares epoll's entries with its parent."""
+    selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
+    loop = asyncio.SelectorEventLoop(selector())
+    loop.set_exception_handler(lambda loop, context: None)
+    return loop
+
+
+async def _cancelled() -> None:
+    """All tasks of this loop but this one."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _socket(path: str, end: float) -> socket.socket:
+    """A connection, once there is room in the queue of those who want one.
+
+    :raises UnansweredError: if there is none until the end
+    :raises DisconnectedError: if nobody listens there
+    :raises OSError: if it cannot be reached
+    """
+    begin = monotonic()
+    while True:
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            made.setblocking(False)
+            made.connect(path)
+            return made
+        except BlockingIOError:
+            made.close()
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            made.close()
+            raise DisconnectedError(f"{path}: no monitor listens there: {error.strerror}") from None
+        except OSError as error:
+            made.close()
+            error.filename = path
+            raise
+        except BaseException:
+            made.close()
+            raise
+        if monotonic() > end:
+            raise UnansweredError(_silent(path, end - begin))
+        sleep(0.01)
+
+
+def _silent(path: str, seconds: float) -> str:
+    return (
+        f"{path}: no greeting within {seconds:g} s: another client is on this monitor, which "
+        "serves one at a time, or QEMU hangs. Close that one, or give QEMU one more monitor: "
+        "-qmp unix:PATH,server=on,wait=off"
+    )
