@@ -224,6 +224,11 @@ class Daemon:
             self.close()
             raise
 
+    @property
+    def monitor(self) -> Path:
+        """The socket of a monitor beside the one that is used here."""
+        return self.folder / "monitor"
+
     # ---- life -------------------------------------------------------------------------------
 
     def start(self, read_only: Collection[str] = ()) -> None:
@@ -231,11 +236,13 @@ class Daemon:
 
         :param read_only: the nodes that are so
         """
-        for name in ("qmp", "nbd"):
+        for name in ("qmp", "nbd", "monitor"):
             with contextlib.suppress(FileNotFoundError):
                 (self.folder / name).unlink()
         arguments = [
             self._program,
+            *("--chardev", f"socket,id=second,path={self.monitor},server=on,wait=off"),
+            *("--monitor", "chardev=second"),
             # wait=on: somebody who connects while the monitor is set up may be greeted twice, and
             # each later reply be taken for the next command's (QEMU 7.2).
             *("--chardev", f"socket,id=qmp,path={self.folder}/qmp,server=on,wait=on"),
