@@ -15,7 +15,6 @@ So the connection is closed then, and the next call makes a new one, to the same
 from __future__ import annotations
 
 import asyncio
-import inspect
 import json
 import logging
 import os
@@ -26,13 +25,14 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
+from itertools import count
 from threading import RLock
 from time import monotonic, sleep
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakSet
 
 from .._fork import Process, in_child
+from .._guard import Guard
 from ..errors import BitmapError, ClosedError, InvalidError, StateError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 #: As QEMU sends it: "event", "data" where there is any, and "timestamp".
 Event = dict[str, Any]
+_Numbered = deque[tuple[int, Event]]
 #: Of a transaction: its "type" and its "data".
 Action = dict[str, Any]
 
@@ -100,7 +101,7 @@ def action(kind: str, data: Mapping[str, Any] | None = None, /, **more: Any) -> 
     return {"type": kind, "data": {**(data or {}), **renamed(more)}}
 
 
-class Monitor:
+class Monitor(Guard):
     """The monitor of a QEMU, or of a qemu-storage-daemon, at a unix socket.
 
     ::
@@ -123,9 +124,11 @@ class Monitor:
     :raises UnansweredError: if nobody greets, as when another client has the monitor
     :raises MonitorError: if what is there is no monitor
     :raises UnsupportedError: without the package qemu.qmp
+    :raises InvalidError: if a time-out is not positive, or the path longer than a socket's can be
     :raises OSError: if the socket cannot be reached, as for a lack of rights
     """
 
+    _lock = None  # of Guard's: none is held between two calls
     _link: _Link | None = None
     _process: Process | None = None
 
@@ -136,14 +139,16 @@ class Monitor:
         timeout: float = TIMEOUT,
         patience: float = PATIENCE,
     ) -> None:
+        if not (timeout > 0 and patience > 0):
+            raise InvalidError(f"time-outs of {timeout} and {patience} seconds: neither may be 0")
         self.path = os.fspath(path)
         self.timeout = timeout
         self._patience = patience
-        self._lock = RLock()
+        self._turn = RLock()
         self._process = Process()
-        self._events: deque[Event] = deque(maxlen=_MOST_EVENTS)
+        self._events: _Numbered = deque(maxlen=_MOST_EVENTS)
         self._commands: frozenset[str] | None = None
-        self._version: dict[str, Any] = {}
+        self._greeting: dict[str, Any] = {}
         self._peer: int | None = None
         self._end: str | None = None  # why no new connection is made
         self._closed = False
@@ -157,39 +162,39 @@ class Monitor:
     # ---- life -------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """QEMU can have another client then. May be called twice."""
+        """QEMU can have another client then. May be called twice.
+
+        :raises StateError: amid a call, as in a signal handler
+        """
         if self._process is None or not self._process.is_this():
             return
-        try:
-            self._closed = True
-            self._discard()
-        except BaseException:
-            self._closed = True
-            self._discard()
-            raise
+        self._refuse_within()
+        with self._turn:
+            try:
+                self._closed = True
+                self._discard()
+            except BaseException:
+                self._closed = True
+                self._discard()
+                raise
 
     @property
     def closed(self) -> bool:
         return self._closed
 
-    def __enter__(self) -> Monitor:
-        return self
+    def _leaving(self, *_: object) -> None:
+        self.close()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def _interrupted(self) -> None:
         self.close()
 
     def __del__(self) -> None:
         if self._link is None or self._process is None or not self._process.is_this():
             return
+        self.close()
         warnings.warn(
             f"{self!r} was dropped without close", ResourceWarning, stacklevel=1, source=self
         )
-        self.close()
 
     def __repr__(self) -> str:
         return f"<Monitor of {self.path}>"
@@ -199,13 +204,13 @@ class Monitor:
     @property
     def version(self) -> tuple[int, int, int]:
         """QEMU's, as it has said in its greeting."""
-        qemu = self._version["qemu"]
+        qemu = self._greeting["qemu"]
         return qemu["major"], qemu["minor"], qemu["micro"]
 
     @property
     def package(self) -> str:
         """What it says of itself beside the version; may be empty."""
-        return str(self._version.get("package", ""))
+        return str(self._greeting.get("package", ""))
 
     def has_command(self, name: str) -> bool:
         """Does it know this command? Asked once.
@@ -264,18 +269,14 @@ class Monitor:
         try:
             self.execute("query-version")  # what was sent before comes before the answer
         except (DisconnectedError, UnansweredError):
-            if not any(self._wanted(event, names) for event in list(self._events)):
+            if not any(_is_one_of(names, event) for _, event in list(self._events)):
                 raise
-        taken: list[Event] = []
-        kept: deque[Event] = deque(maxlen=_MOST_EVENTS)
-        for event in list(self._events):
-            (taken if self._wanted(event, names) else kept).append(event)
-        self._events = kept
-        return taken
+        return [self._take(each) for each in list(self._events) if _is_one_of(names, each[1])]
 
-    @staticmethod
-    def _wanted(event: Event, names: tuple[str, ...]) -> bool:
-        return not names or event["event"] in names
+    def _take(self, numbered: tuple[int, Event]) -> Event:
+        with suppress(ValueError):  # another thread has taken it, or it was one too many
+            self._events.remove(numbered)
+        return numbered[1]
 
     def wait(self, predicate: Callable[[Event], object], timeout: float | None = None) -> Event:
         """The first event that the predicate is true of; it is taken, and the others are kept.
@@ -290,20 +291,15 @@ class Monitor:
         """
         timeout = self.timeout if timeout is None else timeout
         end = monotonic() + timeout
-        seen = 0  # of those that are kept
+        seen = -1
         while True:
-            kept = list(self._events)
-            for number in range(min(seen, len(kept)), len(kept)):
-                if predicate(kept[number]):
-                    del self._events[number]
-                    return kept[number]
-            seen = len(kept)
+            for number, event in list(self._events):
+                if number > seen and predicate(event):
+                    return self._take((number, event))
+                seen = max(seen, number)
             left = end - monotonic()
             if left <= 0:
                 raise UnansweredError(f"{self.path}: no such event within {timeout:g} s")
-            if len(kept) == _MOST_EVENTS:
-                self._events.popleft()
-                seen -= 1
             self._call(None, _Link.next_event, left)
 
     # ---- the connection ---------------------------------------------------------------------
@@ -317,14 +313,14 @@ class Monitor:
         """None: an event did not come."""
         self._refuse()
         qmp = _package()
-        with self._lock:
+        with self._turn:
             try:
                 link = self._connected()
-                return link.run(ask(link), seconds)
+                return link.run(ask, seconds)
             except qmp.ExecuteError as error:
                 kind, text = error.error_class, str(error)
                 raise CommandError(f"{command}: {text}", command, kind, text) from None
-            except asyncio.TimeoutError:
+            except _Late:
                 if command is None:
                     return None
                 raise UnansweredError(
@@ -357,13 +353,16 @@ class Monitor:
             )
         if self._closed:
             raise ClosedError(f"{self.path}: the monitor is closed")
-        if self._lock._is_owned():  # type: ignore[attr-defined]
-            raise StateError(f"{self.path}: called amid a call of the same monitor")
+        self._refuse_within()
         if _in_coroutine():
             raise StateError(
                 f"{self.path}: a Monitor waits for its answers, so a coroutine has to call it in a "
                 "thread: asyncio.to_thread"
             )
+
+    def _refuse_within(self) -> None:
+        if self._turn._is_owned():  # type: ignore[attr-defined]
+            raise StateError(f"{self.path}: called amid a call of the same monitor")
 
     def _connected(self) -> _Link:
         """What there is, or a new connection.
@@ -371,18 +370,20 @@ class Monitor:
         :raises MonitorError: if it cannot be
         """
         if self._link is not None:
-            return self._link
+            if self._link.whole:
+                return self._link
+            self._discard()
         if self._end is not None:
             raise DisconnectedError(self._end)
         try:
-            self._link = _Link(lambda event: self._events.append(event))
+            self._link = _Link(self._events)
             self._link.connect(self.path, self._patience)
             peer = self._link.peer()
             if self._peer not in (None, peer):
                 self._end = f"{self.path}: another program listens there than before"
                 raise DisconnectedError(self._end)
             self._peer = peer
-            self._version = self._link.version()
+            self._greeting = self._link.version()
             return self._link
         except BaseException:
             self._discard()
@@ -402,6 +403,10 @@ class Monitor:
             self._link = None
 
 
+def _is_one_of(names: tuple[str, ...], event: Event) -> bool:
+    return not names or event["event"] in names
+
+
 def _in_coroutine() -> bool:
     try:
         asyncio.get_running_loop()
@@ -410,19 +415,24 @@ def _in_coroutine() -> bool:
     return True
 
 
+class _Late(Exception):
+    """There was no answer in time."""
+
+
 class _Link:
     """One connection, and the loop that serves it.
 
     All of it is closed by :meth:`close`, whatever has come in between.
     """
 
-    def __init__(self, keep: Callable[[Event], object]) -> None:
-        self._keep = keep
+    def __init__(self, events: _Numbered) -> None:
+        self._events = events  # and nothing else of the monitor's, which goes when nobody has it
         self._loop: asyncio.AbstractEventLoop | None = None
         self._socket: socket.socket | None = None
         self._client: QMPClient | None = None
         self._arrived: asyncio.Event | None = None
-        self._process = Process()
+        #: Has each call of this come to an end of its own?
+        self.whole = True
         _links.add(self)
 
     # ---- life -------------------------------------------------------------------------------
@@ -434,19 +444,22 @@ class _Link:
         """
         qmp = _package()
         end = monotonic() + patience
-        self._loop = _loop()
+        # Of poll where there is one: the child of a fork shares epoll's entries with its parent.
+        selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
+        self._loop = asyncio.SelectorEventLoop(selector())
+        self._loop.set_exception_handler(lambda loop, context: None)
         self._socket = _socket(path, end)
         try:
-            self.run(self._greeted(), max(0.0, end - monotonic()))
-        except asyncio.TimeoutError:
+            self.run(_Link._greeted, max(0.0, end - monotonic()))
+        except _Late:
             raise UnansweredError(_silent(path, patience)) from None
         except qmp.ConnectError as error:
             why = error.exc
             if isinstance(why, (EOFError, ConnectionError)):
-                raise DisconnectedError(
-                    f"{path}: the connection was closed before there was a greeting"
-                ) from None
+                raise DisconnectedError(f"{path}: the connection was closed at once") from None
             raise MonitorError(f"{path}: this is no monitor that speaks QMP: {why}") from None
+        except AssertionError:  # of qemu.qmp's, that what has just been greeted is still there
+            raise DisconnectedError(f"{path}: the connection was closed at once") from None
 
     async def _greeted(self) -> None:
         qmp = _package()
@@ -477,20 +490,30 @@ class _Link:
         assert self._client is not None
         return self._client
 
-    def run(self, work: Coroutine[Any, Any, _T], seconds: float) -> _T:
-        """
-        :raises asyncio.TimeoutError: if it takes longer
+    def run(self, ask: Callable[[_Link], Coroutine[Any, Any, _T]], seconds: float) -> _T:
+        """What it answers.
+
+        :raises _Late: if it takes longer
         """
         assert self._loop is not None
+        end = monotonic() + seconds
+        self.whole = False
         try:
-            return self._loop.run_until_complete(asyncio.wait_for(work, seconds))
-        finally:
-            if inspect.getcoroutinestate(work) == inspect.CORO_CREATED:
-                work.close()
+            found = self._loop.run_until_complete(asyncio.wait_for(ask(self), seconds))
+        except asyncio.TimeoutError:
+            if monotonic() < end:  # that of some signal handler, which may have torn anything
+                raise
+            self.whole = True
+            raise _Late from None
+        except _package().ExecuteError:
+            self.whole = True
+            raise
+        self.whole = True
+        return found
 
     def _event(self, event: Mapping[str, Any]) -> bool:
         """Keep it; for the client's own listener, whose filter this is, it is none."""
-        self._keep(dict(event))
+        self._events.append((next(_numbers), dict(event)))
         if self._arrived is not None:
             self._arrived.set()
         return False
@@ -515,10 +538,17 @@ class _Link:
     # ---- who is there -----------------------------------------------------------------------
 
     def version(self) -> dict[str, Any]:
-        """The "version" of the greeting."""
+        """The "version" of the greeting.
+
+        :raises MonitorError: if it is none
+        """
         greeting = self.client.greeting
         assert greeting is not None
-        return dict(greeting.QMP.version)
+        found: dict[str, Any] = dict(greeting.QMP.version)
+        with suppress(KeyError, TypeError):
+            if all(isinstance(found["qemu"][each], int) for each in ("major", "minor", "micro")):
+                return found
+        raise MonitorError(f"the greeting has no version of QEMU: {found}")
 
     def peer(self) -> int | None:
         """The process that has made the socket, where the system tells."""
@@ -531,14 +561,15 @@ class _Link:
     def why(self) -> str:
         """Why there is no connection any more."""
         try:
-            self.run(self.client.disconnect(), PATIENCE)
-        except (EOFError, ConnectionError, asyncio.TimeoutError):
+            self.run(lambda link: link.client.disconnect(), PATIENCE)
+        except (EOFError, ConnectionError, _Late):
             pass
         except Exception as error:
             return f"{error}"
         return "it has ended, or another client was given the monitor"
 
 
+_numbers = count()
 _links: WeakSet[_Link] = WeakSet()
 
 
@@ -564,20 +595,12 @@ def _package() -> Any:
     return qmp
 
 
-def _loop() -> asyncio.AbstractEventLoop:
-    """Of poll where there is one: the child of a fork shares epoll's entries with its parent."""
-    selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
-    loop = asyncio.SelectorEventLoop(selector())
-    loop.set_exception_handler(lambda loop, context: None)
-    return loop
-
-
 async def _cancelled() -> None:
-    """All tasks of this loop but this one."""
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    """All tasks of this loop but this one, and those that they begin when they end."""
+    while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
 
 def _socket(path: str, end: float) -> socket.socket:
@@ -601,6 +624,8 @@ def _socket(path: str, end: float) -> socket.socket:
             raise DisconnectedError(f"{path}: no monitor listens there: {error.strerror}") from None
         except OSError as error:
             made.close()
+            if error.errno is None:  # Python has not asked the system
+                raise InvalidError(f"{path}: no path of a socket: {error}") from None
             error.filename = path
             raise
         except BaseException:

@@ -304,6 +304,11 @@ class Daemon:
         """What the programs have complained of."""
         return (self.folder / "log").read_text(errors="replace")
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def wait_for_crash(self) -> int:
         """The return code of a daemon that is about to die."""
         assert self._process is not None
