@@ -102,7 +102,7 @@ def areas(
         for _ in reading.pieces():
             pass
         store.progress = None
-        yield _rounded(_joined(reading.pieces()), granularity, volume.size)
+        yield rounded(_joined(reading.pieces()), granularity, volume.size)
 
 
 def _joined(pieces: Iterable[Piece]) -> Iterator[tuple[int, int]]:
@@ -119,7 +119,7 @@ def _joined(pieces: Iterable[Piece]) -> Iterator[tuple[int, int]]:
         yield start, end - start
 
 
-def _rounded(
+def rounded(
     areas: Iterable[tuple[int, int]], granularity: int, size: int
 ) -> Iterator[tuple[int, int]]:
     """Outwards, to whole groups of a disk of that size; those that then touch are one."""

@@ -149,7 +149,7 @@ class Monitor(Guard):
         self._events: _Numbered = deque(maxlen=_MOST_EVENTS)
         self._commands: frozenset[str] | None = None
         self._greeting: dict[str, Any] = {}
-        self._peer: int | None = None
+        self._peer: tuple[int, int] | None = None
         self._end: str | None = None  # why no new connection is made
         self._closed = False
         try:
@@ -211,6 +211,11 @@ class Monitor(Guard):
     def package(self) -> str:
         """What it says of itself beside the version; may be empty."""
         return str(self._greeting.get("package", ""))
+
+    @property
+    def user(self) -> int | None:
+        """Whose process QEMU is; None where the system does not tell."""
+        return None if self._peer is None else self._peer[1]
 
     def has_command(self, name: str) -> bool:
         """Does it know this command? Asked once.
@@ -550,13 +555,15 @@ class _Link:
                 return found
         raise MonitorError(f"the greeting has no version of QEMU: {found}")
 
-    def peer(self) -> int | None:
-        """The process that has made the socket, where the system tells."""
+    def peer(self) -> tuple[int, int] | None:
+        """The process that has made the socket, and its user, where the system tells."""
         assert self._socket is not None
         if not hasattr(socket, "SO_PEERCRED"):
             return None
-        found = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("i"))
-        return int(struct.unpack("i", found)[0])
+        ucred = struct.Struct("iII")
+        found = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, ucred.size)
+        pid, user, _ = ucred.unpack(found)
+        return pid, user
 
     def why(self) -> str:
         """Why there is no connection any more."""
