@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""The commands for bitmaps that no program has open: `pybitmap info`, `add`, `merge`, ..."""
+"""The commands for bitmaps, `pybitmap info`, `add`, `merge`, ...: of images and local stores that
+no program has open, and with --qmp of a machine that runs."""
 
 from __future__ import annotations
 
@@ -8,7 +9,9 @@ import json
 import os
 import shlex
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -46,23 +49,28 @@ from .common import (
     progress_bars,
     rendered,
     tell,
+    unwinding,
     warn_unlocked,
     words,
     write,
 )
-from .completion import names_in, nodes_in
+from .completion import names_in, nodes_in, targets_in
 from .extents import FORMATS, write_extents
 from .group import command
 from .targets import Image, Target, find_target
 
 if TYPE_CHECKING:
     from ..store.qcow2.rescue import Report
+    from .live import Live
 
 EXIT_BROKEN = 1
 
+#: What asks a program to end.
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-_target = click.argument("path", metavar="TARGET", type=click.Path())
+_target = click.argument("path", metavar="TARGET", type=click.Path(), shell_complete=targets_in)
 _new_name = click.argument("name")
 _name = click.argument("name", shell_complete=names_in())
 _names = click.argument(
@@ -74,6 +82,30 @@ _node = click.option(
     metavar="NODE",
     shell_complete=nodes_in,
     help="The node of a local store, for names that could mean several bitmaps.",
+)
+
+_qmp = click.option(
+    "--qmp",
+    metavar="SOCKET",
+    type=click.Path(),
+    help="The monitor (QMP) of a QEMU, a qemu-storage-daemon or a pybitmap serve that runs: a unix"
+    " socket. TARGET is then a node of it, or a device.",
+)
+_format_option = click.option(
+    "--format",
+    "form",
+    type=click.Choice(FORMATS),
+    help="A list of objects, or lines below a heading.  [default: json]",
+)
+_granularity_option = click.option(
+    "-g",
+    "--granularity",
+    metavar="SIZE",
+    default="1",
+    show_default=False,
+    callback=one_granularity,
+    help="Bytes that a bit stands for: extents as a bitmap with such bits has them, if that is"
+    " coarser.",
 )
 
 
@@ -123,6 +155,23 @@ def _hinting() -> Iterator[None]:
         ) from error
 
 
+def _machine(
+    qmp: str, path: str | None, refused: Mapping[str, object], *, changing: bool = True
+) -> contextlib.AbstractContextManager[Live]:
+    """See :func:`.live.machine`, whose module images and stores do not wait for."""
+    from .live import machine
+
+    return machine(qmp, path, refused, changing=changing)
+
+
+@contextlib.contextmanager
+def _changing(qmp: str, path: str, refused: Mapping[str, object]) -> Iterator[Live]:
+    """A machine that runs: Ctrl-C counts once it has answered, or has not in time."""
+    with _machine(qmp, path, refused) as target, deferred(*ENDING):
+        yield target
+    tell("done")
+
+
 @contextlib.contextmanager
 def _until_stored() -> Iterator[Progress]:
     """For a change: whoever asks it to end is to know whether it was done.
@@ -130,7 +179,7 @@ def _until_stored() -> Iterator[Progress]:
     So Ctrl-C, and what else asks a program to end, counts while a target is read, and then again
     when all is stored. The progress that it gives raises if something has come.
     """
-    with deferred(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as came, progress_bars() as show:
+    with deferred(*ENDING) as came, progress_bars() as show:
 
         def report(what: str, done: int, total: int | None) -> None:
             if came:
@@ -145,7 +194,9 @@ def _until_stored() -> Iterator[Progress]:
 
 
 @command("info")
-@_target
+@click.argument(
+    "path", metavar="TARGET", type=click.Path(), required=False, shell_complete=targets_in
+)
 @json_option
 @click.option(
     "--count/--no-count",
@@ -153,14 +204,20 @@ def _until_stored() -> Iterator[Progress]:
     help="Say how much is dirty, which reads all the bits; without, only the directory is read,"
     " however large the disk.  [default: with --json only]",
 )
+@_qmp
 @_shared
-def info_command(path: str, as_json: bool, count: bool | None, no_lock: bool) -> None:
+def info_command(
+    path: str | None, as_json: bool, count: bool | None, qmp: str | None, no_lock: bool
+) -> None:
     """List the bitmaps of TARGET.
 
     TARGET is a qcow2 image, or the directory of a local store. A bitmap is enabled if it records
     when a program opens it. It is in use if a program has it open (see -U), or did not close it; of
     what that has lost, a local store knows more than an image does. An inconsistent one cannot be
     used, only removed or repaired; the reason is told.
+
+    With --qmp, TARGET is a node or a device of a machine that runs; without one, all its nodes are
+    listed. A bitmap is in use there while an operation of QEMU's works with it.
 
     In JSON, sizes and counts are in bytes; a count is null if the bitmap is inconsistent, if
     another program has its bits, or with --no-count.
@@ -171,18 +228,37 @@ def info_command(path: str, as_json: bool, count: bool | None, no_lock: bool) ->
       pybitmap info disks.bitmaps --count
       pybitmap info disk.qcow2 --json | jq '.bitmaps[].count'
       pybitmap info disk.qcow2 -U     # of a machine that runs
+      pybitmap info --qmp vm0.qmp
     """
+    counting = as_json if count is None else count
+    if qmp is not None:
+        with _machine(qmp, path, {"--force-share": no_lock}, changing=False) as found:
+            nodes = found.nodes()
+            if not counting:
+                nodes = [_uncounted(node) for node in nodes]
+            _write_info(found, nodes, as_json, counting)
+        return
+    if path is None:
+        raise click.UsageError("Missing argument 'TARGET'.")
     target = _to_read(path, no_lock)
     with _hinting():
-        if as_json if count is None else count:
+        if counting:
             with progress_bars() as progress:
                 nodes = counted(target.store, progress)
         else:
             nodes = target.nodes()
+    _write_info(target, nodes, as_json, counting)
+
+
+def _uncounted(node: StoredNode) -> StoredNode:
+    return replace(node, bitmaps=[replace(each, count=None) for each in node.bitmaps])
+
+
+def _write_info(target: Target, nodes: Sequence[StoredNode], as_json: bool, counting: bool) -> None:
     if as_json:
         write(json.dumps(_as_json(target, nodes), indent=1) + "\n")
     else:
-        write(rendered(lambda console, _: _print_info(target, nodes, console, bool(count))))
+        write(rendered(lambda console, _: _print_info(target, nodes, console, counting)))
 
 
 def _as_json(target: Target, nodes: Sequence[StoredNode]) -> dict[str, Any]:
@@ -199,7 +275,7 @@ def _as_json(target: Target, nodes: Sequence[StoredNode]) -> dict[str, Any]:
                 "granularity": bitmap.granularity,
                 "count": bitmap.count,
                 "enabled": bitmap.enabled,
-                "persistent": True,
+                "persistent": bitmap.persistent,
                 "in_use": bitmap.in_use,
                 "inconsistent": bitmap.inconsistent,
                 "reason": bitmap.reason,
@@ -244,7 +320,7 @@ def _print_info(target: Target, nodes: Sequence[StoredNode], console: Console, c
         print_line(console, printable(f"Bitmap '{label}' is in use: {LIVE}."))
     for label, reason in broken:
         print_line(console, printable(f"Bitmap '{label}' is inconsistent: {reason}."))
-    if broken and target.store.lock:
+    if broken and target.repairable:
         print_line(
             console,
             "Mark everything dirty in it, so that nothing is missed:"
@@ -256,6 +332,8 @@ def _flags(bitmap: StoredBitmap) -> Iterator[str]:
     if bitmap.inconsistent:
         yield "inconsistent"
     yield "enabled" if bitmap.enabled else "disabled"
+    if not bitmap.persistent:
+        yield "transient"
     if bitmap.in_use:
         yield "in use"
 
@@ -296,6 +374,12 @@ def _command(*words: str) -> str:
     help="Size of the disk, for a node of a local store that is new or has no bitmaps; the store is"
     " made if it is not there.",
 )
+@click.option(
+    "--transient",
+    is_flag=True,
+    help="With --qmp: it ends with the machine. Only disks in qcow2 images can have others.",
+)
+@_qmp
 @_no_lock
 def add_command(
     path: str,
@@ -304,13 +388,16 @@ def add_command(
     disabled: bool,
     node: str | None,
     size: int | None,
+    transient: bool,
+    qmp: str | None,
     no_lock: bool,
 ) -> None:
     """Add a bitmap, clean, to TARGET.
 
     TARGET is a qcow2 image or a local store: a directory with the bitmaps of nodes, disks of
     whatever format, by the names that programs give them. There NAME is NODE/BITMAP; if the store
-    has one node only, a BITMAP without a slash will do.
+    has one node only, a BITMAP without a slash will do. With --qmp, TARGET is a node or a device of
+    a machine that runs, and writes are recorded from now on.
 
     If it fails, is interrupted or killed, nothing is left of a store that it would have made: it
     is made aside (what a kill leaves there, the next add removes). Only where an empty directory
@@ -321,7 +408,20 @@ def add_command(
       pybitmap add disk.qcow2 daily
       pybitmap add disk.qcow2 weekly -g 1M --disabled
       pybitmap add disks.bitmaps disk0/daily --size 20G
+      pybitmap add disk0 daily --qmp vm0.qmp
     """
+    if qmp is not None:
+        refused = {"--node": node, "--size": size, "--no-lock": no_lock}
+        with _changing(qmp, path, refused) as there:
+            there.add(
+                name,
+                granularity=granularity,
+                disabled=disabled,
+                persistent=not transient,
+            )
+        return
+    if transient:
+        raise click.UsageError("--transient is for --qmp: what is stored stays.")
     target = _to_change(path, no_lock, new=True)
     with _until_stored() as progress:
         add(
@@ -340,6 +440,7 @@ def add_command(
 @click.option("--stale", is_flag=True, help="All that are inconsistent, and no others.")
 @_node
 @json_option
+@_qmp
 @_no_lock
 def remove_command(
     path: str,
@@ -347,6 +448,7 @@ def remove_command(
     stale: bool,
     node: str | None,
     as_json: bool,
+    qmp: str | None,
     no_lock: bool,
 ) -> None:
     """Remove bitmaps from TARGET.
@@ -359,34 +461,62 @@ def remove_command(
       pybitmap remove disk.qcow2 daily weekly
       pybitmap remove disk.qcow2 --stale
       pybitmap remove disks.bitmaps --stale --json
+      pybitmap remove disk0 daily --qmp vm0.qmp
     """
     removed = "removed" if as_json else None
-    _change_some(path, no_lock, names, node, stale, "--stale", remove, removed)
+    if qmp is None:
+        _change_some(path, no_lock, names, node, stale, "--stale", remove, removed)
+        return
+    _one_of(names, stale, "--stale")
+    with _changing(qmp, path, {"--node": node, "--no-lock": no_lock}) as there:
+        nodes = there.nodes()
+        found = there.find(names) if names else _broken(nodes, None)
+        if found:
+            there.remove(found)
+    _write_changed(there, path, nodes, found, stale, removed)
 
 
 @command("clear")
 @_target
 @_names
 @_node
+@_qmp
 @_no_lock
-def clear_command(path: str, names: tuple[str, ...], node: str | None, no_lock: bool) -> None:
+def clear_command(
+    path: str, names: tuple[str, ...], node: str | None, qmp: str | None, no_lock: bool
+) -> None:
     """Make everything clean in bitmaps.
 
-    In all that are named or, if one of them cannot be cleared, in none.
+    In all that are named or, if one of them cannot be cleared, in none. With --qmp, of a machine
+    that runs: what it has written since one has looked goes, too. To copy what is dirty and lose
+    nothing, see "pybitmap take".
 
     \b
     Examples:
       pybitmap clear disk.qcow2 daily
       pybitmap clear disks.bitmaps disk0/daily disk1/daily
     """
+    if qmp is not None:
+        with _changing(qmp, path, {"--node": node, "--no-lock": no_lock}) as there:
+            there.clear(there.find(names))
+        return
     target = _to_change(path, no_lock)
     with _until_stored() as progress:
         clear(target.store, target.find(names, node), progress)
 
 
 def _enable(
-    path: str, names: tuple[str, ...], node: str | None, no_lock: bool, enabled: bool
+    path: str,
+    names: tuple[str, ...],
+    node: str | None,
+    qmp: str | None,
+    no_lock: bool,
+    enabled: bool,
 ) -> None:
+    if qmp is not None:
+        with _changing(qmp, path, {"--node": node, "--no-lock": no_lock}) as there:
+            there.enable(there.find(names), enabled)
+        return
     target = _to_change(path, no_lock)
     with _until_stored() as progress:
         enable(target.store, target.find(names, node), enabled, progress)
@@ -396,32 +526,42 @@ def _enable(
 @_target
 @_names
 @_node
+@_qmp
 @_no_lock
-def enable_command(path: str, names: tuple[str, ...], node: str | None, no_lock: bool) -> None:
+def enable_command(
+    path: str, names: tuple[str, ...], node: str | None, qmp: str | None, no_lock: bool
+) -> None:
     """Let bitmaps record writes, when a program opens them.
+
+    With --qmp, those of a machine that runs record from now on.
 
     \b
     Examples:
       pybitmap enable disk.qcow2 weekly
       pybitmap enable disks.bitmaps disk0/weekly
     """
-    _enable(path, names, node, no_lock, True)
+    _enable(path, names, node, qmp, no_lock, True)
 
 
 @command("disable")
 @_target
 @_names
 @_node
+@_qmp
 @_no_lock
-def disable_command(path: str, names: tuple[str, ...], node: str | None, no_lock: bool) -> None:
+def disable_command(
+    path: str, names: tuple[str, ...], node: str | None, qmp: str | None, no_lock: bool
+) -> None:
     """Let bitmaps record no writes; they keep what is dirty.
+
+    With --qmp, those of a machine that runs record no more from now on.
 
     \b
     Examples:
       pybitmap disable disk.qcow2 weekly
       pybitmap disable disks.bitmaps disk0/weekly
     """
-    _enable(path, names, node, no_lock, False)
+    _enable(path, names, node, qmp, no_lock, False)
 
 
 @command("merge")
@@ -439,9 +579,11 @@ def disable_command(path: str, names: tuple[str, ...], node: str | None, no_lock
     "source_path",
     metavar="FILE",
     type=click.Path(),
-    help="The image or local store that has the sources.  [default: TARGET]",
+    help="The image or local store that has the sources; with --qmp, the node or the device."
+    "  [default: TARGET]",
 )
 @_node
+@_qmp
 @_no_lock
 def merge_command(
     path: str,
@@ -449,6 +591,7 @@ def merge_command(
     sources: tuple[str, ...],
     source_path: str | None,
     node: str | None,
+    qmp: str | None,
     no_lock: bool,
 ) -> None:
     """Mark in bitmap NAME what is dirty in the SOURCE bitmaps.
@@ -461,6 +604,12 @@ def merge_command(
       pybitmap merge disk.qcow2 weekly monday tuesday
       pybitmap merge disk.qcow2 weekly vm0/daily -b vm.bitmaps
     """
+    if qmp is not None:
+        with _changing(qmp, path, {"--node": node, "--no-lock": no_lock}) as there:
+            beside = there if source_path is None else there.beside(source_path)
+            [bitmap] = there.find([name])
+            there.merge(bitmap, beside.find(sources))
+        return
     target = _to_change(path, no_lock)
     [bitmap] = target.find([name], node)
     source_store = None
@@ -476,10 +625,24 @@ def merge_command(
 @command("take")
 @_target
 @_name
-@click.option("--as", "other", metavar="OTHER", required=True, help="What is taken is called so.")
+@click.option("--as", "other", metavar="OTHER", help="What is taken is called so.")
+@_format_option
+@json_option
+@_granularity_option
 @_node
+@_qmp
 @_no_lock
-def take_command(path: str, name: str, other: str, node: str | None, no_lock: bool) -> None:
+def take_command(
+    path: str,
+    name: str,
+    other: str | None,
+    form: str | None,
+    as_json: bool,
+    granularity: int,
+    node: str | None,
+    qmp: str | None,
+    no_lock: bool,
+) -> None:
     """Move what is dirty to a new bitmap, to be copied.
 
     What is dirty in bitmap NAME goes to OTHER, and NAME is clean then. The begin of a backup of a
@@ -487,11 +650,38 @@ def take_command(path: str, name: str, other: str, node: str | None, no_lock: bo
     it once the copy is safe. NAME has what is written from now on. If the copy fails, "pybitmap
     put-back" undoes it.
 
+    With --qmp, of a machine that runs: each write is in NAME or in OTHER, or in both. Without --as
+    the extents are then printed as "pybitmap dump" prints them, and are dirty no more. Where they
+    could not be printed, all are dirty again, and after a kill with the next command that changes
+    or dumps bitmaps of this machine. Whoever reads them is not asked: to be safe until a copy is
+    made, use --as.
+
     \b
     Examples:
       pybitmap take disk.qcow2 daily --as copying
       pybitmap take disks.bitmaps disk0/daily --as copying
+      pybitmap take disk0 daily --as copying --qmp vm0.qmp
+      pybitmap take disk0 daily --qmp vm0.qmp > extents.json
     """
+    printing = _form(form, as_json)
+    if other is not None and (form is not None or as_json or granularity != 1):
+        raise click.UsageError("With --as nothing is printed; see pybitmap dump.")
+    if qmp is not None:
+        refused = {"--node": node, "--no-lock": no_lock}
+        if other is None:
+            with unwinding(), _machine(qmp, path, refused) as there, ExitStack() as stack:
+                [bitmap] = there.find([name])
+                with progress_bars() as progress:
+                    taken = stack.enter_context(there.taken(bitmap, progress, granularity))
+                write_extents(iter(taken), printing)
+                taken.done()
+            return
+        with _changing(qmp, path, refused) as there:
+            [bitmap] = there.find([name])
+            there.take(bitmap, other)
+        return
+    if other is None:
+        raise click.UsageError("Missing option '--as'.")
     target = _to_change(path, no_lock)
     [bitmap] = target.find([name], node)
     if node is None:
@@ -511,8 +701,11 @@ def take_command(path: str, name: str, other: str, node: str | None, no_lock: bo
     help="The bitmap that it was taken from.",
 )
 @_node
+@_qmp
 @_no_lock
-def put_back_command(path: str, name: str, into: str, node: str | None, no_lock: bool) -> None:
+def put_back_command(
+    path: str, name: str, into: str, node: str | None, qmp: str | None, no_lock: bool
+) -> None:
     """Undo a take: what is dirty is marked where it was.
 
     Marks in bitmap OTHER what is dirty in NAME, and removes NAME. For what was taken and is not
@@ -522,7 +715,12 @@ def put_back_command(path: str, name: str, into: str, node: str | None, no_lock:
     Examples:
       pybitmap put-back disk.qcow2 copying --into daily
       pybitmap put-back vm.bitmaps vm0/copy --into vm0/daily
+      pybitmap put-back disk0 copy --into daily --qmp vm0.qmp
     """
+    if qmp is not None:
+        with _changing(qmp, path, {"--node": node, "--no-lock": no_lock}) as there:
+            there.put_back(*(there.find([each])[0] for each in (name, into)))
+        return
     target = _to_change(path, no_lock)
     [bitmap], [other] = target.find([name], node), target.find([into], node)
     with _until_stored() as progress:
@@ -600,22 +798,38 @@ def _change_some(
 
     :param done: in JSON: what they have been, the name of their list
     """
-    if broken == bool(names):
-        raise click.UsageError(f"Give either the names of bitmaps or {option}.")
+    _one_of(names, broken, option)
     target = _to_change(path, no_lock)
     nodes = target.nodes()
-    if names:
-        found = target.find(names, node)
-    else:
-        found = [
-            (each.name, bitmap.name)
-            for each in nodes
-            for bitmap in each.bitmaps
-            if bitmap.inconsistent and node in (None, each.name)
-        ]
+    found = target.find(names, node) if names else _broken(nodes, node)
     if found:
         with _until_stored() as progress:
             change(target.store, found, progress)
+    _write_changed(target, path, nodes, found, broken, done)
+
+
+def _one_of(names: tuple[str, ...], broken: bool, option: str) -> None:
+    if broken == bool(names):
+        raise click.UsageError(f"Give either the names of bitmaps or {option}.")
+
+
+def _broken(nodes: Sequence[StoredNode], node: str | None) -> list[Name]:
+    return [
+        (each.name, bitmap.name)
+        for each in nodes
+        for bitmap in each.bitmaps
+        if bitmap.inconsistent and node in (None, each.name)
+    ]
+
+
+def _write_changed(
+    target: Target,
+    path: str,
+    nodes: Sequence[StoredNode],
+    found: Sequence[Name],
+    broken: bool,
+    done: str | None,
+) -> None:
     if done is not None:
         changed = [{"node": each[0], "name": each[1]} for each in found]
         report = {"target": path, "format": target.format, done: changed}
@@ -630,24 +844,11 @@ def _change_some(
 @command("dump")
 @_target
 @_name
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(FORMATS),
-    help="A list of objects, or lines below a heading.  [default: json]",
-)
+@_format_option
 @json_option
-@click.option(
-    "-g",
-    "--granularity",
-    metavar="SIZE",
-    default="1",
-    show_default=False,
-    callback=one_granularity,
-    help="Bytes that a bit stands for: extents as a bitmap with such bits has them, if that is"
-    " coarser.",
-)
+@_granularity_option
 @_node
+@_qmp
 @_shared
 def dump_command(
     path: str,
@@ -656,6 +857,7 @@ def dump_command(
     as_json: bool,
     granularity: int,
     node: str | None,
+    qmp: str | None,
     no_lock: bool,
 ) -> None:
     """Print the dirty extents of a bitmap.
@@ -664,6 +866,9 @@ def dump_command(
     with the disk at the latest. All is read once before the first is printed, so what cannot be
     read is told before.
 
+    With --qmp, of a machine that runs: all of it as it was at one instant. QEMU writes it into an
+    image in the folder for temporary files (TMPDIR), which it has to be able to open.
+
     \b
     Examples:
       pybitmap dump disk.qcow2 daily
@@ -671,15 +876,30 @@ def dump_command(
       pybitmap dump vm.bitmaps vm0/daily --format csv |
         tail -n +2 | while IFS=, read -r offset length
         do echo "copy $length at $offset"; done
+      pybitmap dump disk0 daily --qmp vm0.qmp
     """
-    if as_json and form not in (None, "json"):
-        raise click.UsageError(f"Give either --json or --format {form}.")
+    printing = _form(form, as_json)
+    if qmp is not None:
+        refused = {"--node": node, "--force-share": no_lock}
+        with unwinding(), _machine(qmp, path, refused) as there, ExitStack() as stack:
+            [bitmap] = there.find([name])
+            with progress_bars() as progress:
+                found = stack.enter_context(there.extents(bitmap, progress, granularity))
+            write_extents(found, printing)
+        return
     target = _to_read(path, no_lock)
-    with contextlib.ExitStack() as stack:
+    with ExitStack() as stack:
         with _hinting(), progress_bars() as progress:
             [bitmap] = target.find([name], node)
             found = stack.enter_context(areas(target.store, bitmap, progress, granularity))
-        write_extents(found, form or "json")
+        write_extents(found, printing)
+
+
+def _form(form: str | None, as_json: bool) -> str:
+    """One of FORMATS."""
+    if as_json and form not in (None, "json"):
+        raise click.UsageError(f"Give either --json or --format {form}.")
+    return form or "json"
 
 
 @command("check")

@@ -211,6 +211,28 @@ def deferred(*numbers: int) -> Iterator[list[int]]:
         signal.raise_signal(number)
 
 
+@contextlib.contextmanager
+def unwinding() -> Iterator[None]:
+    """Whoever asks to end a program lets blocks be left as Ctrl-C does; once, for SIGTERM and
+    SIGHUP. Ignored ones stay so."""
+
+    def end(number: int, frame: object) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = {each: signal.getsignal(each) for each in numbers}
+    before = {each: how for each, how in before.items() if how is not signal.SIG_IGN}
+    try:
+        for each in before:
+            signal.signal(each, end)
+        yield
+    finally:
+        for each, how in before.items():
+            signal.signal(each, how)
+
+
 def rendered(show: Callable[[Console, int | None], object]) -> str:
     """What `show` prints, for standard output; its second argument is the terminal's width."""
     from rich.console import Console

@@ -14,12 +14,16 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-from click.shell_completion import get_completion_class, shell_complete
+from click.shell_completion import CompletionItem, get_completion_class, shell_complete
 
 from .common import write
 from .group import COMPLETE_VAR, command
+
+if TYPE_CHECKING:
+    from ..tools.monitor import Monitor
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -51,11 +55,25 @@ def names_in(option: str = "path") -> Callable[..., list[str]]:
     def words(ctx: click.Context, param: click.Parameter, begin: str) -> list[str]:
         given = ctx.params.get(param.name or "") or ()
         node = ctx.params.get("node")
-        nodes = _nodes(ctx.params.get(option) or ctx.params["path"])
+        path = ctx.params.get(option) or ctx.params["path"]
+        qmp = ctx.params.get("qmp")
+        nodes = _nodes(path) if qmp is None else _live_nodes(qmp, path)
         found = _labels(nodes) if node is None else _bitmaps(nodes, node)
         return [word for word in found if word not in given and _fits(word, begin)]
 
     return words
+
+
+def targets_in(ctx: click.Context, param: click.Parameter, begin: str) -> list[CompletionItem]:
+    """What completes a TARGET: a file, or after --qmp a node or a device of the machine."""
+    qmp = ctx.params.get("qmp")
+    if qmp is None:
+        return [CompletionItem(begin, type="file")]
+    from ..tools import live
+
+    with _monitor(qmp) as monitor:
+        known = [str(node.name) for node in live.nodes(monitor)] + live.device_names(monitor)
+    return [CompletionItem(each) for each in known if _fits(each, begin)]
 
 
 def nodes_in(ctx: click.Context, param: click.Parameter, begin: str) -> list[str]:
@@ -77,6 +95,24 @@ def _bitmaps(nodes: _Nodes, wanted: str) -> Iterator[str]:
     for node, bitmaps in nodes:
         if node == wanted:
             yield from bitmaps
+
+
+def _live_nodes(qmp: str, name: str) -> _Nodes:
+    """The node of a machine.
+
+    :raises Exception: if it cannot be told
+    """
+    from ..tools import live
+
+    with _monitor(qmp) as monitor:
+        node = live.find_node(monitor, name)
+    return [(None, [bitmap.name for bitmap in node.bitmaps])]
+
+
+def _monitor(qmp: str) -> Monitor:
+    from ..tools.monitor import Monitor
+
+    return Monitor(qmp, timeout=PATIENCE / 2, patience=PATIENCE / 2)
 
 
 def _nodes(path: str) -> _Nodes:

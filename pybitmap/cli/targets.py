@@ -28,6 +28,11 @@ class Target(ABC):
         self.path = path
         self.store = store
 
+    @property
+    def repairable(self) -> bool:
+        """Can `pybitmap repair` be proposed?"""
+        return self.store.lock
+
     def nodes(self) -> list[StoredNode]:
         """What is stored, without reading bits.
 
