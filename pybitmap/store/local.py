@@ -80,6 +80,7 @@ from .base import (
     Wanted,
 )
 from .catalog import CATALOG, JOURNAL, Catalog, Row, is_words, open_file
+from .files import lock_holders, sync_directory, sync_file
 from .opened import is_open_here, opened
 from .private import check_folder, opened_private, place, place_of, why_foreign
 from .unlocked import NoLocksError, lacking, no_locks, steady
@@ -203,7 +204,7 @@ class LocalStore(Store):
                 raise self._made_meanwhile() from None
             raise
         self._at, self._held = self.path, False
-        _sync_directory(self.path.parent)
+        sync_directory(self.path.parent)
 
     def _made_meanwhile(self) -> LockedError:
         return LockedError(
@@ -380,7 +381,7 @@ class LocalStore(Store):
         if writing:
             with suppress(FileExistsError):
                 os.mkdir(self._at, 0o700)
-                _sync_directory(self._at.parent)
+                sync_directory(self._at.parent)
         check_folder(self._at, writing=writing)
         if self._lock_file is not None:
             self._flock(kind)
@@ -427,7 +428,7 @@ class LocalStore(Store):
             if is_open_here(self._lock_file):  # which needs no locks to be known
                 raise self._locked({os.getpid()}) from None
             return
-        holders = _lock_holders(os.fstat(self._lock_file.fileno()).st_ino)
+        holders = lock_holders(os.fstat(self._lock_file.fileno()).st_ino)
         if os.getpid() in holders:
             gc.collect()  # of a graph that nobody has any more
         try:
@@ -572,7 +573,7 @@ class LocalStore(Store):
                     words.sync(last=last)
                 todo.more(words.nbytes)
             if last:
-                _sync_directory(self._at)
+                sync_directory(self._at)
 
     def _sweep(self) -> None:
         """Unlink the files that no row names. What cannot be done now comes with the next."""
@@ -719,7 +720,7 @@ class LocalStore(Store):
             # What the kernel could not write it says once. Then it drops it, sooner or later.
             try:
                 with opened_private(self._at / name, os.O_RDONLY) as file:
-                    _sync_file(file.fileno())
+                    sync_file(file.fileno())
             except OSError as error:
                 _lose(self._at / name, row.nbytes)
                 return f"its bits could not be written to the disk: {os.strerror(error.errno or 0)}"
@@ -933,7 +934,7 @@ class _Words(_core.Memory):
             try:
                 if sys.platform != "linux":
                     self.mapping.flush()
-                _sync_file(file.fileno())
+                sync_file(file.fileno())
             except OSError:
                 self.lost = True
                 with suppress(OSError):
@@ -1107,31 +1108,6 @@ def _reserve(fd: int, nbytes: int) -> None:
     zeroes = bytes(min(_CHUNK, nbytes))
     while have < nbytes:
         have += os.pwrite(fd, zeroes[: nbytes - have], have)
-
-
-def _sync_file(fd: int) -> None:
-    if hasattr(fcntl, "F_FULLFSYNC"):  # macOS, where fsync leaves it in the drive's cache
-        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
-    else:
-        os.fdatasync(fd)
-
-
-def _sync_directory(path: Path) -> None:
-    code = _core.hbfile_sync_directory(os.fsencode(path))
-    if code:
-        raise OSError(-code, os.strerror(-code), str(path))
-
-
-def _lock_holders(inode: int) -> set[int]:
-    """The processes that hold a lock on the file, where the system tells."""
-    holders = set()
-    with suppress(OSError, ValueError), open("/proc/locks", encoding="ascii") as locks:
-        for line in locks:
-            # 1: FLOCK  ADVISORY  WRITE 1234 fe:00:5678 0 EOF
-            words = line.split()
-            if words[1] == "FLOCK" and words[5].endswith(f":{inode}"):
-                holders.add(int(words[4]))
-    return holders - {0, -1}
 
 
 @cache

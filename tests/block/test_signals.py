@@ -34,7 +34,7 @@ from trials import (
 )
 
 from pybitmap import BlockGraph, BlockNode, ClosedError
-from pybitmap.store.local import _sync_directory
+from pybitmap.store.files import sync_directory
 from pybitmap.store.opened import opened
 
 pytestmark = pytest.mark.skipif(
@@ -114,7 +114,7 @@ def test_no_descriptor_is_lost_where_a_file_is_opened(tmp_path: Path) -> None:
 def open_files(path: Path, flags: int) -> None:
     for _ in range(50):
         opened(path, flags).close()
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
 
 
 #: Bytes that each writer marks at a time: a group of the finest bitmaps.
