@@ -53,9 +53,9 @@ _KNOWN_INCOMPATIBLE = 0b11111
 _BITMAPS, _RAW_DATA = 1 << 0, 1 << 1
 
 _END, _FEATURE_NAMES, _BITMAPS_EXTENSION = 0, 0x6803F857, 0x23852875
-_ENCRYPTION = 0x0537BE77
+_ENCRYPTION, _BACKING_FORMAT = 0x0537BE77, 0xE2792ACA
 #: Also the name of the external data file, and the format of the backing file.
-_KNOWN_EXTENSIONS = (_FEATURE_NAMES, _BITMAPS_EXTENSION, 0x44415441, 0xE2792ACA, _ENCRYPTION)
+_KNOWN_EXTENSIONS = (_FEATURE_NAMES, _BITMAPS_EXTENSION, 0x44415441, _BACKING_FORMAT, _ENCRYPTION)
 _EXTENSION = struct.Struct(">II")
 _BITMAPS_DATA = struct.Struct(">IIQQ")
 _ENCRYPTION_DATA = struct.Struct(">QQ")
@@ -174,6 +174,7 @@ class Image:
         self._encryption: tuple[int, int] | None = None
         if self.version == 3:
             self._read_version_3()
+        self._crypt_method: int = crypt_method
         self._check_encryption(crypt_method)
         if self._incompatible & _CORRUPT:
             raise file.corrupt("the image is marked as corrupt: run qemu-img check -r all")
@@ -326,6 +327,31 @@ class Image:
     def _others(self) -> list[bytes]:
         """The extensions that are not the bitmaps'."""
         return [each for each in self._extensions if each is not None]
+
+    @property
+    def backing_name(self) -> bytes | None:
+        """Of the backing file, if there is one ("backing_file_offset")."""
+        offset, nbytes = self._backing
+        return self.file.read_padded(offset, nbytes) if offset else None
+
+    @property
+    def backing_format(self) -> bytes | None:
+        """The format of the backing file, if it is said ("Header extensions")."""
+        for extension in self._others:
+            kind, nbytes = _EXTENSION.unpack_from(extension)
+            if kind == _BACKING_FORMAT:
+                return extension[_EXTENSION.size : _EXTENSION.size + nbytes]
+        return None
+
+    @property
+    def has_data_file(self) -> bool:
+        """Is the data of the disk in another file? ("incompatible_features")"""
+        return bool(self._incompatible & _DATA_FILE)
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Is the data of the disk? ("crypt_method")"""
+        return self._crypt_method != _NOT_AT_ALL
 
     @property
     def is_dirty(self) -> bool:
