@@ -37,14 +37,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from heapq import merge
 from io import BufferedReader
-from itertools import groupby, islice
+from itertools import groupby, islice, tee
 from pathlib import Path
 from typing import NamedTuple
 
 from ...errors import CorruptError, StoreError
 from ...store.base import Progress
-from ...store.qcow2.file import File
-from ...store.qcow2.image import Image
+from .copies import chain, check_image
 from .manifest import LEAVES, Copy, Repository, check_regular, open_regular, write_all
 from .qemu import Content, run
 
@@ -100,9 +99,10 @@ _ZERO = [_leaf(bytes(LEAF))]
 for _level in range(1, 13):
     _ZERO.append(_node(_level, _ZERO[-1] * FAN))
 _ZERO_GROUP = _ZERO[0] * FAN
+_ZEROES = bytes(GROUP)
 
 #: Number of a group, and its 16 hashes; in order of number, those of zeroes may be left out.
-Groups = Iterable["tuple[int, bytes]"]
+Groups = Iterable[tuple[int, bytes]]
 
 
 def root_of(size: int, groups: Groups) -> str:
@@ -136,16 +136,6 @@ class Extent(NamedTuple):
     zero: bool  #: is it known to be?
 
 
-def chain(files: Sequence[str]) -> str:
-    """As QEMU's programs are to open a copy, in its directory: these files and no others, whatever
-    their headers say; the newest first. Without the last one's parents if it has any."""
-    node: dict[str, object] | None = None
-    for name in reversed(files):
-        file = {"driver": "file", "filename": name}
-        node = {"driver": "qcow2", "file": file, "backing": node}
-    return "json:" + json.dumps(node)
-
-
 def extents(image: str, folder: Path) -> list[Extent]:
     """What there is in a chain, in order; what is left out is zero, or below the last file.
 
@@ -162,15 +152,43 @@ def extents(image: str, folder: Path) -> list[Extent]:
     return found
 
 
+#: A group, how many of them, and hashes of leaves by their index in it; no leaves: all are zero.
+_Touched = tuple[int, int, dict[int, bytes]]
+
+
 def _touched(
-    content: Content, known: Iterable[Extent], progress: Progress | None, what: str
-) -> Iterator[tuple[int, int, dict[int, bytes]]]:
-    """The groups that extents lie in, in order: number, count, and the hashes of leaves by their
-    index. Several are wholly zero, and have none. Reads only leaves that extents touch."""
-    extents = list(known)
-    total = sum(each.end - each.start for each in extents if not each.zero)
+    content: Content,
+    known: Sequence[Extent],
+    progress: Progress | None = None,
+    what: str = "",
+    flat: _Flat | None = None,
+) -> Iterator[_Touched]:
+    """The groups that extents lie in, in order. Reads only leaves that extents touch.
+
+    :param flat: is given what is read
+    """
+    total = sum(each.end - each.start for each in known if not each.zero)
     done = 0
-    at = 0  # extent
+    plan, ahead = tee(_planned(known))
+    places = (place for group in ahead for _, *place in _to_read(*group, content.size))
+    pieces = content.read((offset, nbytes) for offset, nbytes in places)
+    for number, count, leaves in plan:
+        for index, offset, nbytes in list(_to_read(number, count, leaves, content.size)):
+            piece = next(pieces)
+            if flat is not None:
+                flat.add(offset, piece)
+            for start in range(0, nbytes, LEAF):
+                leaves[index] = _leaf(piece[start : start + LEAF].ljust(LEAF, b"\0"))
+                index += 1
+            done += nbytes
+            if progress is not None:
+                progress(what, min(done, total), total)
+        yield number, count, leaves
+
+
+def _planned(extents: Sequence[Extent]) -> Iterator[_Touched]:
+    """The same, before anything is read: what has to be has no hash yet, b""."""
+    at = 0  # the first extent that ends behind the group
     number = 0
     while at < len(extents):
         number = max(number, extents[at].start // GROUP)
@@ -185,38 +203,79 @@ def _touched(
                 if each.start >= after:
                     break
                 start, end = max(each.start, first), min(each.end, after)
-                if not each.zero:
-                    done += end - start
                 for index in range((start - first) // LEAF, -(-(end - first) // LEAF)):
                     offset = first + index * LEAF
-                    if each.zero and each.start <= offset and offset + LEAF <= each.end:
-                        leaves[index] = _ZERO[0]
-                    elif index not in leaves:
-                        nbytes = min(LEAF, content.size - offset)
-                        leaves[index] = _leaf(content.read(offset, nbytes).ljust(LEAF, b"\0"))
+                    whole = each.start <= offset and offset + LEAF <= each.end
+                    leaves[index] = _ZERO[0] if each.zero and whole else b""
             yield number, 1, leaves
             number += 1
-            if progress is not None:
-                progress(what, done, total)
         while at < len(extents) and extents[at].end <= number * GROUP:
             at += 1
 
 
-def content_root(files: Sequence[str], folder: Path, progress: Progress | None = None) -> str:
-    """The root of the tree over what a chain of files holds, by reading all of that.
+def _to_read(
+    number: int, count: int, leaves: dict[int, bytes], size: int
+) -> Iterator[tuple[int, int, int]]:
+    """Of a group: index of the first leaf, offset and bytes of what has no hash yet."""
+    wanted = sorted(index for index, digest in leaves.items() if not digest)
+    for _, together in groupby(enumerate(wanted), lambda each: each[1] - each[0]):
+        indexes = [index for _, index in together]
+        offset = number * GROUP + indexes[0] * LEAF
+        yield indexes[0], offset, min(len(indexes) * LEAF, size - offset)
 
-    :param files: in the folder, the newest first
+
+class _Flat:
+    """The SHA-256 of all that a disk holds, of which zeroes are not told."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+        self._at = 0
+
+    def add(self, offset: int, data: bytes) -> None:
+        """Further on."""
+        while self._at < offset:
+            nbytes = min(offset - self._at, len(_ZEROES))
+            self._digest.update(_ZEROES[:nbytes])
+            self._at += nbytes
+        self._digest.update(data)
+        self._at += len(data)
+
+    def end(self, size: int) -> str:
+        self.add(size, b"")
+        return self._digest.hexdigest()
+
+
+class Hashes(NamedTuple):
+    """Of all that a disk holds."""
+
+    root: str
+    sha256: str | None  #: of its bytes, one after the other
+
+
+def content_hashes(
+    image: str,
+    folder: Path,
+    progress: Progress | None = None,
+    what: str = "",
+    *,
+    flat: bool = False,
+) -> Hashes:
+    """By reading all that is not zero.
+
+    :param image: as QEMU's programs are to open it there, see :func:`chain`
+    :param flat: also the hash of its bytes, for which zeroes are hashed as well
     :raises StoreError: if QEMU cannot read it
     """
-    image = chain(files)
-    found = extents(image, folder)
+    known = extents(image, folder)
+    whole = _Flat() if flat else None
     with Content(image, folder=folder) as content:
         groups = (
             (number, _hashes(_ZERO_GROUP, leaves))
-            for number, _, leaves in _touched(content, found, progress, f"reading {files[0]}")
+            for number, _, leaves in _touched(content, known, progress, what, whole)
             if leaves
         )
-        return root_of(content.size, groups)
+        root = root_of(content.size, groups)
+        return Hashes(root, None if whole is None else whole.end(content.size))
 
 
 def _hashes(before: bytes, leaves: dict[int, bytes]) -> bytes:
@@ -364,7 +423,7 @@ def write_leaves(path: Path, parents: Sequence[Path], progress: Progress | None 
 
 def _updated(
     before: Iterator[tuple[int, bytes]],
-    touched: Iterable[tuple[int, int, dict[int, bytes]]],
+    touched: Iterable[_Touched],
     size: int,
     file: _Writer,
     *,
@@ -471,32 +530,3 @@ def new_copy(
         root=root,
         nbytes=nbytes,
     )
-
-
-def check_image(path: Path, backing: str | None) -> int:
-    """The size of the disk in a copy's file, of which only the header is read, by us: QEMU would
-    open what is named there.
-
-    :param backing: the file over which it is to lie
-    :raises CorruptError: if it is none, or something else
-    :raises StoreError: if it cannot be read
-    """
-    check_regular(path)
-    file = File(str(path), read_only=True)
-    try:
-        image = Image(file, read_only=True)
-        if image.has_data_file:
-            raise CorruptError(f"'{path}' has its data in another file")
-        if image.is_encrypted:
-            raise CorruptError(f"'{path}' is encrypted")
-        named = image.backing_name
-        wanted = None if backing is None else backing.encode()
-        if named != wanted:
-            says = "none" if named is None else f"'{named.decode('utf-8', 'backslashreplace')}'"
-            raise CorruptError(f"the backing file of '{path}' is {says}, not '{backing}'")
-        if wanted is not None and image.backing_format not in (None, b"qcow2"):
-            raise CorruptError(f"the backing file of '{path}' is said to be no qcow2 image")
-        size: int = image.size
-        return size
-    finally:
-        file.close()

@@ -41,7 +41,7 @@ import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from io import FileIO
 from pathlib import Path
@@ -97,6 +97,7 @@ class Copy:
     sha256: str  #: of the file
     root: str  #: of the tree over the disk's content at this point, see hashing.py
     nbytes: int  #: length of the file
+    new: str | None = None  #: while it is there, it is the file, and about to be renamed to that
 
 
 @dataclass(frozen=True)
@@ -209,20 +210,26 @@ def _check_point(point: Point, earlier: Mapping[str, Point], files: set[str]) ->
     for copy in point.copies:
         if copy.disk in disks:
             raise CorruptError(f"disk {copy.disk!r} is there twice")
-        if copy.file in files:
-            raise CorruptError(f"file {copy.file!r} is there twice")
         with _within(f"disk {copy.disk!r}"):
             _check_copy(copy, earlier)
+        for name in _files_of(copy):
+            if name in files:
+                raise CorruptError(f"file {name!r} is there twice")
+            files.add(name)
         disks.add(copy.disk)
-        files.add(copy.file)
+
+
+def _files_of(copy: Copy) -> list[str]:
+    return [copy.file] if copy.new is None else [copy.file, copy.new]
 
 
 def _check_copy(copy: Copy, earlier: Mapping[str, Point]) -> None:
     for text in (copy.disk, copy.bitmap, copy.reason):
         if text is not None and not 0 < len(text) <= _MAX_NAME:
             raise CorruptError(f"a name or a reason has {len(text)} characters")
-    if not _FILE.fullmatch(copy.file):
-        raise CorruptError(f"{copy.file[:200]!r} is no name of a copy")
+    for name in _files_of(copy):
+        if not _FILE.fullmatch(name):
+            raise CorruptError(f"{name[:200]!r} is no name of a copy")
     if copy.parent is not None:
         below = earlier.get(copy.parent)
         if below is None:
@@ -291,6 +298,7 @@ def _copy(value: object) -> Copy:
         sha256=fields.take("sha256", str),
         root=fields.take("root", str),
         nbytes=fields.take("nbytes", int),
+        new=fields.take("new", str, type(None)),
     )
 
 
@@ -465,11 +473,16 @@ class Repository:
 
     def path_of(self, copy: Copy) -> Path:
         """Where its file is."""
-        return self.path / copy.file
+        return self._place(copy, "")
 
     def leaves_of(self, copy: Copy) -> Path:
         """Where the hashes of its leaves are."""
-        return self.path / (copy.file + LEAVES)
+        return self._place(copy, LEAVES)
+
+    def _place(self, copy: Copy, end: str) -> Path:
+        if copy.new is not None and os.path.lexists(self.path / (copy.new + end)):
+            return self.path / (copy.new + end)
+        return self.path / (copy.file + end)
 
     def new_file(self, disk: str, point: str) -> Path:
         """Where a copy of a disk can be made: nothing is there, nor beside it.
@@ -508,21 +521,49 @@ class Repository:
         """Lists these points instead, in this order; as :meth:`append`. No file is deleted: what is
         named no more is a leftover."""
         self._check_writing()
-        before = {copy.file for point in self.manifest.points for copy in point.copies}
+        before = {copy for point in self.manifest.points for copy in point.copies}
         manifest = Manifest(tuple(points))
         copies = (copy for point in manifest.points for copy in point.copies)
         with _reported(f"cannot list what is in '{self.path}'"):
             for copy in copies:
-                if copy.file not in before:
+                if copy not in before:
                     self._sync(copy)
             sync_directory(self.path)
         self._write(manifest)
 
+    def settle(self) -> bool:
+        """Brings to an end what :attr:`Copy.new` tells of: renames, and lists it so.
+
+        At each moment in between, a copy is one file or the other, and whatever lies over it is
+        right: both hold the same. So this may be left at any line, and done again.
+
+        :return: is nothing left of that? Not while somebody reads the copy
+        :raises StoreError: if it cannot be done
+        """
+        self._check_writing()
+        points = self.manifest.points
+        settled: set[Copy] = set()
+        with _reported(f"cannot rename what is in '{self.path}'"):
+            waiting = [copy for point in points for copy in point.copies if copy.new is not None]
+            for copy in waiting:
+                with _leaves_locked(self.path / copy.file, fcntl.LOCK_EX) as free:
+                    if free:
+                        for end in ("", LEAVES):
+                            path = self._place(copy, end)
+                            if path.name != copy.file + end:
+                                os.rename(path, self.path / (copy.file + end))
+                        settled.add(copy)
+            if settled:
+                sync_directory(self.path)
+                self._write(Manifest(tuple(_settled(point, settled) for point in points)))
+        return len(settled) == len(waiting)
+
     def _sync(self, copy: Copy) -> None:
         for path in (self.path_of(copy), self.leaves_of(copy)):
+            check_regular(path)
             with open_regular(path) as file:
                 sync_file(file.fileno())
-        nbytes = os.stat(self.path_of(copy)).st_size
+        nbytes = check_regular(self.path_of(copy)).st_size
         if nbytes != copy.nbytes:
             raise CorruptError(f"'{copy.file}' has {nbytes} bytes, and not {copy.nbytes}")
 
@@ -546,15 +587,18 @@ class Repository:
     def leftovers(self) -> list[Path]:
         """Files of ours that no point names, in order of name; those of a copy that is being made,
         too."""
-        named = {copy.file for point in self.manifest.points for copy in point.copies}
+        copies = [copy for point in self.manifest.points for copy in point.copies]
+        named = {name for copy in copies for name in _files_of(copy)}
         return [self.path / each for each in sorted(os.listdir(self.path)) if _left(each, named)]
 
     def sweep(self) -> list[Path]:
-        """Deletes them, and says which; not those that somebody reads.
+        """Deletes them, and says which; not those that somebody reads. Before that, it
+        :meth:`settles <settle>`; while something is left of that, nothing is deleted.
 
         :raises StoreError: if one cannot be deleted
         """
-        self._check_writing()
+        if not self.settle():
+            return []
         gone = []
         with _reported(f"cannot clear up '{self.path}'"):
             for path in self.leftovers():
@@ -574,7 +618,7 @@ class Repository:
         """
         with ExitStack() as stack:
             for copy in copies:
-                if not stack.enter_context(_leaves_locked(self.path_of(copy), fcntl.LOCK_SH)):
+                if not stack.enter_context(_leaves_locked(self.path / copy.file, fcntl.LOCK_SH)):
                     raise StoreError(
                         f"'{copy.file}' is being removed from '{self.path}': try again",
                         errno.EAGAIN,
@@ -601,6 +645,21 @@ class Repository:
                 f"'{self.path}' was removed, or another put in its place, while it was open",
                 errno.ESTALE,
             )
+
+
+def points(path: str | os.PathLike[str]) -> tuple[Point, ...]:
+    """What is listed in a backup directory, the oldest first; no lock is taken.
+
+    :raises NotFoundError: if it is none
+    :raises CorruptError, UnsupportedError, StoreError: as :meth:`Repository.open`
+    """
+    with Repository.open(path) as repository:
+        return repository.manifest.points
+
+
+def _settled(point: Point, settled: set[Copy]) -> Point:
+    copies = (replace(copy, new=None) if copy in settled else copy for copy in point.copies)
+    return replace(point, copies=tuple(copies))
 
 
 def _safe(disk: str) -> str:

@@ -15,8 +15,9 @@ import socket
 import struct
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
@@ -103,11 +104,9 @@ def run(
             piece = os.read(process.stdout.fileno(), 1 << 20)
             if not piece:
                 break
-            if progress is None:
-                pieces.append(piece)
-                continue
+            pieces.append(piece)
             percents = _PERCENT.findall(piece)
-            if percents:
+            if percents and progress is not None:
                 progress(what, int(100 * float(percents[-1])), 10000)
         code = process.wait()
         if code not in good:
@@ -131,6 +130,8 @@ def _failed(
 
 _NBDMAGIC, _IHAVEOPT = 0x4E42444D41474943, 0x49484156454F5054
 _OPTION_REPLY = 0x3E889045565A9
+#: Requests that are under way at a time, at most; QEMU's server takes 16.
+_AHEAD = 8
 _REQUEST, _REPLY = 0x25609513, 0x67446698
 _OPT_GO, _REP_ACK, _REP_INFO, _INFO_EXPORT = 7, 1, 3, 0
 
@@ -218,28 +219,36 @@ class Content:
             elif kind != _REP_INFO:
                 raise self._odd()
 
-    def read(self, offset: int, nbytes: int) -> bytes:
-        """All of them.
+    def read(self, places: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+        """What is there, place by place; some are asked for ahead, while others are worked on.
 
-        :raises StoreError: if they cannot be read
+        :param places: offset and bytes, MOST at most
+        :raises StoreError: if something cannot be read
         """
-        pieces = []
-        while nbytes:
-            piece = min(nbytes, self.MOST)
-            self._give(struct.pack(">IHHQQI", _REQUEST, 0, 0, 0, offset, piece))
-            magic, error, _ = struct.unpack(">IIQ", self._take(16))
-            if magic != _REPLY:
-                raise self._odd()
-            if error:
-                raise StoreError(
-                    f"{self._arguments[0]}: {piece} bytes at {offset} cannot be read: "
-                    f"{os.strerror(error)}",
-                    error,
-                )
-            pieces.append(self._take(piece))
-            offset += piece
-            nbytes -= piece
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        asked: dict[int, tuple[int, int]] = {}  # by the number of the request
+        came: dict[int, bytes] = {}  # what has come before its turn
+        waiting = enumerate(places)
+        while True:
+            for number, (offset, nbytes) in islice(waiting, _AHEAD - len(asked)):
+                self._give(struct.pack(">IHHQQI", _REQUEST, 0, 0, number, offset, nbytes))
+                asked[number] = offset, nbytes
+            if not asked:
+                return
+            first = next(iter(asked))
+            while first not in came:
+                magic, error, number = struct.unpack(">IIQ", self._take(16))
+                if magic != _REPLY or number not in asked or number in came:
+                    raise self._odd()
+                offset, nbytes = asked[number]
+                if error:
+                    raise StoreError(
+                        f"{self._arguments[0]}: {nbytes} bytes at {offset} cannot be read: "
+                        f"{os.strerror(error)}",
+                        error,
+                    )
+                came[number] = self._take(nbytes)
+            del asked[first]
+            yield came.pop(first)
 
     def _give(self, data: bytes) -> None:
         try:
