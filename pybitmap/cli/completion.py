@@ -59,7 +59,7 @@ def names_in(option: str = "path") -> Callable[..., list[str]]:
         qmp = ctx.params.get("qmp")
         nodes = _nodes(path) if qmp is None else _live_nodes(qmp, path)
         found = _labels(nodes) if node is None else _bitmaps(nodes, node)
-        return [word for word in found if word not in given and _fits(word, begin)]
+        return [word for word in found if word not in given and fits(word, begin)]
 
     return words
 
@@ -78,10 +78,10 @@ def targets_in(ctx: click.Context, param: click.Parameter, begin: str) -> list[C
 
 def nodes_in(ctx: click.Context, param: click.Parameter, begin: str) -> list[str]:
     """What completes the name of a node of TARGET."""
-    return [node for node, _ in _nodes(ctx.params["path"]) if node and _fits(node, begin)]
+    return [node for node, _ in _nodes(ctx.params["path"]) if node and fits(node, begin)]
 
 
-def _fits(word: str, begin: str) -> bool:
+def fits(word: str, begin: str) -> bool:
     """No words that a shell would take apart, or run: click has them inserted as they are."""
     return word.startswith(begin) and shlex.quote(word) == word
 

@@ -79,7 +79,7 @@ def contents(path: Path) -> dict[Path, bytes]:
 
 def test_commands_options_and_choices(plain: Complete) -> None:
     assert plain("") == list(COMMANDS)
-    assert plain("re") == ["remove", "resize", "repair", "rescue", "replay"]
+    assert plain("re") == ["remove", "resize", "repair", "rescue", "restore", "replay"]
     assert set(plain("dump", "x", "--f")) == {"--format", "--force-share"}
     assert plain("dump", "x", "--format", "") == ["json", "csv"]
     assert plain("completion", "") == list(SHELLS)
