@@ -322,3 +322,43 @@ int mkdir(const char *path, mode_t mode)
     }
     return result;
 }
+
+/* Of what takes a name away from somewhere else, the record's data is the new name. */
+static int do_rename(const char *kind, const char *from, const char *to,
+                     int (*call)(const char *, const char *))
+{
+    int result;
+
+    if (is_watched(to) && spoilt()) {
+        return -1;
+    }
+    result = call(from, to);
+    if (is_watched(to) && result == 0) {
+        record(kind, from, 0, to, (int64_t)strlen(to));
+    }
+    return result;
+}
+
+int rename(const char *from, const char *to)
+{
+    return do_rename("rename", from, to, REAL(rename));
+}
+
+int link(const char *from, const char *to)
+{
+    return do_rename("link", from, to, REAL(link));
+}
+
+int rmdir(const char *path)
+{
+    int result;
+
+    if (is_watched(path) && spoilt()) {
+        return -1;
+    }
+    result = REAL(rmdir)(path);
+    if (is_watched(path) && result == 0) {
+        record("rmdir", path, 0, NULL, 0);
+    }
+    return result;
+}

@@ -133,7 +133,7 @@ class Manifest:
         for point in self.points:
             if point.id in by_id:
                 raise CorruptError(f"point {point.id!r} is there twice")
-            with _within(f"point {point.id!r}"):
+            with _within(f"point {point.id[:200]!r}"):
                 _check_point(point, by_id, files)
             by_id[point.id] = point
         object.__setattr__(self, "_by_id", by_id)
@@ -209,8 +209,8 @@ def _check_point(point: Point, earlier: Mapping[str, Point], files: set[str]) ->
     disks: set[str] = set()
     for copy in point.copies:
         if copy.disk in disks:
-            raise CorruptError(f"disk {copy.disk!r} is there twice")
-        with _within(f"disk {copy.disk!r}"):
+            raise CorruptError(f"disk {copy.disk[:200]!r} is there twice")
+        with _within(f"disk {copy.disk[:200]!r}"):
             _check_copy(copy, earlier)
         for name in _files_of(copy):
             if name in files:
