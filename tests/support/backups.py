@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import shutil
+import struct
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -106,3 +108,27 @@ def random_writes(rng: random.Random, size: int, count: int) -> list[str]:
         pattern = f" {rng.randrange(1, 256)}" if kind.endswith("-P") else ""
         commands.append(f"{kind}{pattern} {start} {nbytes}")
     return commands
+
+
+def root_by_the_book(data: bytes) -> str:
+    """The root of the tree over a disk, made as the head of hashing.py says and no other way."""
+    leaf, fan = 64 * KIB, 16
+
+    def sha256(text: bytes) -> bytes:
+        return hashlib.sha256(text).digest()
+
+    height = 1
+    while fan**height * leaf < len(data):
+        height += 1
+    level = [
+        sha256(b"\x00" + data[start : start + leaf].ljust(leaf, b"\0"))
+        for start in range(0, len(data), leaf)
+    ]
+    level += [sha256(b"\x00" + bytes(leaf))] * (fan**height - len(level))
+    for number in range(1, height + 1):
+        level = [
+            sha256(bytes([1, number]) + b"".join(level[start : start + fan]))
+            for start in range(0, len(level), fan)
+        ]
+    [top] = level
+    return sha256(b"\x02" + struct.pack("<Q", len(data)) + top).hex()

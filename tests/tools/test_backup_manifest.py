@@ -42,7 +42,6 @@ from pybitmap.tools.backup.manifest import (
     written,
 )
 
-
 #: What is dropped is told by Python.
 dropped = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 

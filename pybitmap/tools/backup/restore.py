@@ -19,7 +19,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -118,7 +117,8 @@ def _target(to: Path, repository: Repository, force: bool) -> _Target:
     if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
         raise InvalidError(f"'{to}' is neither a file nor a block device")
     if stat.S_ISREG(mode):
-        _check_unused(path)
+        with _reported(f"cannot look at '{to}'"):
+            _check_unused(path)
     return _Target(path, stat.S_ISBLK(mode))
 
 
@@ -126,9 +126,9 @@ def _check_unused(path: Path) -> None:
     """
     :raises LockedError: if a program of QEMU's, or one of ours, writes to it
     """
-    with suppress(OSError), opened(path, os.O_RDONLY | os.O_NONBLOCK) as file:
-        if not locks.is_written(file.fileno()):
-            return
+    with opened(path, os.O_RDONLY | os.O_NONBLOCK) as file:
+        written = locks.is_written(file.fileno())
+    if written:
         raise LockedError(
             f"'{path}' is open in another program, which would go on with the old one"
         )
@@ -149,8 +149,10 @@ class _Work:
 
     def to_file(self, path: Path, *, replacing: bool) -> None:
         with _reported(f"cannot write '{path}'"):
-            folder = Path(tempfile.mkdtemp(prefix=".pybitmap-", dir=path.parent))
+            # Deletes itself also if this is interrupted before, or while, it is told to.
+            beside = tempfile.TemporaryDirectory(prefix=".pybitmap-", dir=path.parent)
             try:
+                folder = Path(beside.name)
                 made = folder / "disk"
                 file = {"driver": "file", "filename": "disk"}
                 self._convert(made, [])
@@ -160,7 +162,8 @@ class _Work:
                 _put(made, path, replacing=replacing)
                 sync_directory(path.parent)
             finally:
-                shutil.rmtree(folder, ignore_errors=True)
+                with suppress(OSError):
+                    beside.cleanup()
 
     def to_device(self, path: Path) -> None:
         with _reported(f"cannot write '{path}'"), _held(path) as device:
