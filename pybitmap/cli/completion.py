@@ -73,7 +73,7 @@ def targets_in(ctx: click.Context, param: click.Parameter, begin: str) -> list[C
 
     with _monitor(qmp) as monitor:
         known = [str(node.name) for node in live.nodes(monitor)] + live.device_names(monitor)
-    return [CompletionItem(each) for each in known if _fits(each, begin)]
+    return [CompletionItem(each) for each in known if fits(each, begin)]
 
 
 def nodes_in(ctx: click.Context, param: click.Parameter, begin: str) -> list[str]:

@@ -597,7 +597,7 @@ def _package() -> Any:
     except ImportError:
         raise UnsupportedError(
             "QEMU's monitor is spoken to by the package qemu.qmp, which is not installed: "
-            "pip install 'pybitmap[backup]'"
+            "pip install qemu.qmp"
         ) from None
     return qmp
 

@@ -354,7 +354,7 @@ def test_without_the_package_it_says_what_to_install() -> None:
         "except Exception as error: print(type(error).__name__, error)"
     )
     assert said.startswith("UnsupportedError")
-    assert "pip install 'pybitmap[backup]'" in said
+    assert "pip install qemu.qmp" in said
     assert issubclass(UnsupportedError, OSError)
 
 
