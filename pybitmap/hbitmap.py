@@ -48,6 +48,7 @@ from ._entry import _fast, filled_bytes, in_front, leave_aside
 from ._fork import in_child
 from .arrays import Areas, Items
 from .errors import InvalidError, RangeError, StateError
+from .extent import Extent, Extents, batches, cut_in_blocks, with_gaps
 from .native import Pin
 
 if TYPE_CHECKING:
@@ -886,6 +887,93 @@ class HBitmap(Base, MutableSet[int]):
         if start < 0 or end < 0:
             raise RangeError(f"start {start}, end {end}: neither can be negative")
         return min(start, _TO_THE_END), min(end, _TO_THE_END)
+
+    # ---- extents ----------------------------------------------------------------------------
+
+    @classmethod
+    def from_extents(
+        cls,
+        extents: Extents,
+        size: int | None = None,
+        granularity: int | None = None,
+        *,
+        group_size: int | None = None,
+    ) -> Self:
+        """A bitmap in which the extents are dirty, rounded outwards to groups.
+
+        :param extents: ``(start, count)`` or ``(start, count, dirty)`` each, in items, in any
+            order; what one of them has dirty is dirty. Or an array of shape (n, 2): NumPy's,
+            :meth:`areas_array`. An iterator is gone through once, and not kept
+        :param size: in items; None: the end of the furthest extent, be it clean or empty
+        :param granularity: as ``group_size``: see :class:`HBitmap`
+        :raises RangeError: if one is negative, or not inside ``size``; it is named
+        :raises InvalidError: for an array of another shape, and for what HBitmap refuses
+        :raises TypeError: for what is no pair of whole numbers
+
+        Writer, twin, fork, kill: the bitmap is nobody else's until it is returned. Interrupted, or
+        an error in ``extents``: there is none.
+
+        >>> hb = HBitmap.from_extents([(0, 10), (5000, 1), (8192, 4096, False)], group_size=4096)
+        >>> hb.size, list(hb.areas())
+        (12288, [(0, 8192)])
+        """
+        hb = cls(0 if size is None else size, _core.granularity_of(granularity, group_size))
+        furthest = 0
+        for starts, counts, end in batches(extents, size):
+            furthest = max(furthest, end)
+            if end > hb.size:
+                room = min(2 * end, _core.MAX_GROUPS << hb._granularity, _TO_THE_END)
+                hb.truncate(max(end, room))
+            hb.set_many(starts, counts)
+        if size is None:
+            hb.truncate(furthest)
+        return hb
+
+    def to_extents(
+        self,
+        start: int = 0,
+        *,
+        end: int | None = None,
+        block_size: int | None = None,
+        clean: bool = False,
+    ) -> Iterator[Extent]:
+        """What is dirty from ``start`` on, and what is clean if that is asked for, in order.
+
+        :meth:`areas` gives dirty areas as pairs; this gives what lists of extents have beside:
+
+        :param start: where to go on, behind what one has already
+        :param end: None: the size
+        :param block_size: in items: blocks of that length, each whole and by itself, of which
+            something is dirty. The end of the bitmap may cut the last. The first is the one that
+            ``start`` is in, the last the one that ``end - 1`` is in. None: as long as areas are
+        :param clean: also what is between them, so that all from ``start`` to ``end`` is told
+        :raises RangeError: if ``start`` or ``end`` is negative
+        :raises InvalidError: if ``block_size`` is not positive
+
+        Writer: what is marked or cleared meanwhile is told as it was or as it is; the extents are
+        in order, and with ``clean`` leave no gap, all the same. Kill, fork, drop: as for every
+        iterator; nothing is changed. Twin: each has a place of its own. For NumPy, all at once:
+        :meth:`areas_array`.
+
+        >>> hb = HBitmap(100)
+        >>> hb.set_many([10, 25, 90], [10, 1, 2])
+        >>> [tuple(each) for each in hb.to_extents(15, end=90, clean=True)]
+        [(15, 5, True), (20, 5, False), (25, 1, True), (26, 64, False)]
+        >>> [(start, count) for start, count, _ in hb.to_extents(15, block_size=16)]
+        [(0, 16), (16, 16), (80, 16)]
+        """
+        start, end = self._search_bounds(start, end)
+        size = self.size
+        end = min(end, size)
+        if block_size is not None:
+            block_size = index(block_size)
+            if block_size < 1:
+                raise InvalidError(f"block_size {block_size} is not positive")
+            start, end = start // block_size * block_size, -(-end // block_size) * block_size
+        extents: Iterator[Extent] = (Extent(*area) for area in self.areas(start, end=end))
+        if block_size is not None:
+            extents = cut_in_blocks(extents, block_size, size)
+        return with_gaps(extents, start, min(end, size), block_size) if clean else extents
 
     # ---- as a set ---------------------------------------------------------------------------
 

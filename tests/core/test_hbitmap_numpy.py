@@ -389,3 +389,29 @@ def test_asarray_of_numbers_heeds_what_is_asked_for() -> None:
             numbers.__array__(np.int32, copy=False)
         with pytest.raises(TypeError):
             operator.add(numbers, 1)
+
+
+@pytest.mark.parametrize("dtype", ["uint64", "int64", "int32", "uint8", object])
+def test_extents_are_taken_from_an_array_of_pairs(dtype: Any) -> None:
+    table = np.array([[3, 4], [100, 5], [200, 0]], dtype=dtype)
+    for pairs in (table, np.asfortranarray(table), np.repeat(table, 2, axis=0)[::2]):
+        hb = HBitmap.from_extents(pairs)
+        assert (hb.size, list(hb.areas())) == (200, [(3, 4), (100, 5)])
+    assert HBitmap.from_extents(np.asarray(hb.areas_array()), 200) == hb
+    assert HBitmap.from_extents(np.zeros((0, 2), dtype)).size == 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "words"),
+    [
+        ([[0.0, 1.0]], TypeError, "extent 0 has 0.0"),
+        ([[0, 1], [-1, 2]], RangeError, "extent 1: .*negative"),
+        ([[0, 1, 1]], InvalidError, r"\(n, 2\)"),
+        ([0, 1], InvalidError, r"\(n, 2\)"),
+    ],
+)
+def test_arrays_that_are_no_extents_are_refused(
+    wrong: Any, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        HBitmap.from_extents(np.array(wrong))
