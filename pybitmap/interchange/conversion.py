@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: MIT
+"""Extents of one format, through a bitmap, to another: what `pybitmap convert` does.
+
+A :class:`Gathered` is what was read: a bitmap, and what rounding outwards to its groups has added.
+Files are written beside their place and moved there when they are whole and on the disk.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+from .._core import MAX_GROUPS
+from ..extent import Extent, batches, rounded, with_gaps
+from ..hbitmap import HBitmap
+from ..replay import DEFAULT_MEMORY_LIMIT, bitmaps_nbytes
+from ..sizes import MAX_SIZE, exact_size
+from ..store.files import sync_directory, sync_file
+from .base import Format, FormatError, Options, Output
+
+#: The granularity that is tried first, in bytes.
+FINEST = 512
+_FIRST_SIZE = 1 << 30
+
+
+@dataclass
+class Gathered:
+    """What was read.
+
+    :ivar bitmap: of bytes of the disk
+    :ivar extents: dirty ones
+    :ivar rounded: of these, how many do not begin and end with a group
+    :ivar given: bytes that they have, each extent for itself
+    :ivar overlapping: some may share bytes, so that `given` counts these more than once
+    """
+
+    bitmap: HBitmap
+    extents: int = 0
+    rounded: int = 0
+    given: int = 0
+    overlapping: bool = False
+
+    @property
+    def added(self) -> int | None:
+        """Bytes that are dirty by rounding alone; None if it is not known, as extents overlap."""
+        if self.overlapping:
+            return None
+        return self.bitmap.count() - self.given
+
+
+def gather(
+    extents: Iterable[Extent],
+    *,
+    size: int | None = None,
+    granularity: int | None = None,
+    memory_limit: int = DEFAULT_MEMORY_LIMIT,
+) -> Gathered:
+    """A bitmap with what is dirty.
+
+    :param size: of the disk, in bytes; None: the end of the furthest extent
+    :param granularity: in bytes, a power of 2; None: the finest, from 512 on, with which the bitmap
+        keeps to the limit
+    :param memory_limit: bytes that the bitmap may take, if all of the disk is dirty
+    :raises RangeError: if an extent is beyond the size
+    :raises FormatError: if the bitmap would take more
+
+    Memory does not grow with the number of extents. Writer, twin, fork, kill, drop: nothing of it
+    is anybody else's.
+    """
+    group = granularity or FINEST
+    room = _FIRST_SIZE if size is None else size
+    group = _fitting(room, group, granularity is not None, memory_limit)
+    found = Gathered(HBitmap(room, group_size=group))
+    furthest = last = 0
+    for starts, lengths, end in batches(extents, size):
+        furthest = max(furthest, end)
+        if end > found.bitmap.size:
+            room = min(2 * end, MAX_SIZE)
+            group = _fitting(end, group, granularity is not None, memory_limit)
+            with suppress(FormatError):  # as far as it goes
+                _fitting(room, group, True, memory_limit)
+                end = room
+            _grow(found, end, group)
+        found.bitmap.set_many(starts, lengths)
+        found.extents += len(starts)
+        found.given += sum(lengths)
+        for start, length in zip(starts, lengths):
+            found.overlapping |= start < last and length > 0
+            last = max(last, start + length)
+        found.rounded += _unaligned(starts, lengths, group, size)
+    if size is None:
+        found.bitmap.truncate(furthest)
+    return found
+
+
+def _unaligned(starts: Iterable[int], lengths: Iterable[int], group: int, size: int | None) -> int:
+    """How many do not begin and end with a group, or with the disk."""
+    return sum(
+        (start % group or ((start + length) % group and start + length != size)) and length > 0
+        for start, length in zip(starts, lengths)
+    )
+
+
+def _grow(found: Gathered, size: int, group: int) -> None:
+    if group == found.bitmap.group_size:
+        found.bitmap.truncate(size)
+    else:
+        coarser = HBitmap(size, group_size=group)
+        found.bitmap.truncate(size)
+        coarser.merge(found.bitmap)
+        found.bitmap = coarser
+
+
+def _fitting(size: int, group: int, exactly: bool, memory_limit: int) -> int:
+    """The granularity with which a bitmap of that size keeps to the limit.
+
+    :raises FormatError: if it has to be `group`, and does not
+    """
+    while (nbytes := bitmaps_nbytes(size, [group])) > memory_limit or size > MAX_GROUPS * group:
+        if exactly:
+            raise FormatError(
+                f"a bitmap of {size} bytes with a granularity of {exact_size(group)} may take"
+                f" {nbytes} bytes of memory, more than {memory_limit}: take a coarser granularity"
+                " (-g), or allow more, by memory_limit (--memory-limit)"
+            )
+        group *= 2
+    return group
+
+
+def write_as(fmt: Format, bitmap: HBitmap, out: Output, options: Options, *, start: int = 0) -> int:
+    """What is dirty in a bitmap of bytes, in a format; how many bytes that is there.
+
+    :param start: where to go on; formats of blocks begin with the one that it is in
+    :raises FormatError: if the format is only read, or cannot have it
+    """
+    if fmt.write is None:
+        raise FormatError(f"{fmt.name} is only read; choose another format, by --to")
+    size, block_size = bitmap.size, options.block_size
+    extents: Iterator[Extent]
+    if fmt.blocks and block_size is not None:
+        areas = rounded(bitmap.areas(start), block_size, size)
+        extents = (Extent(*area) for area in areas)
+        if fmt.whole:
+            extents = with_gaps(extents, start // block_size * block_size, size)
+    else:
+        fixed = block_size if fmt.fixed else None
+        extents = bitmap.to_extents(start, block_size=fixed, clean=fmt.whole)
+    written = 0
+
+    def counted() -> Iterator[Extent]:
+        nonlocal written
+        for extent in extents:
+            written += extent.length if extent.dirty else 0
+            yield extent
+
+    fmt.write(counted(), out, replace(options, size=size))
+    return written
+
+
+@contextmanager
+def replacing(path: str) -> Iterator[BinaryIO]:
+    """A file that takes the place of what is at a path when the block ends without an error.
+
+    Kill: what was there is there, or the new file, whole and on the disk; at most a file beside it,
+    ``.NAME.*.part``, is left. Drop: left by an exception, Ctrl-C, or for lack of space, what was
+    there stays, and that file goes. Twin: whoever ends last has the place. Fork: the child of a
+    fork within the block has the same file; it is to leave by ``os._exit``.
+
+    Links are followed; of a file that was there, the mode stays. A pipe, or a terminal, is written
+    to as it is.
+
+    :raises FormatError: for a block device, whose data would be gone
+    :raises OSError: if it cannot be written; its filename is the path
+    """
+    try:
+        real = os.path.realpath(path)
+        mode = None
+        with suppress(FileNotFoundError):
+            status = os.stat(real)
+            if stat.S_ISBLK(status.st_mode):
+                raise FormatError(f"{path} is a block device; extents go to a file")
+            if not stat.S_ISREG(status.st_mode):
+                with open(real, "wb") as file:
+                    yield file
+                return
+            mode = stat.S_IMODE(status.st_mode)
+        folder, name = os.path.split(real)
+        part = os.path.join(folder, f".{name[:200]}.{secrets.token_hex(8)}.part")
+        try:
+            with open(part, "xb") as file:
+                if mode is not None:
+                    os.fchmod(file.fileno(), mode)
+                yield file
+                file.flush()
+                sync_file(file.fileno())
+            os.replace(part, real)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(part)
+            raise
+        sync_directory(Path(folder))
+    except OSError as error:
+        if error.filename is None or str(error.filename).endswith(".part"):
+            error.filename, error.filename2 = path, None
+        raise

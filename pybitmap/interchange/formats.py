@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: MIT
+"""The formats by name, and which of them a text is in, by its beginning."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from . import arrow_formats, binary_formats, json_formats, text_formats, xml_formats
+from .base import Format, FormatError, Source
+
+FORMATS: Mapping[str, Format] = {
+    each.name: each
+    for module in (json_formats, text_formats, xml_formats, binary_formats, arrow_formats)
+    for each in module.FORMATS
+}
+
+
+def find_format(name: str) -> Format:
+    """
+    :raises FormatError: if there is none of that name
+    """
+    try:
+        return FORMATS[name]
+    except KeyError:
+        near = get_close_matches(name, FORMATS, 1)
+        meant = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(FORMATS)}"
+        raise FormatError(f"no format {name!r}{meant}") from None
+
+
+def format_of_name(path: str) -> Format | None:
+    """That of files with such an extension; None if it says nothing."""
+    found = [each for each in FORMATS.values() if each.extension and path.endswith(each.extension)]
+    return found[0] if found else None
+
+
+def detect(source: Source) -> Format:
+    """The format of what is to be read.
+
+    :raises FormatError: if it cannot be told, or could be several
+    """
+    names = list(dict.fromkeys(_detected(source.head())))
+    if len(names) == 1:
+        return FORMATS[names[0]]
+    could = f"it could be {' or '.join(names)}" if names else "it is none that is recognised"
+    source.refuse(
+        f"cannot tell the format: {could}. Say which it is, by --from: {', '.join(FORMATS)}"
+    )
+
+
+def _detected(head: bytes) -> Iterator[str]:
+    if head.startswith(arrow_formats.PARQUET_MAGIC):
+        yield "parquet"
+        return
+    if head.startswith((arrow_formats.ARROW_MAGIC, arrow_formats.STREAM_MAGIC)):
+        yield "arrow"
+        return
+    if _roaring(head):
+        yield "roaring"
+        return
+    text = head.decode("utf-8", "replace").lstrip()
+    if text.startswith("<"):
+        yield from _xml(text)
+    elif text.startswith(("[", "{")):
+        yield from _json(text)
+    else:
+        first = text.partition("\n")[0].strip()
+        if first.lower().replace(" ", "") in text_formats.CSV_HEADINGS:
+            yield "csv"
+        elif tuple(first.split()) == text_formats.RBD_HEADING:
+            yield "rbd"
+        elif text_formats.NBDINFO_LINE.fullmatch(first):
+            yield "nbdinfo"
+
+
+def _roaring(head: bytes) -> bool:
+    cookie = int.from_bytes(head[:4], "little")
+    if cookie == 12346:
+        return 0 <= int.from_bytes(head[4:8], "little") <= 1 << 16 and len(head) >= 8
+    return cookie & 0xFFFF == 12347 and len(head) >= 8
+
+
+def _xml(text: str) -> Iterator[str]:
+    root = re.search(r"<([a-z_]+)([^<>]*)>", text)
+    if root is None:
+        return
+    if root[1] == "blocks":
+        yield "era"
+    elif root[1] == "superblock":
+        if re.search(r"\sdata_block_size\s*=", root[2]):
+            yield "thin-delta"
+        elif re.search(r"\sblock_size\s*=", root[2]):
+            yield "era-dump"
+
+
+#: By keys that the first extent of a list has, from the most special one on.
+_BY_KEYS = (
+    ({"start", "length", "data", "zero"}, "qemu-map"),
+    ({"offset", "length", "type", "description"}, "nbdinfo-json"),
+    ({"offset", "length", "exists"}, "rbd-json"),
+    ({"start", "length", "dirty"}, "imageio"),
+    ({"start", "length", "zero"}, "imageio"),
+    ({"offset", "length"}, "json"),
+)
+
+
+def _json(text: str) -> Iterator[str]:
+    inside = re.match(r"\[\s*", text)
+    if inside and text[inside.end() :].startswith("]"):
+        yield "json"  # no extents, in whatever format
+        return
+    first = text[inside.end() :] if inside else text
+    keys = _keys(first)
+    for key in keys:
+        if key == "changedArea":
+            yield "vmware"
+        elif key.replace("_", "").lower() == "blockmetadata":
+            yield "csi"
+    if inside:
+        for wanted, name in _BY_KEYS:
+            if wanted <= set(keys):
+                yield name
+                return
+
+
+def _keys(text: str) -> list[str]:
+    """Those of the object that a text begins with, as far as it goes."""
+    try:
+        found: Any = json.JSONDecoder(parse_int=str).raw_decode(text)[0]
+        return list(found) if isinstance(found, dict) else []
+    except (ValueError, RecursionError):
+        # It is longer than the text: a message with a list of extents in it.
+        return re.findall(r'"([A-Za-z_]+)"\s*:', text[:4096])
+
+
+__all__ = ["FORMATS", "Format", "FormatError", "detect", "find_format", "format_of_name"]
