@@ -25,6 +25,7 @@ from .block.bitmap import DirtyBitmap
 from .block.draft import check_granularity
 from .block.graph import BlockGraph, Transaction
 from .errors import CorruptError, InconsistentError, InvalidError, NotFoundError
+from .extent import Extents, batches, rounded
 from .store.base import (
     LIVE,
     Change,
@@ -115,22 +116,6 @@ def _joined(pieces: Iterable[Piece]) -> Iterator[tuple[int, int]]:
                     yield start, end - start
                 start = first + offset
             end = first + offset + nbytes
-    if end > start:
-        yield start, end - start
-
-
-def rounded(
-    areas: Iterable[tuple[int, int]], granularity: int, size: int
-) -> Iterator[tuple[int, int]]:
-    """Outwards, to whole groups of a disk of that size; those that then touch are one."""
-    start = end = 0
-    for offset, nbytes in areas:
-        first = offset // granularity * granularity
-        if first > end:
-            if end > start:
-                yield start, end - start
-            start = first
-        end = min(-(-(offset + nbytes) // granularity) * granularity, size)
     if end > start:
         yield start, end - start
 
@@ -252,6 +237,26 @@ def merge(
             target = _Opened(graph, store, [name], progress)
         with graph.transaction(close=True) as tx:
             tx.merge(*target.usable(name), [found.usable(each) for each in sources])
+
+
+def mark(store: Store, name: Name, extents: Extents, progress: Progress) -> None:
+    """Mark extents in a bitmap, all of them or, if one is refused, none.
+
+    :param extents: in bytes; they are gone through once
+    :raises InconsistentError: if the bitmap is; nothing has changed
+    :raises RangeError: if one is not inside the disk; nothing has changed
+    :raises StoreError, MemoryError: nothing has changed
+    """
+    with BlockGraph() as graph:
+        opened = _Opened(graph, store, [name], progress)
+        node, bitmap = opened.usable(name)
+        size = graph.find_node(node).size
+        beside = graph.add_node(f"{node} <- extents", size)
+        beside.add_bitmap("extents", opened.find(name).granularity)
+        for starts, lengths, _ in batches(extents, size):
+            beside.mark_dirty_many(starts, lengths)
+        with graph.transaction(close=True) as tx:
+            tx.merge(node, bitmap, [(beside.name, "extents")])
 
 
 def take(store: Store, name: Name, other: str, progress: Progress) -> None:

@@ -32,8 +32,9 @@ from uuid import uuid4
 from .._fork import Process
 from .._guard import Guard
 from ..errors import CorruptError, InvalidError, NotFoundError, StateError
+from ..extent import rounded
 from ..hbitmap import HBitmap
-from ..offline import Name, areas, rounded
+from ..offline import Name, areas
 from ..sizes import granularity_bits
 from ..store import Qcow2Store
 from ..store.base import Progress, StoredBitmap, StoredNode

@@ -19,9 +19,11 @@ from pybitmap import (
     InconsistentError,
     LockedError,
     NotFoundError,
+    RangeError,
     StoreError,
     offline,
 )
+from pybitmap.extent import Extent
 from pybitmap.sizes import granularity_bits
 from pybitmap.store import LocalStore, Qcow2Store, Store
 from pybitmap.store import local as local_store
@@ -230,3 +232,21 @@ def test_in_the_child_of_a_fork_a_list_ends_with_an_error(place: Place) -> None:
         _, status = os.waitpid(child, 0)
         assert os.waitstatus_to_exitcode(status) == 0
         assert len(list(found)) == 4
+
+
+# ---- marking extents ------------------------------------------------------------------------
+
+
+def test_extents_are_marked_all_or_none(place: Place) -> None:
+    fill(place.store(), [(0, 512)])
+    name = (node_of(place.store()), "b4096")
+    extents = [Extent(8192, 1), Extent(4096, 4096, False), Extent(SIZE - 1, 1)]
+    offline.mark(place.store(), name, iter(extents), silent)
+    last = (SIZE - 1) // 4096 * 4096
+    expected = [(0, 4096), (8192, 4096), (last, SIZE - last)]
+    assert listed(place.store(), "b4096") == expected
+    with pytest.raises(RangeError, match=r"extent 1: .*beyond the size"):
+        offline.mark(place.store(), name, [(12288, 1), (SIZE - 1, 2)], silent)
+    with pytest.raises(NotFoundError):
+        offline.mark(place.store(), (name[0], "none"), [(0, 1)], silent)
+    assert listed(place.store(), "b4096") == expected
