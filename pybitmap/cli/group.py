@@ -34,6 +34,7 @@ COMMANDS = {
     "put-back": ("bitmaps", "Undo a take: what is dirty is marked where it was."),
     "resize": ("bitmaps", "Let bitmaps of a local store follow a disk's size."),
     "dump": ("bitmaps", "Print the dirty extents of a bitmap."),
+    "convert": ("convert", "Convert lists of dirty extents, and bitmaps."),
     "check": ("bitmaps", "Check the bitmaps of TARGET."),
     "repair": ("bitmaps", "Make inconsistent bitmaps usable: all dirty."),
     "rescue": ("bitmaps", "Open an image that is refused for its bitmaps."),

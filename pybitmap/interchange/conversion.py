@@ -13,10 +13,11 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 from .._core import MAX_GROUPS
+from .._fork import Process
 from ..extent import Extent, batches, rounded, with_gaps
 from ..hbitmap import HBitmap
 from ..replay import DEFAULT_MEMORY_LIMIT, bitmaps_nbytes
@@ -47,11 +48,14 @@ class Gathered:
     overlapping: bool = False
 
     @property
+    def dirty(self) -> int:
+        """Bytes of the disk that are dirty."""
+        return self.bitmap.count(0, self.bitmap.size)
+
+    @property
     def added(self) -> int | None:
         """Bytes that are dirty by rounding alone; None if it is not known, as extents overlap."""
-        if self.overlapping:
-            return None
-        return self.bitmap.count() - self.given
+        return None if self.overlapping else self.dirty - self.given
 
 
 def gather(
@@ -111,9 +115,9 @@ def _grow(found: Gathered, size: int, group: int) -> None:
     if group == found.bitmap.group_size:
         found.bitmap.truncate(size)
     else:
-        coarser = HBitmap(size, group_size=group)
-        found.bitmap.truncate(size)
+        coarser = HBitmap(found.bitmap.size, group_size=group)
         coarser.merge(found.bitmap)
+        coarser.truncate(size)
         found.bitmap = coarser
 
 
@@ -164,13 +168,13 @@ def write_as(fmt: Format, bitmap: HBitmap, out: Output, options: Options, *, sta
 
 
 @contextmanager
-def replacing(path: str) -> Iterator[BinaryIO]:
+def replacing(path: str) -> Iterator[Output]:
     """A file that takes the place of what is at a path when the block ends without an error.
 
     Kill: what was there is there, or the new file, whole and on the disk; at most a file beside it,
     ``.NAME.*.part``, is left. Drop: left by an exception, Ctrl-C, or for lack of space, what was
     there stays, and that file goes. Twin: whoever ends last has the place. Fork: the child of a
-    fork within the block has the same file; it is to leave by ``os._exit``.
+    fork within the block may leave it in any way, which does nothing; it is not to write.
 
     Links are followed; of a file that was there, the mode stays. A pipe, or a terminal, is written
     to as it is.
@@ -180,32 +184,55 @@ def replacing(path: str) -> Iterator[BinaryIO]:
     """
     try:
         real = os.path.realpath(path)
-        mode = None
-        with suppress(FileNotFoundError):
-            status = os.stat(real)
-            if stat.S_ISBLK(status.st_mode):
-                raise FormatError(f"{path} is a block device; extents go to a file")
-            if not stat.S_ISREG(status.st_mode):
-                with open(real, "wb") as file:
-                    yield file
-                return
-            mode = stat.S_IMODE(status.st_mode)
+        mode = _mode(path, real)
+        if mode is not None and not stat.S_ISREG(mode):
+            with open(real, "wb", buffering=0) as file:
+                yield _Whole(file)
+            return
+        process = Process()
         folder, name = os.path.split(real)
         part = os.path.join(folder, f".{name[:200]}.{secrets.token_hex(8)}.part")
         try:
-            with open(part, "xb") as file:
+            with open(part, "xb", buffering=0) as file:
                 if mode is not None:
-                    os.fchmod(file.fileno(), mode)
-                yield file
-                file.flush()
+                    os.fchmod(file.fileno(), stat.S_IMODE(mode))
+                yield _Whole(file)
+                if not process.is_this():
+                    return
                 sync_file(file.fileno())
             os.replace(part, real)
         except BaseException:
-            with suppress(OSError):
-                os.unlink(part)
+            if process.is_this():
+                with suppress(OSError):
+                    os.unlink(part)
             raise
         sync_directory(Path(folder))
     except OSError as error:
         if error.filename is None or str(error.filename).endswith(".part"):
             error.filename, error.filename2 = path, None
         raise
+
+
+def _mode(path: str, real: str) -> int | None:
+    """Of what is there; None if nothing is."""
+    try:
+        mode = os.stat(real).st_mode
+    except FileNotFoundError:
+        return None
+    if stat.S_ISBLK(mode):
+        raise FormatError(f"{path} is a block device; extents go to a file")
+    return mode
+
+
+class _Whole:
+    """A file without a buffer of its own, which both sides of a fork would write; all of what it is
+    given is written."""
+
+    def __init__(self, file: FileIO) -> None:
+        self._file = file
+
+    def write(self, data: bytes) -> int:
+        left = memoryview(data)
+        while left:
+            left = left[self._file.write(left) or 0 :]
+        return len(data)
