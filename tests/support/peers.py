@@ -16,7 +16,7 @@ def peer(name: str, package: str) -> str:
 
     package: the Debian package that has it.
     """
-    path = shutil.which(name)
+    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
     if path is None:
         missing(f"{name} is not installed (Debian package {package})")
     return path
