@@ -2,7 +2,7 @@
 """Readers of block-write traces: what was written to a disk, request by request.
 
 A trace is a text file, plain or gzip (told by its first two bytes, whatever
-its name).  Two formats are read:
+its name).  Three formats are read:
 
 native      one request per line, `write|zero|discard OFFSET LENGTH`, in bytes,
             decimal, ASCII.
@@ -11,6 +11,14 @@ fio iolog   versions 2 and 3, as `fio --write_iolog` writes them; told by the
             FORMAT.  `write` and `trim` are requests, other actions (`read`,
             `sync`, `open`, ...) are passed over.  fio appends: another such
             line begins what another run has written.
+blkparse    the text of `blkparse -i TRACE`, of what blktrace recorded of block
+            devices; told by the first line, an event.  Source: blkparse(1),
+            DEFAULT OUTPUT FORMAT.  Writes and discards are requests whenever
+            they are queued (Q), issued (D) or completed (C): one that is under
+            way when the trace begins, or ends, has not all three, so each
+            counts.  Sectors have 512 bytes, and a device is the file that an
+            iolog has, by its number: `8,0`.  Other events, and the summary at
+            the end, are passed over.
 
 Blank lines are skipped.  A trace without a single request is a trace: nothing
 was written.  Anything else that is not a request is an error that names the
@@ -155,7 +163,9 @@ def _parse(source: str, text: _Text, take: Callable[[Requests], object], file: s
         if len(parser.requests) >= _PIECE:
             take(parser.taken())
     if file is not None and b"" in files:
-        raise TraceError(f"{source}: not a fio iolog, so there is no file {file!r} to choose")
+        raise TraceError(
+            f"{source}: neither a fio iolog nor of blkparse, so there is no file {file!r} to choose"
+        )
     if file is not None and not parser.found:
         raise TraceError(f"{source}: has no write to {file!r}; it writes to {_names(files)}")
     if file is None and len(files) > 1:
@@ -203,6 +213,8 @@ class _Parser:
             if len(lines[0]) > MAX_LINE:
                 raise _Malformed(f"a line of more than {MAX_LINE} bytes")
             self._parse_line = _iolog_parser(lines.pop(0))
+        elif self.number == 0 and _BLKPARSE_FIRST.match(lines[0]):
+            self._parse_line = _blkparse_request
         if self._parse_line is _native_request and self._feed_plain(batch, len(lines)):
             return
         for line in lines:
@@ -217,7 +229,8 @@ class _Parser:
                     self._add(*request)
 
     def _begins_run(self, line: bytes) -> bool:
-        return self._parse_line is not _native_request and bool(_IOLOG_HEADER.match(line))
+        others = (_native_request, _blkparse_request)
+        return self._parse_line not in others and bool(_IOLOG_HEADER.match(line))
 
     def _add(self, kind: int, name: bytes, offset: int, length: int) -> None:
         if len(self.files) <= _NAMES:
@@ -368,17 +381,56 @@ def _iolog_request(line: bytes, timed: bool) -> _Request | None:
     )
 
 
-def _range(offset: bytes, length: bytes) -> tuple[int, int]:
-    """Both in bytes, and their sum at most MAX_SIZE."""
+# MAJOR,MINOR CPU SEQUENCE SECONDS PID ACTION RWBS, and what the action has.
+_BLKPARSE_EVENT = re.compile(
+    rb"\s*([0-9]+,[0-9]+)\s+[0-9]+\s+[0-9]+\s+[0-9]+\.[0-9]+\s+[0-9]+\s+([A-Za-z]{1,2})\s+([A-Z]+)"
+    rb"(?:\s+(.*))?\s*$"
+)
+_BLKPARSE_SUMMARY = re.compile(
+    rb"(?:CPU[0-9]+|Total) \(|Throughput \(|Events \(|Skips: |Input file "
+    rb"| (?:PC )?(?:Reads?|Writes?|IO) "
+)
+_BLKPARSE_FIRST = re.compile(rb"Input file |" + _BLKPARSE_EVENT.pattern)
+_BLKPARSE_PLACE = re.compile(rb"([0-9]+) \+ ([0-9]+)(?: |$)")
+_BLKPARSE_ACTIONS = (b"Q", b"D", b"C")
+_SECTOR = 512
+
+
+def _blkparse_request(line: bytes) -> _Request | None:
+    match = _BLKPARSE_EVENT.match(line)
+    if match is None:
+        if _BLKPARSE_SUMMARY.match(line):
+            return None
+        raise _Malformed(
+            f"expected `MAJOR,MINOR CPU SEQUENCE TIME PID ACTION RWBS ...` as blkparse prints it,"
+            f" found {_quoted(line)}"
+        )
+    device, action, flags, rest = match.groups()
+    if action not in _BLKPARSE_ACTIONS or not (b"W" in flags or b"D" in flags):
+        return None
+    place = _BLKPARSE_PLACE.match(rest or b"")
+    if place is None:
+        if flags.startswith(b"F"):  # a flush, which has no data
+            return None
+        raise _Malformed(
+            f"a write that does not say where, {_quoted(line.strip())}; packet commands do not, and"
+            " `blkparse -a fs` leaves them out"
+        )
+    offset, length = _range(place[1], place[2], unit=_SECTOR)
+    return 2 if b"D" in flags else 0, device, offset, length
+
+
+def _range(offset: bytes, length: bytes, unit: int = 1) -> tuple[int, int]:
+    """Both in bytes, of which a unit has so many, and their sum at most MAX_SIZE."""
     # bytes.isdigit() is true of the ten ASCII digits only, where int() would
     # take signs, underscores and blanks as well.
     if not (offset.isdigit() and length.isdigit()):
         wrong = length if offset.isdigit() else offset
         raise _Malformed(f"expected a number of bytes in decimal, found {_quoted(wrong)}")
     # 2^63 has 19 digits; int() is slow with thousands of them, or refuses.
-    if len(offset) > 19 or len(length) > 19 or int(offset) + int(length) > MAX_SIZE:
+    if len(offset) > 19 or len(length) > 19 or (int(offset) + int(length)) * unit > MAX_SIZE:
         raise _Malformed(f"offset {_quoted(offset)} + length {_quoted(length)} exceeds 2^63 - 1")
-    return int(offset), int(length)
+    return int(offset) * unit, int(length) * unit
 
 
 # ---- words for people --------------------------------------------------------

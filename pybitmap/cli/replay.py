@@ -242,7 +242,9 @@ def _print_extents(result: Replay, form: str) -> None:
     " unless they are given.",
 )
 @click.option(
-    "--file", metavar="NAME", help="The file to look at, if a fio iolog writes to several."
+    "--file",
+    metavar="NAME",
+    help="The file to look at, if a fio iolog writes to several; of blkparse, the device, as 8,0.",
 )
 @json_option
 @click.option(
@@ -274,8 +276,8 @@ def replay_command(
     """Replay a trace of block writes and show what is dirty.
 
     TRACE is a text file, gzipped or plain, or - for standard input: lines of `write|zero|discard
-    OFFSET LENGTH` in bytes, or an iolog of fio (versions 2 and 3).  Every request marks the range
-    that it covers, in one bitmap for each granularity.
+    OFFSET LENGTH` in bytes, an iolog of fio (versions 2 and 3), or the text of blkparse.  Every
+    request marks the range that it covers, in one bitmap for each granularity.
 
     A trace may be of any length; a line
     of it has at most 64K.
@@ -288,6 +290,8 @@ def replay_command(
       pybitmap replay guest.trace.gz --format csv > areas.csv
       fio --name=j --size=1G --rw=randwrite --write_iolog=log
       pybitmap replay log
+      blktrace -d /dev/sda -w 60 -o - |
+        blkparse -i - | pybitmap replay -
 
     If TRUTH.json is of another trace, or disk, that is all that is said.
 

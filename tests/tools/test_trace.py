@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from blktrace import ON_8_0, ON_8_16, everything
 from hypothesis import given
 from hypothesis import strategies as st
 from peers import peer
@@ -362,6 +363,70 @@ def test_many_files_are_not_all_named() -> None:
     assert "writes to more than 8 files, 'f0', " in refusal(log)
 
 
+# ---- blkparse ---------------------------------------------------------------
+
+#: As blkparse 1.2.0 prints blktrace.everything(), with its summary.
+BLKPARSE = Path(__file__).parent / "blkparse.txt"
+
+
+def check_blkparse(text: bytes) -> None:
+    trace = read(text, file="8,0")
+    assert set(requests(trace)) == set(ON_8_0)
+    # What is queued, issued and completed counts each time; two are that once.
+    assert (trace.writes, trace.zeroes, trace.discards) == (3 * 5 + 2, 0, 3)
+    assert set(requests(read(text, file="8,16"))) == set(ON_8_16)
+    message = refusal(text)
+    assert "writes to 2 files, '8,0', '8,16'" in message
+
+
+def test_the_text_of_blkparse_is_read() -> None:
+    check_blkparse(BLKPARSE.read_bytes())
+
+
+@pytest.mark.parametrize("options", [[], ["-q"], ["-t"]])
+def test_what_blkparse_prints_today(tmp_path: Path, options: list[str]) -> None:
+    blkparse = peer("blkparse", "blktrace")
+    (tmp_path / "t.blktrace.0").write_bytes(everything())
+    command = [blkparse, *options, "-i", "t"]
+    done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    check_blkparse(done.stdout)
+    check_blkparse(done.stderr + done.stdout)
+
+
+EVENT = b"  8,0    0        3     0.000000000   697  Q  WS 2048 + 8 [dd]\n"
+
+
+def test_sectors_of_blkparse_have_512_bytes() -> None:
+    trace = read(EVENT)
+    assert (requests(trace), list(trace.lines)) == ([(2048 * 512, 4096)], [1])
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (EVENT.replace(b"2048 + 8", b"18014398509481984 + 1"), "exceeds 2^63 - 1"),
+        (EVENT.replace(b"2048 + 8", b"9" * 5000 + b" + 1"), "exceeds 2^63 - 1"),
+        (EVENT.replace(b"2048 + 8", b"512"), "blkparse -a fs"),
+        (EVENT.replace(b"2048 + 8", b"-1 + 8"), "blkparse -a fs"),
+        (EVENT.replace(b"2048 + 8", b"2048 + 8x"), "blkparse -a fs"),
+        (EVENT.replace(b"WS 2048 + 8 [dd]", b""), "as blkparse prints it"),
+        (EVENT[:30] + b"\n", "as blkparse prints it"),
+        (b"write 0 1\n", "as blkparse prints it"),
+        (V2, "as blkparse prints it"),
+    ],
+)
+def test_what_blkparse_does_not_print_is_refused(line: bytes, why: str) -> None:
+    message = refusal(EVENT + line)
+    assert message.startswith("2: ")
+    assert why in message
+    assert len(message) < 300
+
+
+def test_a_trace_of_blkparse_that_has_reads_only_has_no_requests() -> None:
+    trace = read(EVENT.replace(b"WS", b"RS"))
+    assert (len(trace), trace.end) == (0, 0)
+
+
 def test_a_file_that_comes_after_many_others_can_be_chosen() -> None:
     log = V2 + b"".join(b"f%d write %d 1\n" % (i, i) for i in range(1000))
     assert requests(read(log, file="f999")) == [(999, 1)]
@@ -379,7 +444,7 @@ def test_a_file_that_the_iolog_does_not_write_is_refused() -> None:
 
 
 def test_choosing_a_file_of_a_native_trace_is_refused() -> None:
-    assert "not a fio iolog" in refusal(b"write 0 1\n", file="a")
+    assert "neither a fio iolog nor of blkparse" in refusal(b"write 0 1\n", file="a")
 
 
 @pytest.mark.parametrize("cut", [3, 12, -9, -4, -1])
