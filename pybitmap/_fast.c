@@ -568,22 +568,45 @@ static PyMethodDef base_methods[] = {
     { "set", FASTCALL(base_set), PyDoc_STR(
         "set($self, /, start, count=1)\n--\n\n"
         "Mark every group that the ``count`` items from ``start`` on touch; 0 marks nothing.\n\n"
-        ":raises RangeError: (a ValueError) if the range is not inside the bitmap") },
+        ":raises RangeError: (a ValueError) if the range is not inside the bitmap\n\n"
+        ">>> hb = HBitmap(100, group_size=8)\n"
+        ">>> hb.set(15, 10)                        # touches two groups\n"
+        ">>> list(hb.areas())\n"
+        "[(8, 24)]") },
     { "add", FASTCALL(base_add), PyDoc_STR(
         "add($self, /, item)\n--\n\n"
         "Mark the group of ``item``.\n\n"
-        ":raises RangeError: if it is not inside the bitmap") },
+        ":raises RangeError: if it is not inside the bitmap\n\n"
+        ">>> hb = HBitmap(100)\n"
+        ">>> hb.add(7)\n"
+        ">>> list(hb)\n"
+        "[7]") },
     { "discard", FASTCALL(base_discard), PyDoc_STR(
         "discard($self, /, item)\n--\n\n"
-        "Clean the group of ``item``; whatever is no item of a dirty group is ignored.") },
+        "Clean the group of ``item``; whatever is no item of a dirty group is ignored.\n\n"
+        ">>> hb = HBitmap(100)\n"
+        ">>> hb.add(7)\n"
+        ">>> hb.discard(7); hb.discard(\"no item\")\n"
+        ">>> len(hb)\n"
+        "0") },
     { "remove", FASTCALL(base_remove), PyDoc_STR(
         "remove($self, /, item)\n--\n\n"
         "Clean the group of ``item``.\n\n"
-        ":raises KeyError: if it is no item of a dirty group") },
+        ":raises KeyError: if it is no item of a dirty group\n\n"
+        ">>> hb = HBitmap(100)\n"
+        ">>> hb.add(7)\n"
+        ">>> hb.remove(7)\n"
+        ">>> hb.remove(7)\n"
+        "Traceback (most recent call last):\n"
+        "KeyError: 7") },
     { "get", FASTCALL(base_get), PyDoc_STR(
         "get($self, /, item)\n--\n\n"
         "Is the group of ``item`` dirty? Beyond the end of the bitmap: False.\n\n"
-        ":raises RangeError: if ``item`` is negative") },
+        ":raises RangeError: if ``item`` is negative\n\n"
+        ">>> hb = HBitmap(100, group_size=8)\n"
+        ">>> hb.set(15)\n"
+        ">>> hb.get(12), hb.get(16), hb.get(1000)\n"
+        "(True, False, False)") },
     { "_items", (PyCFunction)(void (*)(void))base_items,
         METH_METHOD | METH_FASTCALL | METH_KEYWORDS, PyDoc_STR(
         "_items($self, first, /)\n--\n\nFor iter(): ``first`` is what C takes.") },
@@ -630,7 +653,13 @@ static PyMethodDef node_methods[] = {
         ":raises ReadonlyError: if the node is read-only, or a bitmap of it must not change\n"
         ":raises ClosedError: if the node is closed\n"
         ":raises StateError: where it would have to wait for the thread that calls it, which is\n"
-        "    truncating or closing the node, and has come here by a callback or a signal handler") },
+        "    truncating or closing the node, and has come here by a callback or a signal handler\n\n"
+        ">>> from pybitmap import BlockGraph\n"
+        ">>> node = BlockGraph().add_node(\"disk\", size=1 << 20)\n"
+        ">>> daily = node.add_bitmap(\"daily\", granularity=4096)\n"
+        ">>> node.mark_dirty(5000, 512)\n"
+        ">>> list(daily.areas())\n"
+        "[(4096, 4096)]") },
     { "_attach", entry_attach, METH_VARARGS, NULL },
     { 0 },
 };

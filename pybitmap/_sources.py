@@ -20,6 +20,10 @@ def get_include() -> str:
     """The folder of ``hbitmap.h``, ``tracker.h`` and ``pybitmap_api.h``, for the compiler's ``-I``.
 
     ``pybitmap.pc`` is there, too.
+
+    >>> import os
+    >>> os.path.exists(os.path.join(get_include(), "hbitmap.h"))
+    True
     """
     return str(_csrc())
 
@@ -28,6 +32,10 @@ def get_sources() -> list[str]:
     """The C files of the core, for a program that makes its own bitmaps (C11, with ``-pthread``).
 
     A module that marks bitmaps of Python's needs none of them: see :mod:`pybitmap.native`.
+
+    >>> import os
+    >>> [os.path.basename(source) for source in get_sources()][:3]
+    ['block.c', 'check.c', 'clear.c']
     """
     return sorted(str(path) for path in _csrc().glob("*.c"))
 

@@ -123,6 +123,11 @@ class CffiBase(_core.CffiEntry):
         """Mark every group that the ``count`` items from ``start`` on touch; 0 marks nothing.
 
         :raises RangeError: (a ValueError) if the range is not inside the bitmap
+
+        >>> hb = HBitmap(100, group_size=8)
+        >>> hb.set(15, 10)                        # touches two groups
+        >>> list(hb.areas())
+        [(8, 24)]
         """
         if type(start) is not int or type(count) is not int:
             start, count = index(start), index(count)
@@ -137,17 +142,36 @@ class CffiBase(_core.CffiEntry):
         """Mark the group of ``item``.
 
         :raises RangeError: if it is not inside the bitmap
+
+        >>> hb = HBitmap(100)
+        >>> hb.add(7)
+        >>> list(hb)
+        [7]
         """
         self.set(item)
 
     def discard(self, item: object) -> None:
-        """Clean the group of ``item``; whatever is no item of a dirty group is ignored."""
+        """Clean the group of ``item``; whatever is no item of a dirty group is ignored.
+
+        >>> hb = HBitmap(100)
+        >>> hb.add(7)
+        >>> hb.discard(7); hb.discard("no item")
+        >>> len(hb)
+        0
+        """
         self._take(item)
 
     def remove(self, item: object) -> None:
         """Clean the group of ``item``.
 
         :raises KeyError: if it is no item of a dirty group
+
+        >>> hb = HBitmap(100)
+        >>> hb.add(7)
+        >>> hb.remove(7)
+        >>> hb.remove(7)
+        Traceback (most recent call last):
+        KeyError: 7
         """
         if not self._take(item):
             raise KeyError(item)
@@ -164,6 +188,11 @@ class CffiBase(_core.CffiEntry):
         """Is the group of ``item`` dirty? Beyond the end of the bitmap: False.
 
         :raises RangeError: if ``item`` is negative
+
+        >>> hb = HBitmap(100, group_size=8)
+        >>> hb.set(15)
+        >>> hb.get(12), hb.get(16), hb.get(1000)
+        (True, False, False)
         """
         item = index(item)
         try:
@@ -253,6 +282,8 @@ class HBitmap(Base, MutableSet[int]):
     >>> hb.set(5000, 4096)
     >>> list(hb.areas()), 5000 in hb, len(hb)
     ([(4096, 8192)], True, 2)
+    >>> hb.size, hb.group_size, hb.granularity
+    (1048576, 4096, 12)
     """
 
     # The base has set, get and __contains__, and _clears: how often bits may have been cleared, for
@@ -444,6 +475,12 @@ class HBitmap(Base, MutableSet[int]):
 
         :raises RangeError: if the range is not inside the bitmap
         :raises InvalidError: if it cuts a group
+
+        >>> hb = HBitmap(100, group_size=4)
+        >>> hb.set(8, 12)
+        >>> hb.reset(12)                          # the one group there
+        >>> list(hb.areas())
+        [(8, 4), (16, 4)]
         """
         self._call(hbitmap_reset, start, count)
         self._clears += 1
@@ -484,7 +521,14 @@ class HBitmap(Base, MutableSet[int]):
             raise _core.failed(code, self._hb, start, count)
 
     def reset_all(self) -> None:
-        """Clean everything."""
+        """Clean everything.
+
+        >>> hb = HBitmap(100)
+        >>> hb.set(3, 10)
+        >>> hb.reset_all()
+        >>> len(hb)
+        0
+        """
         _core.hbitmap_reset_all(self._hb)
         self._clears += 1
 
@@ -517,6 +561,11 @@ class HBitmap(Base, MutableSet[int]):
         Writer: every mark that has returned before is in it, if nothing clears meanwhile.
 
         :raises RangeError: if ``start`` or ``count`` is negative
+
+        >>> hb = HBitmap(1 << 20, group_size=4096)
+        >>> hb.set(5000, 100)
+        >>> hb.count(), hb.count(0, 5000), len(hb)
+        (4096, 904, 1)
         """
         if start is None and count is None:
             return hbitmap_count(self._hb)
@@ -562,7 +611,12 @@ class HBitmap(Base, MutableSet[int]):
         return item
 
     def empty(self) -> bool:
-        """Is nothing dirty? A mark that returned before is seen, whatever is cleared meanwhile."""
+        """Is nothing dirty? A mark that returned before is seen, whatever is cleared meanwhile.
+
+        >>> hb = HBitmap(100)
+        >>> hb.empty()
+        True
+        """
         return _core.hbitmap_empty(self._hb)
 
     def __bool__(self) -> bool:
@@ -649,6 +703,11 @@ class HBitmap(Base, MutableSet[int]):
         holds for whatever other threads do.
 
         :raises RangeError: if ``first`` is negative
+
+        >>> hb = HBitmap(100)
+        >>> hb.update([3, 50, 70])
+        >>> list(hb.iter(10))
+        [50, 70]
         """
         return self._items(self._search_range(first, None)[0])
 
@@ -658,6 +717,11 @@ class HBitmap(Base, MutableSet[int]):
         What happens to the bitmap meanwhile counts as for :meth:`iter`.
 
         :raises RangeError: if ``start`` or ``end`` is negative
+
+        >>> hb = HBitmap(100)
+        >>> hb.set_many([3, 50], [2, 10])
+        >>> list(hb.areas()), list(hb.areas(4, end=55))
+        ([(3, 2), (50, 10)], [(4, 1), (50, 5)])
         """
         start, end = self._search_bounds(start, end)
         return hinted(
@@ -805,6 +869,11 @@ class HBitmap(Base, MutableSet[int]):
         """The first dirty item of the ``count`` items from ``start`` on (None: to the end).
 
         :raises RangeError: if one of them is negative
+
+        >>> hb = HBitmap(100)
+        >>> hb.set(20, 10)
+        >>> hb.next_dirty(0), hb.next_dirty(25), hb.next_dirty(30), hb.next_dirty(0, 20)
+        (20, 25, None, None)
         """
         item = _core.hbitmap_next_dirty(self._hb, *self._search_range(start, count))
         return None if item < 0 else item
@@ -813,6 +882,11 @@ class HBitmap(Base, MutableSet[int]):
         """The first clean item of the ``count`` items from ``start`` on (None: to the end).
 
         :raises RangeError: if one of them is negative
+
+        >>> hb = HBitmap(100)
+        >>> hb.set(20, 10)
+        >>> hb.next_zero(0), hb.next_zero(20), hb.next_zero(20, 5)
+        (0, 30, None)
         """
         item = _core.hbitmap_next_zero(self._hb, *self._search_range(start, count))
         return None if item < 0 else item
@@ -844,6 +918,13 @@ class HBitmap(Base, MutableSet[int]):
 
         :raises RangeError: if ``start`` or ``end`` is negative
         :raises InvalidError: if ``max_count`` is less than 1
+
+        >>> hb = HBitmap(100)
+        >>> hb.set(20, 10)
+        >>> hb.next_dirty_area(0), hb.next_dirty_area(25, max_count=3)
+        ((20, 10), (25, 3))
+        >>> hb.next_dirty_area(0, end=20) is None
+        True
         """
         start, end = self._search_bounds(start, end)
         limit = _TO_THE_END if max_count is None else min(index(max_count), _TO_THE_END)
@@ -860,6 +941,11 @@ class HBitmap(Base, MutableSet[int]):
         At most ``count`` of them (None: to the end). ``(False, 0)`` beyond the end.
 
         :raises RangeError: if one of them is negative
+
+        >>> hb = HBitmap(100)
+        >>> hb.set(20, 10)
+        >>> hb.status(0), hb.status(20), hb.status(30), hb.status(100)
+        ((False, 20), (True, 10), (False, 70), (False, 0))
         """
         same = _core.new("int64_t *")
         dirty = _core.hbitmap_status(self._hb, *self._search_range(start, count), same)
@@ -981,6 +1067,11 @@ class HBitmap(Base, MutableSet[int]):
         """Clean the first dirty group and return its start; each is given to one caller only.
 
         :raises KeyError: if nothing is dirty
+
+        >>> hb = HBitmap(100)
+        >>> hb.update([3, 5])
+        >>> hb.pop(), hb.pop(), len(hb)
+        (3, 5, 0)
         """
         while True:
             item = self.next_dirty(0)
@@ -991,11 +1082,26 @@ class HBitmap(Base, MutableSet[int]):
                 return item
 
     def clear(self) -> None:
-        """Clean everything."""
+        """Clean everything.
+
+        >>> hb = HBitmap(100)
+        >>> hb.add(3)
+        >>> hb.clear()
+        >>> hb.empty()
+        True
+        """
         self.reset_all()
 
     def copy(self) -> Self:
-        """A bitmap of the same size, granularity and bits."""
+        """A bitmap of the same size, granularity and bits.
+
+        >>> hb = HBitmap(100)
+        >>> hb.add(3)
+        >>> other = hb.copy()
+        >>> other.add(4)
+        >>> list(hb), list(other)
+        ([3], [3, 4])
+        """
         return self._made_of("union", self, self)
 
     def __copy__(self) -> Self:
@@ -1019,6 +1125,12 @@ class HBitmap(Base, MutableSet[int]):
         """Mark what is dirty in ``other``, of the same size and any granularity.
 
         :raises MismatchError: (a ValueError) if the sizes differ
+
+        >>> pages, sectors = HBitmap(1 << 20, group_size=4096), HBitmap(1 << 20, group_size=512)
+        >>> sectors.set(5000)
+        >>> pages.merge(sectors)
+        >>> list(pages.areas())
+        [(4096, 4096)]
         """
         if not isinstance(other, HBitmap):
             raise TypeError(f"merge takes an HBitmap, not {type(other).__name__}; see update()")
@@ -1124,6 +1236,11 @@ class HBitmap(Base, MutableSet[int]):
         :raises RangeError: if an element is not inside the bitmap
 
         Interrupted, of a range with a step or of several others some may have been marked.
+
+        >>> hb = HBitmap(100)
+        >>> hb.update([1, 2], range(50, 60), {70})
+        >>> list(hb.areas())
+        [(1, 2), (50, 10), (70, 1)]
         """
         if len(others) == 1 and not isinstance(others[0], HBitmap):
             self._mark_elements(others[0], strict=True)
@@ -1148,6 +1265,12 @@ class HBitmap(Base, MutableSet[int]):
         """Keep only the groups that all others have elements in.
 
         :raises MismatchError: if another HBitmap has another size or granularity
+
+        >>> hb = HBitmap(100)
+        >>> hb.update([1, 2, 3])
+        >>> hb.intersection_update({2, 3, 4}, [3])
+        >>> list(hb)
+        [3]
         """
         self._operate_all(_core.hbitmap_and, others)
 
@@ -1155,6 +1278,12 @@ class HBitmap(Base, MutableSet[int]):
         """Clean the groups that one of the others has elements in.
 
         :raises MismatchError: if another HBitmap has another size or granularity
+
+        >>> hb = HBitmap(100)
+        >>> hb.update([1, 2, 3])
+        >>> hb.difference_update([2], range(3, 10))
+        >>> list(hb)
+        [1]
         """
         if len(others) == 1 and isinstance(others[0], range):
             groups = self._groups_of(self._inside(others[0]))
@@ -1169,29 +1298,59 @@ class HBitmap(Base, MutableSet[int]):
 
         :raises MismatchError: if another HBitmap has another size or granularity
         :raises RangeError: if an element is not inside the bitmap
+
+        >>> hb = HBitmap(100)
+        >>> hb.update([1, 2])
+        >>> hb.symmetric_difference_update([2, 3])
+        >>> list(hb)
+        [1, 3]
         """
         self._operate(_core.hbitmap_xor, self._coerce(other, strict=True))
 
     def union(self, *others: Iterable[int]) -> Self:
-        """A new bitmap, of this one's granularity: see :meth:`update`."""
+        """A new bitmap, of this one's granularity: see :meth:`update`.
+
+        >>> hb = HBitmap(100)
+        >>> hb.update([1, 2])
+        >>> list(hb.union([7], {8})), list(hb)
+        ([1, 2, 7, 8], [1, 2])
+        """
         result = self.copy()
         result.update(*others)
         return result
 
     def intersection(self, *others: Iterable[object]) -> Self:
-        """A new bitmap: see :meth:`intersection_update`."""
+        """A new bitmap: see :meth:`intersection_update`.
+
+        >>> hb = HBitmap(100)
+        >>> hb.update([1, 2])
+        >>> list(hb.intersection([2, 3]))
+        [2]
+        """
         result = self.copy()
         result.intersection_update(*others)
         return result
 
     def difference(self, *others: Iterable[object]) -> Self:
-        """A new bitmap: see :meth:`difference_update`."""
+        """A new bitmap: see :meth:`difference_update`.
+
+        >>> hb = HBitmap(100)
+        >>> hb.update([1, 2])
+        >>> list(hb.difference([2, 3]))
+        [1]
+        """
         result = self.copy()
         result.difference_update(*others)
         return result
 
     def symmetric_difference(self, other: Iterable[int]) -> Self:
-        """A new bitmap: see :meth:`symmetric_difference_update`."""
+        """A new bitmap: see :meth:`symmetric_difference_update`.
+
+        >>> hb = HBitmap(100)
+        >>> hb.update([1, 2])
+        >>> list(hb.symmetric_difference([2, 3]))
+        [1, 3]
+        """
         return self._made_of("symmetric_difference", self, self._coerce(other, strict=True))
 
     # The operators take any iterable, as those of collections.abc.Set do.
@@ -1299,6 +1458,11 @@ class HBitmap(Base, MutableSet[int]):
         """Have they no element in common?
 
         :raises MismatchError: if another HBitmap has another size or granularity
+
+        >>> hb = HBitmap(100)
+        >>> hb.update([1, 2])
+        >>> hb.isdisjoint([3]), hb.isdisjoint([2, 3])
+        (True, False)
         """
         if isinstance(other, HBitmap):
             return self._compare(_core.hbitmap_is_disjoint, self, other)
@@ -1306,11 +1470,23 @@ class HBitmap(Base, MutableSet[int]):
         return not any(item in elements for item in self)
 
     def issubset(self, other: Iterable[Any]) -> bool:
-        """Are all elements in the other too?"""
+        """Are all elements in the other too?
+
+        >>> hb = HBitmap(100)
+        >>> hb.update([1, 2])
+        >>> hb.issubset(range(5)), hb.issubset([1])
+        (True, False)
+        """
         return self <= _as_set(other)
 
     def issuperset(self, other: Iterable[Any]) -> bool:
-        """Are all elements of the other in here too?"""
+        """Are all elements of the other in here too?
+
+        >>> hb = HBitmap(100)
+        >>> hb.update([1, 2])
+        >>> hb.issuperset([1]), hb.issuperset([3])
+        (True, False)
+        """
         return self >= _as_set(other)
 
     def intersection_count(self, other: Iterable[object]) -> int:
@@ -1338,6 +1514,11 @@ class HBitmap(Base, MutableSet[int]):
 
         :raises MismatchError: if another HBitmap has another size or granularity
         :raises RangeError: if an element is not inside the bitmap
+
+        >>> hb = HBitmap(100)
+        >>> hb.update([1, 2])
+        >>> hb.union_count([2, 3])
+        3
         """
         return self._count(_core.hbitmap_union_count, other, strict=True)
 
@@ -1345,6 +1526,11 @@ class HBitmap(Base, MutableSet[int]):
         """``len(self - other)``: see :meth:`intersection_count`.
 
         :raises MismatchError: if another HBitmap has another size or granularity
+
+        >>> hb = HBitmap(100)
+        >>> hb.update([1, 2])
+        >>> hb.difference_count([2, 3])
+        1
         """
         return self._count(_core.hbitmap_difference_count, other, strict=False)
 
@@ -1353,6 +1539,11 @@ class HBitmap(Base, MutableSet[int]):
 
         :raises MismatchError: if another HBitmap has another size or granularity
         :raises RangeError: if an element is not inside the bitmap
+
+        >>> hb = HBitmap(100)
+        >>> hb.update([1, 2])
+        >>> hb.symmetric_difference_count([2, 3])
+        2
         """
         return self._count(_core.hbitmap_symmetric_difference_count, other, strict=True)
 
@@ -1388,6 +1579,12 @@ class HBitmap(Base, MutableSet[int]):
         :raises RangeError: if the range is not inside the bitmap
         :raises InvalidError: if it cuts a group, or ``into`` is this bitmap
         :raises MismatchError: if ``into`` has another size or granularity
+
+        >>> hb = HBitmap(100)
+        >>> hb.set(20, 10)
+        >>> taken = hb.drain()
+        >>> list(taken.areas()), len(hb)
+        ([(20, 10)], 0)
         """
         start, count = self._to_the_end(start, count)
         drain = _core.hbitmap_drain
@@ -1472,6 +1669,12 @@ class HBitmap(Base, MutableSet[int]):
 
         :raises BufferError: while the bitmap is pinned, or :attr:`words` of it exist
         :raises InvalidError: for a size that no bitmap of this granularity can have
+
+        >>> hb = HBitmap(100)
+        >>> hb.set(20, 80)
+        >>> hb.truncate(50)
+        >>> list(hb.areas()), hb.size
+        ([(20, 30)], 50)
         """
         size = index(size)
         _core.check_size(size, self._granularity)
@@ -1489,6 +1692,11 @@ class HBitmap(Base, MutableSet[int]):
         Bit ``n % 64`` of word ``n // 64`` is group ``n``, in the machine's byte order. While the
         view exists the bitmap cannot be truncated (on PyPy: until its collector has seen that the
         view is gone).
+
+        >>> hb = HBitmap(128)
+        >>> hb.set(64, 4)
+        >>> hb.words.tolist()
+        [0, 15]
         """
         return _core.pinned_words(self._hb, self._memory).cast("Q")
 
@@ -1497,6 +1705,11 @@ class HBitmap(Base, MutableSet[int]):
 
         It is that of QEMU's x-debug-block-dirty-bitmap-sha256 on little-endian machines of 64 bits;
         on others that command hashes its memory as it is.
+
+        >>> hb = HBitmap(100)
+        >>> hb.add(3)
+        >>> hb.sha256()[:16]
+        '85b724e3f6e2dd26'
         """
         digest = hashlib.sha256()
         with self.pin(), _core.words(self._hb) as words:
@@ -1535,6 +1748,11 @@ class HBitmap(Base, MutableSet[int]):
 
         :raises RangeError: if the chunk is not inside the bitmap
         :raises InvalidError: if it is not aligned, or the granularity is 58 or more
+
+        >>> hb = HBitmap(128)
+        >>> hb.add(8)
+        >>> len(hb.serialize()), hb.serialize(0, 64).hex()
+        (16, '0001000000000000')
         """
         start, count = self._to_the_end(start, count)
         self._check_serializable()
@@ -1560,6 +1778,11 @@ class HBitmap(Base, MutableSet[int]):
         :param data: a buffer of bytes: whole words, not more than there are from ``start`` on
         :raises RangeError: if ``start`` is not inside the bitmap
         :raises InvalidError: for data of another length, or a ``start`` that is not aligned
+
+        >>> hb = HBitmap(128)
+        >>> hb.deserialize(b"\\3" + bytes(7), start=64)
+        >>> list(hb)
+        [64, 65]
         """
         start = index(start)
         c_data, nbytes = _core.byte_array("data", data)
@@ -1713,11 +1936,29 @@ class Taken(HBitmap):
         source.drain(into=self)  # last: whatever was taken goes back
 
     def done(self) -> None:
-        """It need not be put back."""
+        """It need not be put back.
+
+        >>> hb = HBitmap(100)
+        >>> hb.update([1, 2])
+        >>> with hb.taking() as taken:
+        ...     taken.done()
+        >>> len(hb)
+        0
+        """
         self._pair[0] = _core.NULL
 
     def close(self) -> None:
-        """Mark it in its bitmap again, unless it is done; may be called twice."""
+        """Mark it in its bitmap again, unless it is done; may be called twice.
+
+        >>> hb = HBitmap(100)
+        >>> hb.update([1, 2])
+        >>> taken = hb.taking()
+        >>> len(hb), len(taken)
+        (0, 2)
+        >>> taken.close()
+        >>> len(hb)
+        2
+        """
         _core.hbitmap_put_back(self._pair)
 
     def __enter__(self) -> Taken:

@@ -33,7 +33,12 @@ Dirty = Union[DirtyBitmap, HBitmap, Tracker]
 
 
 class Progress(NamedTuple):
-    """How far a copy has come; lengths in bytes."""
+    """How far a copy has come; lengths in bytes.
+
+    >>> now = Progress(round=2, copied=4096, total=8192, copied_in_all=1052672, paused=False)
+    >>> now.copied / now.total
+    0.5
+    """
 
     round: int  #: that is being copied, from 1 on
     copied: int  #: of this round
@@ -43,7 +48,11 @@ class Progress(NamedTuple):
 
 
 class LiveCopy(NamedTuple):
-    """What a copy came to."""
+    """What a copy came to.
+
+    >>> LiveCopy(rounds=[1048576, 4096, 0], complete=True, paused_for=0.25).nbytes
+    1052672
+    """
 
     rounds: list[int]  #: bytes that each round copied
     complete: bool  #: was the last round copied while writers were paused?

@@ -33,6 +33,9 @@ def address(function: str) -> int:
     header.
 
     :raises NotFoundError: (a KeyError) if no function of the two headers has that name
+
+    >>> address("hbitmap_set") == addresses()["hbitmap_set"]
+    True
     """
     try:
         return _addresses[function]
@@ -44,7 +47,11 @@ def address(function: str) -> int:
 
 
 def addresses() -> Mapping[str, int]:
-    """Where each C function of the two headers lies, by name."""
+    """Where each C function of the two headers lies, by name.
+
+    >>> len(addresses()) > 50, "hbitmap_set" in addresses()
+    (True, True)
+    """
     return _addresses
 
 
@@ -53,6 +60,9 @@ def table() -> int:
 
     For ``pybitmap_use()`` of ``pybitmap_api.h``, in libraries without ``Python.h``. It stays there
     as long as the process lives.
+
+    >>> table() > 0
+    True
     """
     return _core.table
 
@@ -98,6 +108,14 @@ class Pin(_core.NotCopied):
     child has a copy, with a pin of its own, at the same address. Dropped without ``close()``: it is
     closed, with a ResourceWarning. Twin: any number of pins of one thing may be open; each is
     closed once, a second ``close()`` does nothing, also from another thread.
+
+    >>> from pybitmap import HBitmap
+    >>> pin = HBitmap(100).pin()
+    >>> pin.address > 0, pin.closed
+    (True, False)
+    >>> pin.close()
+    >>> pin.closed
+    True
     """
 
     __slots__ = ("__weakref__", "_address", "_keep", "_release", "_what")
@@ -134,7 +152,15 @@ class Pin(_core.NotCopied):
         return self._address is None
 
     def close(self) -> None:
-        """The address is not used any more. May be called twice."""
+        """The address is not used any more. May be called twice.
+
+        >>> from pybitmap import HBitmap
+        >>> pin = HBitmap(100).pin()
+        >>> pin.close(); pin.close()
+        >>> pin.address
+        Traceback (most recent call last):
+        pybitmap.errors.ClosedError: the pin of a bitmap is closed: there is no address any more
+        """
         self._address = None
         if self._release is not None:
             self._release()

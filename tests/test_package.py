@@ -3,10 +3,7 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
 import importlib.metadata
-import pkgutil
 import re
 import shutil
 import subprocess
@@ -169,28 +166,6 @@ def test_every_error_has_the_one_base() -> None:
     ]
     assert pybitmap.RangeError in errors
     assert all(issubclass(error, pybitmap.BitmapError) for error in errors)
-
-
-MODULES = sorted(module.name for module in pkgutil.walk_packages(pybitmap.__path__, "pybitmap."))
-
-
-@pytest.mark.parametrize(
-    "name", [name for name in MODULES if not name.endswith(("__main__", ".nbdkit_plugin"))]
-)
-def test_the_examples_in_the_docstrings_are_right(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    try:
-        module = importlib.import_module(name)
-    except ImportError as error:
-        if error.name not in ("click", "rich"):
-            raise
-        pytest.skip(f"{error.name} is not installed")
-    if name == "pybitmap.trackers.unicorn":
-        pytest.importorskip("unicorn")  # whose tests are where CI wants it
-    monkeypatch.chdir(tmp_path)
-    failed, _ = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
-    assert failed == 0
 
 
 def test_sources_without_a_compiled_module_say_so(tmp_path: Path) -> None:

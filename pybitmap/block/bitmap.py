@@ -43,6 +43,16 @@ class DirtyBitmap(NotCopied):
 
     Questions never wait. They are answered as of before a change that another thread is making,
     or as of after it; with every write that has returned, in either case.
+
+    >>> from pybitmap import BlockGraph
+    >>> node = BlockGraph().add_node("disk", size=1 << 20)
+    >>> daily = node.add_bitmap("daily", granularity=4096)
+    >>> daily.name, daily.size, daily.granularity
+    ('daily', 1048576, 4096)
+    >>> daily.enabled, daily.recording, daily.busy, daily.persistent, daily.skip_store
+    (True, True, False, False, False)
+    >>> daily.readonly, daily.inconsistent, daily.reason
+    (False, False, None)
     """
 
     def __init__(self, cell: Cell, coordinator: Coordinator) -> None:
@@ -129,27 +139,65 @@ class DirtyBitmap(NotCopied):
     # ---- what it holds ----------------------------------------------------------------------
 
     def count(self, start: int | None = None, count: int | None = None) -> int:
-        """Dirty bytes, see :meth:`HBitmap.count`; of a frozen bitmap, without its successor's."""
+        """Dirty bytes, see :meth:`HBitmap.count`; of a frozen bitmap, without its successor's.
+
+        >>> from pybitmap import BlockGraph
+        >>> node = BlockGraph().add_node("disk", size=1 << 20)
+        >>> daily = node.add_bitmap("daily", granularity=4096)
+        >>> node.mark_dirty(5000, 1)
+        >>> daily.count(), daily.count(0, 5000)
+        (4096, 904)
+        """
         return self._state.bits.count(start, count)
 
     def get(self, offset: int) -> bool:
-        """Is the group of ``offset`` dirty? Beyond the end: False."""
+        """Is the group of ``offset`` dirty? Beyond the end: False.
+
+        >>> from pybitmap import BlockGraph
+        >>> node = BlockGraph().add_node("disk", size=1 << 20)
+        >>> daily = node.add_bitmap("daily", granularity=4096)
+        >>> node.mark_dirty(5000, 1)
+        >>> daily.get(4096), daily.get(0)
+        (True, False)
+        """
         state = self._state
         if state.recorder is not None and state.recorder.get(offset):
             return True
         return state.content.get(offset)
 
     def areas(self, start: int = 0, *, end: int | None = None) -> Iterator[tuple[int, int]]:
-        """The dirty areas ``(offset, nbytes)``, see :meth:`HBitmap.areas`."""
+        """The dirty areas ``(offset, nbytes)``, see :meth:`HBitmap.areas`.
+
+        >>> from pybitmap import BlockGraph
+        >>> node = BlockGraph().add_node("disk", size=1 << 20)
+        >>> daily = node.add_bitmap("daily", granularity=4096)
+        >>> node.mark_dirty(5000, 1)
+        >>> list(daily.areas())
+        [(4096, 4096)]
+        """
         return self._state.bits.areas(start, end=end)
 
     def areas_array(self, start: int = 0, *, end: int | None = None) -> Areas:
-        """The same at once, for NumPy, pandas, Polars: see :meth:`HBitmap.areas_array`."""
+        """The same at once, for NumPy, pandas, Polars: see :meth:`HBitmap.areas_array`.
+
+        >>> from pybitmap import BlockGraph
+        >>> node = BlockGraph().add_node("disk", size=1 << 20)
+        >>> daily = node.add_bitmap("daily", granularity=4096)
+        >>> node.mark_dirty(5000, 1)
+        >>> daily.areas_array().tolist()
+        [[4096, 4096]]
+        """
         return self._state.bits.areas_array(start, end=end)
 
     def sha256(self) -> str:
         """Of the bits, in hex, as :meth:`HBitmap.sha256` has it: that of QEMU's
-        x-debug-block-dirty-bitmap-sha256."""
+        x-debug-block-dirty-bitmap-sha256.
+
+        >>> from pybitmap import BlockGraph
+        >>> daily = BlockGraph().add_node("disk", size=1 << 20).add_bitmap("daily")
+        >>> len(daily.sha256())
+        64
+        """
         with self._coordinator.held():
             state = self._state
             if state.reason is None:
@@ -158,21 +206,53 @@ class DirtyBitmap(NotCopied):
             return HBitmap(self.size, state.content.granularity).sha256()
 
     def next_dirty(self, start: int, count: int | None = None) -> int | None:
-        """The first dirty offset in a range, see :meth:`HBitmap.next_dirty`."""
+        """The first dirty offset in a range, see :meth:`HBitmap.next_dirty`.
+
+        >>> from pybitmap import BlockGraph
+        >>> node = BlockGraph().add_node("disk", size=1 << 20)
+        >>> daily = node.add_bitmap("daily", granularity=4096)
+        >>> node.mark_dirty(5000, 1)
+        >>> daily.next_dirty(0), daily.next_dirty(8192)
+        (4096, None)
+        """
         return self._state.bits.next_dirty(start, count)
 
     def next_zero(self, start: int, count: int | None = None) -> int | None:
-        """The first clean offset in a range, see :meth:`HBitmap.next_zero`."""
+        """The first clean offset in a range, see :meth:`HBitmap.next_zero`.
+
+        >>> from pybitmap import BlockGraph
+        >>> node = BlockGraph().add_node("disk", size=1 << 20)
+        >>> daily = node.add_bitmap("daily", granularity=4096)
+        >>> node.mark_dirty(5000, 1)
+        >>> daily.next_zero(0), daily.next_zero(4096)
+        (0, 8192)
+        """
         return self._state.bits.next_zero(start, count)
 
     def next_dirty_area(
         self, start: int, *, end: int | None = None, max_count: int | None = None
     ) -> tuple[int, int] | None:
-        """The first dirty area ``(offset, nbytes)``, see :meth:`HBitmap.next_dirty_area`."""
+        """The first dirty area ``(offset, nbytes)``, see :meth:`HBitmap.next_dirty_area`.
+
+        >>> from pybitmap import BlockGraph
+        >>> node = BlockGraph().add_node("disk", size=1 << 20)
+        >>> daily = node.add_bitmap("daily", granularity=4096)
+        >>> node.mark_dirty(5000, 1)
+        >>> daily.next_dirty_area(0), daily.next_dirty_area(0, max_count=512)
+        ((4096, 4096), (4096, 512))
+        """
         return self._state.bits.next_dirty_area(start, end=end, max_count=max_count)
 
     def status(self, start: int, count: int | None = None) -> tuple[bool, int]:
-        """Is ``start`` dirty, and for how many bytes does that hold? See :meth:`HBitmap.status`."""
+        """Is ``start`` dirty, and for how many bytes does that hold? See :meth:`HBitmap.status`.
+
+        >>> from pybitmap import BlockGraph
+        >>> node = BlockGraph().add_node("disk", size=1 << 20)
+        >>> daily = node.add_bitmap("daily", granularity=4096)
+        >>> node.mark_dirty(5000, 1)
+        >>> daily.status(0), daily.status(4096)
+        ((False, 4096), (True, 4096))
+        """
         return self._state.bits.status(start, count)
 
     # ---- what may be done -------------------------------------------------------------------
@@ -181,6 +261,12 @@ class DirtyBitmap(NotCopied):
         """Record writes from now on.
 
         :raises StateError: if it is busy or inconsistent, or inside a transaction
+
+        >>> from pybitmap import BlockGraph
+        >>> daily = BlockGraph().add_node("disk", size=1 << 20).add_bitmap("daily", disabled=True)
+        >>> daily.enable()
+        >>> daily.recording
+        True
         """
         with self._coordinator.drafting() as draft:
             draft.enable(self._cell, True)
@@ -189,6 +275,12 @@ class DirtyBitmap(NotCopied):
         """Record no write that comes after this returns.
 
         :raises StateError: if it is busy or inconsistent, or inside a transaction
+
+        >>> from pybitmap import BlockGraph
+        >>> daily = BlockGraph().add_node("disk", size=1 << 20).add_bitmap("daily")
+        >>> daily.disable()
+        >>> daily.recording
+        False
         """
         with self._coordinator.drafting() as draft:
             draft.enable(self._cell, False)
@@ -197,6 +289,13 @@ class DirtyBitmap(NotCopied):
         """Make everything clean: what was marked before the instant of the change, in one go.
 
         :raises StateError: if it is busy, readonly or inconsistent, or inside a transaction
+
+        >>> from pybitmap import BlockGraph
+        >>> daily = BlockGraph().add_node("disk", size=1 << 20).add_bitmap("daily")
+        >>> daily.set(0, 1)
+        >>> daily.clear()
+        >>> daily.count()
+        0
         """
         with self._coordinator.drafting() as draft:
             draft.clear(self._cell)
@@ -206,6 +305,12 @@ class DirtyBitmap(NotCopied):
 
         :raises StateError: if it is busy, readonly or inconsistent
         :raises RangeError: if the range is not inside the node
+
+        >>> from pybitmap import BlockGraph
+        >>> daily = BlockGraph().add_node("disk", size=1 << 20).add_bitmap("daily", disabled=True)
+        >>> daily.set(0, 1)
+        >>> daily.count()
+        65536
         """
         with self._coordinator.alone():
             self._changing().set(offset, nbytes)
@@ -214,6 +319,12 @@ class DirtyBitmap(NotCopied):
         """Mark many ranges, see :meth:`HBitmap.set_many`.
 
         :raises StateError: if it is busy, readonly or inconsistent
+
+        >>> from pybitmap import BlockGraph
+        >>> daily = BlockGraph().add_node("disk", size=1 << 20).add_bitmap("daily", 4096)
+        >>> daily.set_many([0, 8192], 1)
+        >>> list(daily.areas())
+        [(0, 4096), (8192, 4096)]
         """
         with self._coordinator.alone():
             self._changing().set_many(offsets, lengths)
@@ -223,6 +334,13 @@ class DirtyBitmap(NotCopied):
 
         :raises StateError: if it is busy, readonly or inconsistent
         :raises InvalidError: if the range cuts a group, or is not inside the node
+
+        >>> from pybitmap import BlockGraph
+        >>> daily = BlockGraph().add_node("disk", size=1 << 20).add_bitmap("daily", 4096)
+        >>> daily.set(0, 8192)
+        >>> daily.reset(0, 4096)
+        >>> list(daily.areas())
+        [(4096, 4096)]
         """
         with self._coordinator.alone():
             self._changing().reset(offset, nbytes)
@@ -234,6 +352,13 @@ class DirtyBitmap(NotCopied):
         else: a program that is killed before it has done its work has lost it.
 
         :raises StateError: if it is busy, readonly or inconsistent
+
+        >>> from pybitmap import BlockGraph
+        >>> daily = BlockGraph().add_node("disk", size=1 << 20).add_bitmap("daily", 4096)
+        >>> daily.set(0, 1)
+        >>> taken = daily.drain()
+        >>> taken.count(), daily.count()
+        (4096, 0)
         """
         with self._coordinator.alone():
             return self._changing().drain()
@@ -252,6 +377,14 @@ class DirtyBitmap(NotCopied):
         :raises StateError: if this is busy, readonly or inconsistent, or a source is busy or
             inconsistent
         :raises MismatchError: (a ValueError) if a source is of another size
+
+        >>> from pybitmap import BlockGraph
+        >>> disk = BlockGraph().add_node("disk", size=1 << 20)
+        >>> monday, week = disk.add_bitmap("monday", 4096), disk.add_bitmap("week", disabled=True)
+        >>> disk.mark_dirty(0, 1)
+        >>> week.merge(monday)
+        >>> week.count()
+        65536
         """
         with self._coordinator.drafting() as draft:
             draft.merge(self._cell, (source._cell for source in sources))
@@ -285,6 +418,21 @@ class DirtyBitmap(NotCopied):
 
         :raises StateError: if it is not inconsistent, or busy, or readonly, or inside a transaction
         :raises StoreError: if that cannot be stored; nothing has changed
+
+        >>> from pathlib import Path
+        >>> from pybitmap import BlockGraph, LocalStore
+        >>> with BlockGraph() as graph:
+        ...     disk = graph.add_node("disk", 1 << 20, LocalStore("broken.bitmaps"))
+        ...     daily = disk.add_bitmap("daily", persistent=True)
+        >>> for words in Path("broken.bitmaps").glob("*.words"):
+        ...     words.unlink()                      # somebody damages the store
+        >>> with BlockGraph() as graph:
+        ...     disk = graph.add_node("disk", store=LocalStore("broken.bitmaps"))
+        ...     disk.bitmaps["daily"].inconsistent
+        ...     disk.bitmaps["daily"].repair()
+        ...     disk.bitmaps["daily"].count()
+        True
+        1048576
         """
         with self._coordinator.drafting() as draft:
             draft.repair(self._cell)
@@ -309,6 +457,19 @@ class Frozen(Guard, NotCopied, Collection[DirtyBitmap]):
     :meth:`done` has returned, those of after. Dropped without leaving the block or :meth:`close`:
     a ResourceWarning, and the next call on the graph puts all back. Fork: the child must not use
     it. Twin: a bitmap that is frozen is busy to everybody else.
+
+    >>> from pybitmap import BlockGraph
+    >>> graph = BlockGraph()
+    >>> disk, log = graph.add_node("disk", size=1 << 20), graph.add_node("log", size=1 << 20)
+    >>> bitmaps = [node.add_bitmap("daily", 4096) for node in (disk, log)]
+    >>> disk.mark_dirty(0, 1)
+    >>> with graph.freeze(bitmaps) as frozen:
+    ...     log.mark_dirty(4096, 1)             # it is kept for the next time
+    ...     [list(bitmap.areas()) for bitmap in frozen]
+    ...     frozen.done()
+    [[(0, 4096)], []]
+    >>> [list(bitmap.areas()) for bitmap in bitmaps]
+    [[], [(4096, 4096)]]
     """
 
     _cells: Sequence[Cell] = ()  # so far, if it comes no further
@@ -355,6 +516,15 @@ class Frozen(Guard, NotCopied, Collection[DirtyBitmap]):
             its node was closed; nothing has changed
         :raises StoreError: if a store refuses. The bitmaps of that store are put back, those of
             others are done
+
+        >>> from pybitmap import BlockGraph
+        >>> disk = BlockGraph().add_node("disk", size=1 << 20)
+        >>> daily = disk.add_bitmap("daily", 4096)
+        >>> disk.mark_dirty(0, 1)
+        >>> with daily.freeze() as frozen:
+        ...     frozen.done(daily)
+        >>> daily.count()
+        0
         """
         cells = [self._cell_of(bitmap) for bitmap in bitmaps] if bitmaps else self._left()
         self._end_preserving(cells)
@@ -383,6 +553,15 @@ class Frozen(Guard, NotCopied, Collection[DirtyBitmap]):
         :raises InvalidError, StateError: as :meth:`done`
         :raises StoreError: that could not be stored. It is so all the same; until it can be,
             whoever loads the bitmaps gets the same
+
+        >>> from pybitmap import BlockGraph
+        >>> disk = BlockGraph().add_node("disk", size=1 << 20)
+        >>> daily = disk.add_bitmap("daily", 4096)
+        >>> disk.mark_dirty(0, 1)
+        >>> frozen = daily.freeze()
+        >>> frozen.close()                          # as at the end of a block
+        >>> daily.busy, daily.count()
+        (False, 4096)
         """
         cells = [self._cell_of(bitmap) for bitmap in bitmaps] if bitmaps else self._left()
         self._end_preserving(cells)

@@ -32,6 +32,8 @@ class BlockGraph(NotCopied):
     ...     node.mark_dirty(10_000, 512)
     ...     list(daily.areas())
     [(8192, 4096)]
+    >>> list(graph.nodes)
+    ['disk']
     """
 
     def __init__(self) -> None:
@@ -63,6 +65,12 @@ class BlockGraph(NotCopied):
             than the store's, or if there is no size, nor does the store know one
         :raises LockedError: if another process has the store open
         :raises StoreError: if the store cannot be read
+
+        >>> graph = BlockGraph()
+        >>> graph.add_node("disk", size=1 << 30)
+        <BlockNode 'disk' size=1073741824 bitmaps=[]>
+        >>> graph.nodes["disk"].size
+        1073741824
         """
         if size is not None:
             size = index(size)
@@ -96,6 +104,13 @@ class BlockGraph(NotCopied):
     def find_node(self, name: str) -> BlockNode:
         """
         :raises NotFoundError: (a KeyError) if there is none of that name
+
+        >>> graph = BlockGraph()
+        >>> graph.add_node("disk", size=100) is graph.find_node("disk")
+        True
+        >>> graph.find_node("other")
+        Traceback (most recent call last):
+        pybitmap.errors.NotFoundError: Node 'other' not found
         """
         with self._coordinator.held():
             self._coordinator.find(name)
@@ -106,6 +121,12 @@ class BlockGraph(NotCopied):
 
         :raises NotFoundError: (a KeyError) if there is none of that name
         :raises StoreError: if its bitmaps cannot be stored; it is there as before
+
+        >>> graph = BlockGraph()
+        >>> node = graph.add_node("disk", size=100)
+        >>> graph.remove_node("disk")
+        >>> list(graph.nodes)
+        []
         """
         with self._coordinator.held():
             self.find_node(name).close()
@@ -119,6 +140,12 @@ class BlockGraph(NotCopied):
         this thread may change bitmaps inside. Left in whichever way, it lets go. In the child of a
         fork it is free, unless this thread has it; but a signal handler that forks while its thread
         waits for it leaves the child waiting.
+
+        >>> graph = BlockGraph()
+        >>> node = graph.add_node("disk", size=1 << 20)
+        >>> with graph.locked():                    # no other thread adds or removes
+        ...     [(name, list(node.bitmaps)) for name, node in graph.nodes.items()]
+        [('disk', [])]
         """
         return self._coordinator.held()
 
@@ -154,6 +181,16 @@ class BlockGraph(NotCopied):
         :raises StoreError: if the bitmaps cannot be stored; then all is as before. If only a
             further store fails, all is done, that store stays as it was until a flush or close
             succeeds, and the error says so.
+
+        >>> graph = BlockGraph()
+        >>> disk = graph.add_node("disk", size=1 << 20)
+        >>> daily, all_days = disk.add_bitmap("daily"), disk.add_bitmap("all", disabled=True)
+        >>> disk.mark_dirty(0, 1)
+        >>> with graph.transaction() as tx:         # a rotation: each write is in one of the two
+        ...     tx.merge("disk", "all", ["daily"])
+        ...     tx.clear("disk", "daily")
+        >>> daily.count(), all_days.count()
+        (0, 65536)
         """
         return _Transacting(self._coordinator, close)
 
@@ -189,6 +226,13 @@ class BlockGraph(NotCopied):
         """Flush all nodes, see :meth:`BlockNode.flush`.
 
         :raises StoreError: of the first that could not be; the others were
+
+        >>> from pybitmap import LocalStore
+        >>> with BlockGraph() as graph:
+        ...     disk = graph.add_node("disk", 1 << 20, LocalStore("disks.bitmaps"))
+        ...     daily = disk.add_bitmap("daily", persistent=True)
+        ...     disk.mark_dirty(0, 1)
+        ...     graph.flush()                       # what was marked is on the disk
         """
         self._for_each(BlockNode.flush)
 
@@ -197,6 +241,13 @@ class BlockGraph(NotCopied):
 
         :raises StoreError: of the first whose bitmaps cannot be stored; it stays open, the others
             are closed
+
+        >>> graph = BlockGraph()
+        >>> disk = graph.add_node("disk", size=1 << 20)
+        >>> graph.close()
+        >>> disk.mark_dirty(0, 1)
+        Traceback (most recent call last):
+        pybitmap.errors.ClosedError: node 'disk' is closed
         """
         self._for_each(BlockNode.close)
 
@@ -228,6 +279,14 @@ class Transaction(NotCopied):
     """The actions of a block ``with graph.transaction() as tx``; nodes and bitmaps by name.
 
     Every action raises what the same change would raise outside, and aborts everything by it.
+
+    >>> graph = BlockGraph()
+    >>> disk = graph.add_node("disk", size=1 << 20)
+    >>> with graph.transaction() as tx:
+    ...     daily = tx.add("disk", "daily")
+    ...     tx.disable("disk", "daily")
+    >>> daily.recording
+    False
     """
 
     def __init__(self, coordinator: Coordinator, draft: Draft) -> None:
@@ -243,7 +302,15 @@ class Transaction(NotCopied):
         persistent: bool = False,
         disabled: bool = False,
     ) -> DirtyBitmap:
-        """See :meth:`BlockNode.add_bitmap`; it is there at once, and records from T on."""
+        """See :meth:`BlockNode.add_bitmap`; it is there at once, and records from T on.
+
+        >>> graph = BlockGraph()
+        >>> disk = graph.add_node("disk", size=1 << 20)
+        >>> with graph.transaction() as tx:
+        ...     monday = tx.add("disk", "monday", granularity=4096)
+        >>> list(disk.bitmaps)
+        ['monday']
+        """
         with self._action():
             if not name:  # before the node is looked up, as in QEMU
                 raise InvalidError("Bitmap name cannot be empty")
@@ -257,17 +324,48 @@ class Transaction(NotCopied):
             return bitmap_of(cell, self._coordinator)
 
     def remove(self, node: str, name: str) -> None:
-        """Until the commit the bitmap keeps its name, is busy, and is not stored."""
+        """Until the commit the bitmap keeps its name, is busy, and is not stored.
+
+        >>> graph = BlockGraph()
+        >>> disk = graph.add_node("disk", size=1 << 20)
+        >>> monday = disk.add_bitmap("monday")
+        >>> with graph.transaction() as tx:
+        ...     tx.remove("disk", "monday")
+        ...     list(disk.bitmaps), monday.busy
+        (['monday'], True)
+        >>> list(disk.bitmaps)
+        []
+        """
         with self._action():
             self._draft.remove(self._find(node, name))
 
     def clear(self, node: str, name: str) -> None:
-        """See :meth:`DirtyBitmap.clear`: nothing from before T remains."""
+        """See :meth:`DirtyBitmap.clear`: nothing from before T remains.
+
+        >>> graph = BlockGraph()
+        >>> disk = graph.add_node("disk", size=1 << 20)
+        >>> daily = disk.add_bitmap("daily")
+        >>> disk.mark_dirty(0, 1)
+        >>> with graph.transaction() as tx:
+        ...     tx.clear("disk", "daily")
+        >>> daily.count()
+        0
+        """
         with self._action():
             self._draft.clear(self._find(node, name))
 
     def merge(self, node: str, target: str, sources: Iterable[Source]) -> None:
-        """See :meth:`DirtyBitmap.merge`: what the sources had at T, after the actions so far."""
+        """See :meth:`DirtyBitmap.merge`: what the sources had at T, after the actions so far.
+
+        >>> graph = BlockGraph()
+        >>> disk = graph.add_node("disk", size=1 << 20)
+        >>> monday, week = disk.add_bitmap("monday"), disk.add_bitmap("week", disabled=True)
+        >>> disk.mark_dirty(0, 1)
+        >>> with graph.transaction() as tx:
+        ...     tx.merge("disk", "week", ["monday"])
+        >>> week.count()
+        65536
+        """
         with self._action():
             # One by one: QEMU looks up a source when those before it have been judged.
             found = (
@@ -277,17 +375,44 @@ class Transaction(NotCopied):
             self._draft.merge(self._find(node, target), found)
 
     def repair(self, node: str, name: str) -> None:
-        """See :meth:`DirtyBitmap.repair`: an inconsistent bitmap is all dirty, and usable."""
+        """See :meth:`DirtyBitmap.repair`: an inconsistent bitmap is all dirty, and usable.
+
+        >>> graph = BlockGraph()
+        >>> disk = graph.add_node("disk", size=1 << 20)
+        >>> daily = disk.add_bitmap("daily")
+        >>> with graph.transaction() as tx:         # only what is inconsistent is repaired
+        ...     tx.repair("disk", "daily")
+        Traceback (most recent call last):
+        pybitmap.errors.StateError: Bitmap 'daily' is not inconsistent
+        """
         with self._action():
             self._draft.repair(self._find(node, name))
 
     def enable(self, node: str, name: str) -> None:
-        """See :meth:`DirtyBitmap.enable`; it records from T on."""
+        """See :meth:`DirtyBitmap.enable`; it records from T on.
+
+        >>> graph = BlockGraph()
+        >>> disk = graph.add_node("disk", size=1 << 20)
+        >>> daily = disk.add_bitmap("daily", disabled=True)
+        >>> with graph.transaction() as tx:
+        ...     tx.enable("disk", "daily")
+        >>> daily.recording
+        True
+        """
         with self._action():
             self._draft.enable(self._find(node, name), True)
 
     def disable(self, node: str, name: str) -> None:
-        """See :meth:`DirtyBitmap.disable`; it records until T."""
+        """See :meth:`DirtyBitmap.disable`; it records until T.
+
+        >>> graph = BlockGraph()
+        >>> disk = graph.add_node("disk", size=1 << 20)
+        >>> daily = disk.add_bitmap("daily")
+        >>> with graph.transaction() as tx:
+        ...     tx.disable("disk", "daily")
+        >>> daily.recording
+        False
+        """
         with self._action():
             self._draft.enable(self._find(node, name), False)
 
@@ -295,6 +420,16 @@ class Transaction(NotCopied):
         """Always fails: for tests.
 
         :raises AbortedError: always
+
+        >>> graph = BlockGraph()
+        >>> disk = graph.add_node("disk", size=1 << 20)
+        >>> try:
+        ...     with graph.transaction() as tx:
+        ...         daily = tx.add("disk", "daily")
+        ...         tx.abort()
+        ... except AbortedError:
+        ...     list(disk.bitmaps)
+        []
         """
         with self._action():
             raise AbortedError("Transaction aborted using Abort action")

@@ -50,6 +50,13 @@ class CffiNodeBase(_core.CffiEntry):
         :raises ClosedError: if the node is closed
         :raises StateError: where it would have to wait for the thread that calls it, which is
             truncating or closing the node, and has come here by a callback or a signal handler
+
+        >>> from pybitmap import BlockGraph
+        >>> node = BlockGraph().add_node("disk", size=1 << 20)
+        >>> daily = node.add_bitmap("daily", granularity=4096)
+        >>> node.mark_dirty(5000, 512)
+        >>> list(daily.areas())
+        [(4096, 4096)]
         """
         if type(offset) is not int or type(length) is not int:
             offset, length = index(offset), index(length)
@@ -81,7 +88,14 @@ else:
 
 
 class BlockNode(NotCopied, NodeBase):
-    """A device of ``size`` bytes with named dirty bitmaps; made by :meth:`BlockGraph.add_node`."""
+    """A device of ``size`` bytes with named dirty bitmaps; made by :meth:`BlockGraph.add_node`.
+
+    >>> from pybitmap import BlockGraph
+    >>> node = BlockGraph().add_node("disk", size=1 << 20)
+    >>> daily = node.add_bitmap("daily")
+    >>> node.name, node.size, node.read_only, node.volume, list(node.bitmaps)
+    ('disk', 1048576, False, None, ['daily'])
+    """
 
     def __init__(self, coordinator: Coordinator, device: Device) -> None:
         self._coordinator = coordinator
@@ -128,6 +142,13 @@ class BlockNode(NotCopied, NodeBase):
         :raises ReadonlyError: if the node is read-only, or a bitmap of it must not change
         :raises TypeError, InvalidError: as :meth:`HBitmap.set_many`
         :raises ClosedError: if the node is closed
+
+        >>> from pybitmap import BlockGraph
+        >>> node = BlockGraph().add_node("disk", size=1 << 20)
+        >>> daily = node.add_bitmap("daily", granularity=4096)
+        >>> node.mark_dirty_many([5000, 100_000], [512, 1])
+        >>> list(daily.areas())
+        [(4096, 4096), (98304, 4096)]
         """
         _core.with_ranges(self._mark_ranges, ("offsets", "lengths"), offsets, lengths)
 
@@ -217,6 +238,12 @@ class BlockNode(NotCopied, NodeBase):
 
         :raises ClosedError: if the node is closed
         :raises StateError: in the child of a fork, if the graph has a store
+
+        >>> from pybitmap import BlockGraph
+        >>> node = BlockGraph().add_node("disk", size=1 << 20)
+        >>> with node.pin() as address:
+        ...     address > 0
+        True
         """
         if self._coordinator.forked:
             raise self._coordinator.refused()
@@ -243,6 +270,11 @@ class BlockNode(NotCopied, NodeBase):
         :raises UnsupportedError: if it cannot be stored, but is to be persistent
         :raises StoreError: if there is no space to store it
         :raises StateError: inside a transaction, which has an ``add`` of its own
+
+        >>> from pybitmap import BlockGraph
+        >>> node = BlockGraph().add_node("disk", size=1 << 20)
+        >>> node.add_bitmap("daily", granularity=4096)
+        <DirtyBitmap 'daily' granularity=4096 count=0 recording>
         """
         granularity = None if granularity is None else index(granularity)
         with self._coordinator.drafting() as draft:
@@ -254,6 +286,11 @@ class BlockNode(NotCopied, NodeBase):
     def find_bitmap(self, name: str) -> DirtyBitmap:
         """
         :raises NotFoundError: (a KeyError) if there is none of that name
+
+        >>> from pybitmap import BlockGraph
+        >>> node = BlockGraph().add_node("disk", size=1 << 20)
+        >>> node.add_bitmap("daily") is node.find_bitmap("daily")
+        True
         """
         with self._coordinator.held():
             self._device.check_open()
@@ -264,6 +301,13 @@ class BlockNode(NotCopied, NodeBase):
 
         :raises NotFoundError: (a KeyError) if there is none of that name
         :raises StateError: if it is busy or readonly
+
+        >>> from pybitmap import BlockGraph
+        >>> node = BlockGraph().add_node("disk", size=1 << 20)
+        >>> daily = node.add_bitmap("daily")
+        >>> node.remove_bitmap("daily")
+        >>> list(node.bitmaps)
+        []
         """
         with self._coordinator.drafting() as draft:
             self._device.check_open()
@@ -272,6 +316,12 @@ class BlockNode(NotCopied, NodeBase):
     def newest_first(self) -> list[DirtyBitmap]:
         """The bitmaps as QMP's queries list them. A successor that has taken over is a new bitmap
         there, so :attr:`bitmaps` may have another order.
+
+        >>> from pybitmap import BlockGraph
+        >>> node = BlockGraph().add_node("disk", size=1 << 20)
+        >>> bitmaps = [node.add_bitmap(name) for name in ("monday", "tuesday")]
+        >>> [bitmap.name for bitmap in node.newest_first()]
+        ['tuesday', 'monday']
         """
         cells = sorted(self._device.present(), key=lambda cell: -cell.state.serial)
         return [bitmap_of(cell, self._coordinator) for cell in cells]
@@ -320,6 +370,13 @@ class BlockNode(NotCopied, NodeBase):
         a crash that comes before, they are exact or inconsistent, as the store has it.
 
         :raises StoreError: what was stored before is still stored
+
+        >>> from pybitmap import BlockGraph, LocalStore
+        >>> with BlockGraph() as graph:
+        ...     node = graph.add_node("disk", 1 << 20, LocalStore("disks.bitmaps"))
+        ...     daily = node.add_bitmap("daily", persistent=True)
+        ...     node.mark_dirty(0, 1)
+        ...     node.flush()                        # what was marked is on the disk
         """
         with self._coordinator.held():
             self._device.check_open()
@@ -332,6 +389,15 @@ class BlockNode(NotCopied, NodeBase):
             finds the bitmaps as after a crash
         :raises StoreError: the node is open as before, so closing can be tried again
         :raises StateError: inside a transaction
+
+        >>> from pybitmap import BlockGraph, LocalStore
+        >>> graph = BlockGraph()
+        >>> node = graph.add_node("disk", 1 << 20, LocalStore("disks.bitmaps"))
+        >>> daily = node.add_bitmap("daily", persistent=True)
+        >>> node.mark_dirty(0, 1)
+        >>> node.close()                            # stored; another program may open it
+        >>> [bitmap.name for bitmap in LocalStore("disks.bitmaps").entries()[0].bitmaps]
+        ['daily']
         """
         with self._coordinator.alone():
             self._coordinator.close([self._device], discard=discard)

@@ -161,27 +161,48 @@ class bitarray:
 
     @property
     def hbitmap(self) -> HBitmap:
-        """The bitmap itself, for what bitarray has not: ``drain``, ``areas``, ``pin``."""
+        """The bitmap itself, for what bitarray has not: ``drain``, ``areas``, ``pin``.
+
+        >>> flags = bitarray("0110")
+        >>> list(flags.hbitmap.drain().areas()), flags
+        ([(1, 2)], bitarray('0000'))
+        """
         return self._hb
 
     @property
     def endian(self) -> str:
-        """``big`` or ``little``: which bit of a byte is the first."""
+        """``big`` or ``little``: which bit of a byte is the first.
+
+        >>> bitarray("01").endian, bitarray("01", "little").endian
+        ('big', 'little')
+        """
         return self._endian
 
     @property
     def nbytes(self) -> int:
-        """How long :meth:`tobytes` is."""
+        """How long :meth:`tobytes` is.
+
+        >>> bitarray(12).nbytes
+        2
+        """
         return -(-len(self) // 8)
 
     @property
     def padbits(self) -> int:
-        """How many bits of the last byte are no flags."""
+        """How many bits of the last byte are no flags.
+
+        >>> bitarray(12).padbits
+        4
+        """
         return -len(self) % 8
 
     @property
     def readonly(self) -> bool:
-        """Never."""
+        """Never.
+
+        >>> bitarray("01").readonly, frozenbitarray("01").readonly
+        (False, True)
+        """
         return False
 
     def __len__(self) -> int:
@@ -207,15 +228,27 @@ class bitarray:
         return f"{self._bits(start, stop):0{stop - start}b}"[::-1] if start < stop else ""
 
     def to01(self, group: int = 0, sep: str = " ") -> str:
-        """A digit for each; with ``sep`` after every ``group`` of them, if that is not 0."""
+        """A digit for each; with ``sep`` after every ``group`` of them, if that is not 0.
+
+        >>> bitarray("01100110").to01(), bitarray("01100110").to01(4)
+        ('01100110', '0110 0110')
+        """
         return _grouped(self._to01(0, len(self)), group, sep)
 
     def tolist(self) -> list[int]:
-        """A number for each."""
+        """A number for each.
+
+        >>> bitarray("011").tolist()
+        [0, 1, 1]
+        """
         return list(map(int, self.to01()))
 
     def tobytes(self) -> bytes:
-        """Eight in a byte, in the order of :attr:`endian`; 0 where there is none."""
+        """Eight in a byte, in the order of :attr:`endian`; 0 where there is none.
+
+        >>> bitarray("01100000").tobytes(), bitarray("01100000", "little").tobytes()
+        (b'`', b'\\x06')
+        """
         data = self._hb.serialize()[: self.nbytes]
         return data if self._endian == "little" else data.translate(_REVERSED)
 
@@ -225,6 +258,11 @@ class bitarray:
         """Become the bits of bytes, if it is empty.
 
         :raises InvalidError: if it is not: its size is fixed
+
+        >>> flags = bitarray()
+        >>> flags.frombytes(b"\\x60")
+        >>> flags
+        bitarray('01100000')
         """
         data = memoryview(a.tobytes() if isinstance(a, bitarray) else a).cast("B")
         if self._take_size(8 * len(data)):
@@ -234,6 +272,11 @@ class bitarray:
         """Become these flags, if it is empty.
 
         :raises InvalidError: if it is not: its size is fixed
+
+        >>> flags = bitarray()
+        >>> flags.extend([0, 1, 1])
+        >>> flags
+        bitarray('011')
         """
         flags = _as01(x)
         if self._take_size(len(flags)):
@@ -348,11 +391,23 @@ class bitarray:
                 self._hb.reset(place)
 
     def setall(self, value: int) -> None:
-        """All to 0, or all to 1: one call of C."""
+        """All to 0, or all to 1: one call of C.
+
+        >>> flags = bitarray(4)
+        >>> flags.setall(1)
+        >>> flags
+        bitarray('1111')
+        """
         self._assign(range(len(self)), _bit(value))
 
     def invert(self, i: int | slice | None = None) -> None:
-        """One, those of a slice, or all: 0 becomes 1, 1 becomes 0."""
+        """One, those of a slice, or all: 0 becomes 1, 1 becomes 0.
+
+        >>> flags = bitarray("0011")
+        >>> flags.invert(); flags.invert(0)
+        >>> flags
+        bitarray('0100')
+        """
         places = range(len(self))
         if isinstance(i, slice):
             places = places[i]
@@ -367,11 +422,19 @@ class bitarray:
     # ---- questions --------------------------------------------------------------------------
 
     def any(self) -> bool:
-        """Is one of them 1?"""
+        """Is one of them 1?
+
+        >>> bitarray("00").any(), bitarray("01").any()
+        (False, True)
+        """
         return not self._hb.empty()
 
     def all(self) -> bool:
-        """Are all of them 1?"""
+        """Are all of them 1?
+
+        >>> bitarray("01").all(), bitarray("11").all()
+        (False, True)
+        """
         return self._hb.next_zero(0) is None
 
     def count(
@@ -381,7 +444,11 @@ class bitarray:
         stop: int | None = None,
         step: int = 1,
     ) -> int:
-        """How many of a slice are ``value``; of a bitarray: how often it is there, side by side."""
+        """How many of a slice are ``value``; of a bitarray: how often it is there, side by side.
+
+        >>> bitarray("01101").count(), bitarray("01101").count(0), bitarray("01101").count(1, 2)
+        (3, 2, 2)
+        """
         places = range(*slice(start, stop, step).indices(len(self)))
         if isinstance(value, bitarray):
             if step != 1:
@@ -409,6 +476,10 @@ class bitarray:
         """Where it begins first (``right``: last) in a slice; -1: nowhere.
 
         A single flag is looked for by way of the summaries, more of them piece by piece.
+
+        >>> flags = bitarray("00110")
+        >>> flags.find(1), flags.find(bitarray("10")), flags.find(bitarray("111"))
+        (2, 3, -1)
         """
         if index(start) > len(self):
             return -1
@@ -463,6 +534,9 @@ class bitarray:
         """As :meth:`find`.
 
         :raises ValueError: if it is nowhere
+
+        >>> bitarray("00110").index(1), bitarray("00110").index(1, right=True)
+        (2, 3)
         """
         found = self.find(sub_bitarray, start, stop, right)
         if found < 0:
@@ -476,7 +550,11 @@ class bitarray:
         stop: int | None = None,
         right: bool = False,
     ) -> Iterator[int]:
-        """All places of a slice where it begins, in order (``right``: from the last on)."""
+        """All places of a slice where it begins, in order (``right``: from the last on).
+
+        >>> list(bitarray("01101").search(1))
+        [1, 2, 4]
+        """
         start, stop, _ = slice(start, stop).indices(len(self))
         return self._search(_digits(sub_bitarray), start, stop, right)
 
@@ -616,7 +694,14 @@ class bitarray:
     # ---- copies -----------------------------------------------------------------------------
 
     def copy(self) -> Self:
-        """One with the same flags, which goes its own way."""
+        """One with the same flags, which goes its own way.
+
+        >>> flags = bitarray("01")
+        >>> other = flags.copy()
+        >>> other[0] = 1
+        >>> flags, other
+        (bitarray('01'), bitarray('11'))
+        """
         made = self._made(self._hb.copy(), self._endian)
         if hasattr(self, "__dict__"):
             vars(made).update(vars(self))
@@ -643,6 +728,8 @@ class frozenbitarray(bitarray):
 
     >>> {frozenbitarray("01") | bitarray("10")}
     {frozenbitarray('11')}
+    >>> frozenbitarray("01").readonly
+    True
     """
 
     def __hash__(self) -> int:  # type: ignore[override]
@@ -656,6 +743,10 @@ class frozenbitarray(bitarray):
     def _refuse(self, *args: object, **kwargs: object) -> NoReturn:
         """
         :raises TypeError: always
+
+        >>> frozenbitarray("01").setall(1)
+        Traceback (most recent call last):
+        TypeError: a frozenbitarray cannot be changed: bitarray(frozen) makes one that can
         """
         raise TypeError("a frozenbitarray cannot be changed: bitarray(frozen) makes one that can")
 
@@ -738,44 +829,76 @@ def _flags(a: bitarray) -> bitarray:
 
 
 def zeros(length: int, endian: str | None = None) -> bitarray:
-    """``length`` flags that are 0."""
+    """``length`` flags that are 0.
+
+    >>> zeros(4)
+    bitarray('0000')
+    """
     return bitarray(index(length), endian)
 
 
 def ones(length: int, endian: str | None = None) -> bitarray:
-    """``length`` flags that are 1."""
+    """``length`` flags that are 1.
+
+    >>> ones(4)
+    bitarray('1111')
+    """
     made = zeros(length, endian)
     made.setall(1)
     return made
 
 
 def count_and(a: bitarray, b: bitarray) -> int:
-    """``(a & b).count()``, which is not made."""
+    """``(a & b).count()``, which is not made.
+
+    >>> count_and(bitarray("0110"), bitarray("0011"))
+    1
+    """
     return _flags(a)._hb.intersection_count(a._other(_flags(b)))
 
 
 def count_or(a: bitarray, b: bitarray) -> int:
-    """``(a | b).count()``, which is not made."""
+    """``(a | b).count()``, which is not made.
+
+    >>> count_or(bitarray("0110"), bitarray("0011"))
+    3
+    """
     return _flags(a)._hb.union_count(a._other(_flags(b)))
 
 
 def count_xor(a: bitarray, b: bitarray) -> int:
-    """``(a ^ b).count()``, which is not made."""
+    """``(a ^ b).count()``, which is not made.
+
+    >>> count_xor(bitarray("0110"), bitarray("0011"))
+    2
+    """
     return _flags(a)._hb.symmetric_difference_count(a._other(_flags(b)))
 
 
 def any_and(a: bitarray, b: bitarray) -> bool:
-    """Is one flag 1 in both?"""
+    """Is one flag 1 in both?
+
+    >>> any_and(bitarray("0110"), bitarray("0011"))
+    True
+    """
     return not _flags(a)._hb.isdisjoint(a._other(_flags(b)))
 
 
 def subset(a: bitarray, b: bitarray) -> bool:
-    """Is every flag 1 in ``b`` that is 1 in ``a``?"""
+    """Is every flag 1 in ``b`` that is 1 in ``a``?
+
+    >>> subset(bitarray("0010"), bitarray("0110"))
+    True
+    """
     return _flags(a)._hb <= a._other(_flags(b))
 
 
 def parity(a: bitarray) -> int:
-    """Is the number of those that are 1 odd?"""
+    """Is the number of those that are 1 odd?
+
+    >>> parity(bitarray("0111"))
+    1
+    """
     return _flags(a).count() % 2
 
 
@@ -783,6 +906,9 @@ def count_n(a: bitarray, n: int, value: int = 1) -> int:
     """The least i for which ``a[:i].count(value)`` is ``n``.
 
     :raises ValueError: if there are not so many, or ``n`` is negative
+
+    >>> count_n(bitarray("01101"), 2)
+    3
     """
     a, flag, n = _flags(a), _bit(value), index(n)
     hb = a._hb if flag else (~a)._hb
@@ -792,7 +918,11 @@ def count_n(a: bitarray, n: int, value: int = 1) -> int:
 
 
 def intervals(a: bitarray) -> Iterator[tuple[int, int, int]]:
-    """``(value, start, stop)`` of each stretch of equal flags, in order."""
+    """``(value, start, stop)`` of each stretch of equal flags, in order.
+
+    >>> list(intervals(bitarray("00111")))
+    [(0, 0, 2), (1, 2, 5)]
+    """
     at = 0
     for start, count in a._hb.areas():
         if start > at:
@@ -807,6 +937,9 @@ def ba2int(a: bitarray, signed: bool = False) -> int:
     """The number whose bits these are; the first is the highest, if it is ``big``.
 
     :raises ValueError: if there are none
+
+    >>> ba2int(bitarray("0110"))
+    6
     """
     if not len(_flags(a)):
         raise InvalidError("non-empty bitarray expected")
@@ -820,6 +953,9 @@ def int2ba(
     """The bits of a number, the highest first if ``big``; ``length`` None: as many as it takes.
 
     :raises OverflowError: if it does not fit into ``length``, or is negative and not ``signed``
+
+    >>> int2ba(6, 4)
+    bitarray('0110')
     """
     if not isinstance(i, int):
         raise TypeError(f"int expected, got {type(i).__name__}")
@@ -845,6 +981,9 @@ def ba2hex(a: bitarray, group: int = 0, sep: str = " ") -> str:
     ``group`` of them, if that is not 0.
 
     :raises ValueError: if their number is no multiple of 4
+
+    >>> ba2hex(bitarray("01101111"))
+    '6f'
     """
     if len(_flags(a)) % 4:
         raise InvalidError(f"bitarray length {len(a)} not multiple of 4")
@@ -858,6 +997,9 @@ def hex2ba(s: str | bytes, endian: str | None = None) -> bitarray:
     """The reverse of :func:`ba2hex`.
 
     :raises ValueError: for what is no hexadecimal digit
+
+    >>> hex2ba("6f")
+    bitarray('01101111')
     """
     if not isinstance(s, str):
         s = bytes(memoryview(s)).decode("ascii")

@@ -132,12 +132,21 @@ class _Reading:
 
     @property
     def hbitmap(self) -> HBitmap:
-        """The bitmap itself, for what pyroaring has not: ``drain``, ``areas``, ``pin``."""
+        """The bitmap itself, for what pyroaring has not: ``drain``, ``areas``, ``pin``.
+
+        >>> bm = BitMap([3, 4])
+        >>> list(bm.hbitmap.drain().areas()), len(bm)
+        ([(3, 2)], 0)
+        """
         return self._hb
 
     @property
     def copy_on_write(self) -> bool:
-        """As it was given; nothing here is copied on write."""
+        """As it was given; nothing here is copied on write.
+
+        >>> BitMap([1], copy_on_write=True).copy_on_write
+        True
+        """
         return self._copy_on_write
 
     # ---- arguments --------------------------------------------------------------------------
@@ -194,29 +203,47 @@ class _Reading:
         return iter(self._hb)
 
     def iter_equal_or_larger(self, val: int) -> Iterator[int]:
-        """The numbers from ``val`` on, in order."""
+        """The numbers from ``val`` on, in order.
+
+        >>> list(BitMap([1, 5, 9]).iter_equal_or_larger(5))
+        [5, 9]
+        """
         return self._hb.iter(self._number(val))
 
     def contains_range(self, range_start: int, range_end: int) -> bool:
-        """Are all of ``[range_start, range_end)`` in it? Yes, if that is empty."""
+        """Are all of ``[range_start, range_end)`` in it? Yes, if that is empty.
+
+        >>> BitMap([3, 4, 5]).contains_range(3, 6), BitMap([3, 5]).contains_range(3, 6)
+        (True, False)
+        """
         start, count = self._range(range_start, range_end)
         return count == 0 or (
             start + count <= self._hb.size and self._hb.next_zero(start, count) is None
         )
 
     def range_cardinality(self, range_start: int, range_end: int) -> int:
-        """How many of ``[range_start, range_end)`` are in it."""
+        """How many of ``[range_start, range_end)`` are in it.
+
+        >>> BitMap([3, 4, 5]).range_cardinality(4, 10)
+        2
+        """
         return self._hb.count(*self._range(range_start, range_end))
 
     def min(self) -> int:
         """
         :raises ValueError: if there is none
+
+        >>> BitMap([3, 7]).min()
+        3
         """
         return self._found(self._hb.next_dirty(0), "an empty bitmap has no minimum")
 
     def max(self) -> int:
         """
         :raises ValueError: if there is none
+
+        >>> BitMap([3, 7]).max()
+        7
         """
         return self._found(self._hb.prev_dirty(), "an empty bitmap has no maximum")
 
@@ -224,6 +251,9 @@ class _Reading:
         """The first number from ``value`` on.
 
         :raises ValueError: if there is none
+
+        >>> BitMap([3, 7]).next_set_bit(4)
+        7
         """
         first = self._hb.next_dirty(self._number(value))
         return self._found(first, f"there is no number from {value} on")
@@ -235,7 +265,11 @@ class _Reading:
         return item
 
     def rank(self, value: int) -> int:
-        """How many are not greater than ``value``."""
+        """How many are not greater than ``value``.
+
+        >>> BitMap([3, 7]).rank(3), BitMap([3, 7]).rank(100)
+        (1, 2)
+        """
         return self._hb.rank(self._number(value))
 
     @overload
@@ -269,7 +303,11 @@ class _Reading:
         return self._like(made)
 
     def to_array(self) -> array[int]:
-        """All of them in order: ``array('I')`` of 32-bit ones, ``array('Q')`` of 64-bit ones."""
+        """All of them in order: ``array('I')`` of 32-bit ones, ``array('Q')`` of 64-bit ones.
+
+        >>> BitMap([3, 7]).to_array()
+        array('I', [3, 7])
+        """
         return array(self._TYPECODE, self._hb.items_array().tolist())
 
     def __repr__(self) -> str:
@@ -312,19 +350,35 @@ class _Reading:
     __hash__ = None  # type: ignore[assignment]
 
     def issubset(self, other: _Reading) -> bool:
-        """Are all in the other, too?"""
+        """Are all in the other, too?
+
+        >>> BitMap([3]).issubset(BitMap([3, 7]))
+        True
+        """
         return self._hb <= self._other(other)
 
     def issuperset(self, other: _Reading) -> bool:
-        """Are all of the other in here?"""
+        """Are all of the other in here?
+
+        >>> BitMap([3, 7]).issuperset(BitMap([3]))
+        True
+        """
         return self._hb >= self._other(other)
 
     def isdisjoint(self, other: _Reading) -> bool:
-        """Have they none in common?"""
+        """Have they none in common?
+
+        >>> BitMap([3]).isdisjoint(BitMap([7]))
+        True
+        """
         return self._hb.isdisjoint(self._other(other))
 
     def intersect(self, other: _Reading) -> bool:
-        """Have they one in common?"""
+        """Have they one in common?
+
+        >>> BitMap([3, 7]).intersect(BitMap([7]))
+        True
+        """
         return not self.isdisjoint(other)
 
     # ---- of two, or several -----------------------------------------------------------------
@@ -342,41 +396,76 @@ class _Reading:
         return self._like(self._hb ^ self._other(other))
 
     def union(self, *bitmaps: _Reading) -> Self:
-        """What is in one of them; also ``BitMap.union(a, b, c)``."""
+        """What is in one of them; also ``BitMap.union(a, b, c)``.
+
+        >>> BitMap([3]).union(BitMap([7]), BitMap([9]))
+        BitMap([3, 7, 9])
+        """
         return self._like(self._hb.union(*map(self._other, bitmaps)))
 
     def intersection(self, *bitmaps: _Reading) -> Self:
-        """What is in all of them."""
+        """What is in all of them.
+
+        >>> BitMap([3, 7]).intersection(BitMap([7, 9]))
+        BitMap([7])
+        """
         return self._like(self._hb.intersection(*map(self._other, bitmaps)))
 
     def difference(self, *bitmaps: _Reading) -> Self:
-        """What is in this one and in none of the others."""
+        """What is in this one and in none of the others.
+
+        >>> BitMap([3, 7]).difference(BitMap([7, 9]))
+        BitMap([3])
+        """
         return self._like(self._hb.difference(*map(self._other, bitmaps)))
 
     def symmetric_difference(self, other: _Reading) -> Self:
-        """What is in one of the two."""
+        """What is in one of the two.
+
+        >>> BitMap([3, 7]).symmetric_difference(BitMap([7, 9]))
+        BitMap([3, 9])
+        """
         return self ^ other
 
     def union_cardinality(self, other: _Reading) -> int:
-        """``len(self | other)``, which is not made."""
+        """``len(self | other)``, which is not made.
+
+        >>> BitMap([3, 7]).union_cardinality(BitMap([7, 9]))
+        3
+        """
         return self._hb.union_count(self._other(other))
 
     def intersection_cardinality(self, other: _Reading) -> int:
-        """``len(self & other)``, which is not made."""
+        """``len(self & other)``, which is not made.
+
+        >>> BitMap([3, 7]).intersection_cardinality(BitMap([7, 9]))
+        1
+        """
         return self._hb.intersection_count(self._other(other))
 
     def difference_cardinality(self, other: _Reading) -> int:
-        """``len(self - other)``, which is not made."""
+        """``len(self - other)``, which is not made.
+
+        >>> BitMap([3, 7]).difference_cardinality(BitMap([7, 9]))
+        1
+        """
         return self._hb.difference_count(self._other(other))
 
     def symmetric_difference_cardinality(self, other: _Reading) -> int:
-        """``len(self ^ other)``, which is not made."""
+        """``len(self ^ other)``, which is not made.
+
+        >>> BitMap([3, 7]).symmetric_difference_cardinality(BitMap([7, 9]))
+        2
+        """
         return self._hb.symmetric_difference_count(self._other(other))
 
     def jaccard_index(self, other: _Reading) -> float:
         """``len(self & other) / len(self | other)``; not a number, if both are empty.
 
         Writer: it counts twice; of what is marked in between, some may be in one count only.
+
+        >>> BitMap([1, 2]).jaccard_index(BitMap([2, 3, 4]))
+        0.25
         """
         either = self.union_cardinality(other)
         return self.intersection_cardinality(other) / either if either else float("nan")
@@ -384,7 +473,14 @@ class _Reading:
     # ---- others made of it ------------------------------------------------------------------
 
     def copy(self) -> Self:
-        """One with the same numbers, which goes its own way."""
+        """One with the same numbers, which goes its own way.
+
+        >>> bm = BitMap([1])
+        >>> other = bm.copy()
+        >>> other.add(2)
+        >>> bm, other
+        (BitMap([1]), BitMap([1, 2]))
+        """
         return self._like(self._hb.copy())
 
     def __copy__(self) -> Self:
@@ -407,6 +503,9 @@ class _Reading:
         """A new one, in which those of ``[start, end)`` are that are not in here.
 
         :raises OverflowError: of 64-bit ones, for what is beyond what they can have
+
+        >>> BitMap([1, 3]).flip(0, 3)
+        BitMap([0, 2, 3])
         """
         made = self._like(self._hb.copy())
         made._mark(HBitmap.flip, start, end)
@@ -416,6 +515,9 @@ class _Reading:
         """A new one with every number plus ``offset``; those that leave the range are dropped.
 
         :raises OverflowError: of 64-bit ones, if a number would be beyond what they can have
+
+        >>> BitMap([1, 3]).shift(10), BitMap([1, 3]).shift(-2)
+        (BitMap([11, 13]), BitMap([1]))
         """
         offset = index(offset)
         made = HBitmap(self._hb.size)
@@ -442,6 +544,9 @@ class _Reading:
         """In Roaring's portable format, as pyroaring reads it: see :mod:`.roaring_format`.
 
         Writer: it is that of one moment; what is marked meanwhile is in it or not.
+
+        >>> len(BitMap([1, 2, 3]).serialize())
+        22
         """
         dump = roaring_format.dump32 if self._TYPECODE == "I" else roaring_format.dump64
         return dump(self._hb)
@@ -451,6 +556,9 @@ class _Reading:
         """What pyroaring's or ours has written.
 
         :raises ValueError: if it is not in that format, or not whole
+
+        >>> BitMap.deserialize(BitMap([1, 2, 3]).serialize())
+        BitMap([1, 2, 3])
         """
         load = roaring_format.load32 if cls._TYPECODE == "I" else roaring_format.load64
         hb = HBitmap(cls._SIZE)
@@ -458,7 +566,12 @@ class _Reading:
         return cls._made(hb, False)
 
     def get_statistics(self) -> dict[str, int]:
-        """What containers :meth:`serialize` would write. In memory there are none."""
+        """What containers :meth:`serialize` would write. In memory there are none.
+
+        >>> stats = BitMap([1, 2, 3]).get_statistics()
+        >>> stats["n_containers"], stats["cardinality"], stats["max_value"]
+        (1, 3, 3)
+        """
         hb = self._hb.copy()
         stats = {f"n_{kind}containers": 0 for kind in ("", "array_", "run_", "bitset_")}
         for what in ("values", "bytes"):
@@ -475,11 +588,19 @@ class _Reading:
         return stats
 
     def run_optimize(self) -> bool:
-        """Nothing: there are no containers that could become runs. False."""
+        """Nothing: there are no containers that could become runs. False.
+
+        >>> BitMap([1, 2, 3]).run_optimize()
+        False
+        """
         return False
 
     def shrink_to_fit(self) -> int:
-        """Nothing: 0 bytes were saved."""
+        """Nothing: 0 bytes were saved.
+
+        >>> BitMap([1, 2, 3]).shrink_to_fit()
+        0
+        """
         return 0
 
 
@@ -491,6 +612,11 @@ class _Marking(_Reading):
     def add(self, value: int) -> None:
         """
         :raises OverflowError: if it is negative or too large
+
+        >>> bm = BitMap()
+        >>> bm.add(7)
+        >>> bm
+        BitMap([7])
         """
         value = self._number(value)
         with _overflowing():
@@ -501,6 +627,11 @@ class _Marking(_Reading):
         :raises KeyError: if it is there
 
         Twin: it looks and then marks, so of two threads that add the same number both may.
+
+        >>> bm = BitMap([7])
+        >>> bm.add_checked(7)
+        Traceback (most recent call last):
+        KeyError: 7
         """
         if value in self:
             raise KeyError(value)
@@ -510,6 +641,11 @@ class _Marking(_Reading):
         """Mark all, or none if one is refused.
 
         :raises OverflowError: if a number is negative or too large
+
+        >>> bm = BitMap()
+        >>> bm.update([1, 2], range(5, 8))
+        >>> bm
+        BitMap([1, 2, 5, 6, 7])
         """
         with _overflowing():
             self._hb.update(*map(self._elements, all_values))
@@ -518,12 +654,23 @@ class _Marking(_Reading):
         return self._other(values) if isinstance(values, _Reading) else values
 
     def discard(self, value: int) -> None:
-        """Take it out, if it is there."""
+        """Take it out, if it is there.
+
+        >>> bm = BitMap([1, 2])
+        >>> bm.discard(2); bm.discard(3)
+        >>> bm
+        BitMap([1])
+        """
         self._hb.discard(self._number(value))
 
     def remove(self, value: int) -> None:
         """
         :raises KeyError: if it is not there. Twin: of two threads, one takes it
+
+        >>> bm = BitMap([1, 2])
+        >>> bm.remove(2)
+        >>> bm
+        BitMap([1])
         """
         self._hb.remove(self._number(value))
 
@@ -531,6 +678,10 @@ class _Marking(_Reading):
         """Take the smallest out. Twin: each is given to one caller only.
 
         :raises KeyError: if there is none
+
+        >>> bm = BitMap([3, 7])
+        >>> bm.pop(), bm
+        (3, BitMap([7]))
         """
         try:
             return self._hb.pop()
@@ -538,7 +689,13 @@ class _Marking(_Reading):
             raise KeyError(f"pop from an empty {type(self).__name__}") from None
 
     def clear(self) -> None:
-        """Take all out. To have what was there, and lose no mark: ``hbitmap.drain()``."""
+        """Take all out. To have what was there, and lose no mark: ``hbitmap.drain()``.
+
+        >>> bm = BitMap([3, 7])
+        >>> bm.clear()
+        >>> bm
+        BitMap([])
+        """
         self._hb.clear()
 
     def __ior__(self, other: _Reading) -> Self:
@@ -558,15 +715,33 @@ class _Marking(_Reading):
         return self
 
     def intersection_update(self, *all_values: Iterable[int]) -> None:
-        """Keep what all of them have."""
+        """Keep what all of them have.
+
+        >>> bm = BitMap([1, 2, 3])
+        >>> bm.intersection_update([2, 3], BitMap([3]))
+        >>> bm
+        BitMap([3])
+        """
         self._hb.intersection_update(*map(self._elements, all_values))
 
     def difference_update(self, *others: _Reading) -> None:
-        """Take out what one of them has."""
+        """Take out what one of them has.
+
+        >>> bm = BitMap([1, 2, 3])
+        >>> bm.difference_update(BitMap([3]))
+        >>> bm
+        BitMap([1, 2])
+        """
         self._hb.difference_update(*map(self._other, others))
 
     def symmetric_difference_update(self, other: _Reading) -> None:
-        """Keep what one of the two has."""
+        """Keep what one of the two has.
+
+        >>> bm = BitMap([1, 2])
+        >>> bm.symmetric_difference_update(BitMap([2, 3]))
+        >>> bm
+        BitMap([1, 3])
+        """
         self._hb.symmetric_difference_update(self._other(other))
 
     def overwrite(self, other: _Reading) -> None:
@@ -575,6 +750,11 @@ class _Marking(_Reading):
         :raises ValueError: if that is this one
 
         Writer: what is in both never goes in between; other marks are there afterwards or not.
+
+        >>> bm = BitMap([1, 2])
+        >>> bm.overwrite(BitMap([7]))
+        >>> bm
+        BitMap([7])
         """
         source = self._other(other)
         if source is self._hb:
@@ -583,18 +763,35 @@ class _Marking(_Reading):
         self._hb.update(source)
 
     def flip_inplace(self, start: int, end: int) -> None:
-        """Those of ``[start, end)`` that are there go, the others come."""
+        """Those of ``[start, end)`` that are there go, the others come.
+
+        >>> bm = BitMap([1, 3])
+        >>> bm.flip_inplace(0, 3)
+        >>> bm
+        BitMap([0, 2, 3])
+        """
         self._mark(HBitmap.flip, start, end)
 
     def add_range(self, range_start: int, range_end: int) -> None:
         """Mark ``[range_start, range_end)``: one mark, however many they are.
 
         :raises OverflowError: of 64-bit ones, for what is beyond what they can have
+
+        >>> bm = BitMap()
+        >>> bm.add_range(3, 6)
+        >>> bm
+        BitMap([3, 4, 5])
         """
         self._mark(HBitmap.set, range_start, range_end)
 
     def remove_range(self, range_start: int, range_end: int) -> None:
-        """Take ``[range_start, range_end)`` out."""
+        """Take ``[range_start, range_end)`` out.
+
+        >>> bm = BitMap([1, 2, 3, 4])
+        >>> bm.remove_range(2, 4)
+        >>> bm
+        BitMap([1, 4])
+        """
         start, count = self._range(range_start, range_end)
         count = min(count, self._hb.size - start)
         if count > 0:
@@ -663,7 +860,11 @@ class BitMap64(_Marking, AbstractBitMap64):
 
 
 class FrozenBitMap64(_Freezing, AbstractBitMap64):
-    """The same that cannot be changed, and has a hash."""
+    """The same that cannot be changed, and has a hash.
+
+    >>> {FrozenBitMap64([1 << 40]): "a key"}[FrozenBitMap64([1 << 40])]
+    'a key'
+    """
 
     __slots__ = ()
 

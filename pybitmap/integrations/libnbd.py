@@ -34,7 +34,11 @@ class Handle(Protocol):
 
 
 def context(name: str) -> str:
-    """What ``handle.add_meta_context`` is to be told of, before the handle connects."""
+    """What ``handle.add_meta_context`` is to be told of, before the handle connects.
+
+    >>> context("daily")
+    'qemu:dirty-bitmap:daily'
+    """
     return f"qemu:dirty-bitmap:{name}"
 
 
@@ -53,6 +57,16 @@ def dirty_bitmap(handle: Handle, name: str, granularity: int = 65536) -> HBitmap
     :raises CorruptError: if it does not answer as the protocol has it
     :raises InvalidError: for a granularity that is none
     :raises nbd.Error: libnbd's own, as when the connection ends
+
+    >>> class Server:                           # in place of a connected nbd.NBD
+    ...     def can_meta_context(self, name):
+    ...         return name == "qemu:dirty-bitmap:daily"
+    ...     def get_size(self):
+    ...         return 1 << 20
+    ...     def block_status(self, count, offset, extent):
+    ...         extent("qemu:dirty-bitmap:daily", offset, [65536, 1, count - 65536, 0], 0)
+    >>> list(dirty_bitmap(Server(), "daily").areas())
+    [(0, 65536)]
     """
     if not is_granularity(granularity):
         raise InvalidError(f"granularity {granularity} is not a power of 2")

@@ -179,7 +179,12 @@ def _nbdkit() -> str:
 
 
 def python_paths() -> list[str]:
-    """What another Python of this version needs in its PYTHONPATH to import this package."""
+    """What another Python of this version needs in its PYTHONPATH to import this package.
+
+    >>> import pybitmap
+    >>> str(Path(pybitmap.__file__).parents[1]) in python_paths()
+    True
+    """
     backend = import_module("_cffi_backend").__file__  # all of cffi that is needed to run
     folders = [str(Path(__file__).parents[2]), str(Path(backend or "").parent)]
     before = os.environ.get("PYTHONPATH", "").split(os.pathsep)

@@ -50,6 +50,16 @@ class RawDisk:
     :raises InvalidError: if it is something else, such as a folder
     :raises LockedError: if another program has it open, by QEMU's locks
     :raises OSError: if it cannot be opened
+
+    >>> from pathlib import Path
+    >>> nbytes = Path("disk.raw").write_bytes(bytes(1 << 20))
+    >>> disk = RawDisk("disk.raw", read_only=False, report=print)
+    >>> disk.write(b"new", 5000)
+    >>> buffer = bytearray(3)
+    >>> disk.read(buffer, 5000)
+    >>> bytes(buffer), disk.size
+    (b'new', 1048576)
+    >>> disk.close()
     """
 
     def __init__(self, path: str, *, read_only: bool, report: Callable[[str], object]) -> None:
@@ -90,6 +100,14 @@ class RawDisk:
     def read(self, buffer: WriteableBuffer, offset: int) -> None:
         """
         :raises OSError: if it cannot be read as a whole; EIO where the file has become shorter
+
+        >>> from pathlib import Path
+        >>> nbytes = Path("disk.raw").write_bytes(b"data" * 256)
+        >>> disk, buffer = RawDisk("disk.raw", read_only=True, report=print), bytearray(4)
+        >>> disk.read(buffer, 512)
+        >>> bytes(buffer)
+        b'data'
+        >>> disk.close()
         """
         left = memoryview(buffer).cast("B")
         while left:
@@ -102,6 +120,14 @@ class RawDisk:
     def write(self, data: ReadableBuffer, offset: int) -> None:
         """
         :raises OSError: of the first part that cannot be written; those before it are
+
+        >>> from pathlib import Path
+        >>> nbytes = Path("disk.raw").write_bytes(bytes(1024))
+        >>> disk = RawDisk("disk.raw", read_only=False, report=print)
+        >>> disk.write(b"new", 512)
+        >>> disk.close()
+        >>> Path("disk.raw").read_bytes()[512:515]
+        b'new'
         """
         left = memoryview(data).cast("B")
         while left:
@@ -114,6 +140,17 @@ class RawDisk:
         :param may_trim: it may take the space of the range away
         :raises UnsupportedError: if only writing them makes them; nothing has changed
         :raises OSError: if it fails otherwise
+
+        >>> from pathlib import Path
+        >>> nbytes = Path("disk.raw").write_bytes(b"data" * 2048)
+        >>> disk = RawDisk("disk.raw", read_only=False, report=print)
+        >>> try:
+        ...     disk.zero(0, 4096, may_trim=True)
+        ... except UnsupportedError:                # write them, then
+        ...     disk.write(bytes(4096), 0)
+        >>> disk.close()
+        >>> Path("disk.raw").read_bytes()[4092:4100]
+        b'\\x00\\x00\\x00\\x00data'
         """
         self._check_whole(offset + nbytes)
         if may_trim and self._change(_PUNCH_HOLE | _KEEP_SIZE, offset, nbytes):
@@ -125,6 +162,14 @@ class RawDisk:
         """Take the space of a range away, where that can be done; what is read there may change.
 
         :raises OSError: if it fails, other than by not being possible
+
+        >>> from pathlib import Path
+        >>> nbytes = Path("disk.raw").write_bytes(b"data" * 2048)
+        >>> disk = RawDisk("disk.raw", read_only=False, report=print)
+        >>> disk.trim(0, 4096)                      # what is there now, nobody says
+        >>> disk.close()
+        >>> Path("disk.raw").read_bytes()[4096:4100]
+        b'data'
         """
         self._check_whole(offset + nbytes)
         self._change(_PUNCH_HOLE | _KEEP_SIZE, offset, nbytes)
@@ -166,6 +211,13 @@ class RawDisk:
         """What is in a range, in order and without gaps: ``(offset, length, is a hole)``.
 
         :raises OSError: if it cannot be told; EIO where the file has become shorter
+
+        >>> from pathlib import Path
+        >>> nbytes = Path("disk.raw").write_bytes(b"data" * 2048)
+        >>> disk = RawDisk("disk.raw", read_only=True, report=print)
+        >>> sum(length for offset, length, hole in disk.extents(0, 8192))
+        8192
+        >>> disk.close()
         """
         end = offset + nbytes
         self._check_whole(end)
@@ -193,11 +245,24 @@ class RawDisk:
         """What was written, on the disk, and that at its path.
 
         :raises OSError: if that is not so; some of it may be lost, whatever a later call says
+
+        >>> from pathlib import Path
+        >>> nbytes = Path("disk.raw").write_bytes(bytes(1024))
+        >>> disk = RawDisk("disk.raw", read_only=False, report=print)
+        >>> disk.write(b"new", 512)
+        >>> disk.sync()
+        >>> disk.close()
         """
         self._check_place()
         self._check_whole(self.size)
         getattr(os, "fdatasync", os.fsync)(self._file.fileno())
 
     def close(self) -> None:
-        """May be called twice. The locks go with it."""
+        """May be called twice. The locks go with it.
+
+        >>> from pathlib import Path
+        >>> nbytes = Path("disk.raw").write_bytes(bytes(1024))
+        >>> disk = RawDisk("disk.raw", read_only=True, report=print)
+        >>> disk.close(); disk.close()
+        """
         self._file.close()

@@ -41,6 +41,9 @@ def parse_bitmap(text: str) -> tuple[str, int | None]:
     """``NAME`` or ``NAME,granularity=SIZE``, with SIZE as ``64K``.
 
     :raises InvalidError: if it is neither
+
+    >>> parse_bitmap("daily"), parse_bitmap("daily,granularity=4K")
+    (('daily', None), ('daily', 4096))
     """
     name, found, size = text.rpartition(_GRANULARITY)
     if not found:
@@ -56,7 +59,14 @@ def parse_bitmap(text: str) -> tuple[str, int | None]:
 
 @dataclass
 class Parameters:
-    """What is to be served. Paths are absolute: a server may change its folder."""
+    """What is to be served. Paths are absolute: a server may change its folder.
+
+    >>> asked = Parameters.of(["disk=disk.raw", "store=disk.bitmaps", "bitmap=daily"])
+    >>> os.path.basename(asked.disk), os.path.basename(asked.store), asked.node
+    ('disk.raw', 'disk.bitmaps', 'disk')
+    >>> asked.bitmaps, asked.qmp, asked.read_only
+    ({'daily': None}, None, False)
+    """
 
     disk: str = ""
     store: str = ""
@@ -68,7 +78,11 @@ class Parameters:
 
     @classmethod
     def of(cls, words: Iterable[str]) -> Parameters:
-        """``key=value``, each. Raises as :meth:`set`."""
+        """``key=value``, each. Raises as :meth:`set`.
+
+        >>> Parameters.of(["disk=disk.raw", "bitmap=daily,granularity=4K"]).bitmaps
+        {'daily': 4096}
+        """
         parameters = cls()
         for word in words:
             key, _, value = word.partition("=")
@@ -76,7 +90,11 @@ class Parameters:
         return parameters
 
     def words(self) -> list[str]:
-        """What :meth:`of` makes the same of, in whatever folder."""
+        """What :meth:`of` makes the same of, in whatever folder.
+
+        >>> Parameters.of(["disk=/disk.raw", "store=/disk.bitmaps", "bitmap=daily"]).words()
+        ['disk=/disk.raw', 'store=/disk.bitmaps', 'node=disk', 'bitmap=daily']
+        """
         found = [f"disk={self.disk}", f"store={self.store}", f"node={self.node}"]
         for name, granularity in self.bitmaps.items():
             size = "" if granularity is None else f"{_GRANULARITY}{exact_size(granularity)}"
@@ -87,7 +105,11 @@ class Parameters:
     def check(self) -> None:
         """
         :raises InvalidError: if something is missing, or two things contradict each other
-        """
+
+        >>> Parameters.of(["disk=disk.raw"]).check()
+        Traceback (most recent call last):
+        pybitmap.errors.InvalidError: store= is missing or empty: give disk=FILE store=FOLDER, and names that are not empty
+        """  # noqa: E501
         for key in ("disk", "store", "node"):
             if not getattr(self, key):
                 raise InvalidError(
@@ -99,6 +121,11 @@ class Parameters:
         """As nbdkit's command line has them.
 
         :raises InvalidError: for what there is not, and for what is given twice
+
+        >>> parameters = Parameters()
+        >>> parameters.set("read-only", "true")
+        >>> parameters.read_only
+        True
         """
         try:
             value.encode()
@@ -138,6 +165,14 @@ class ServedDisk:
     :param report: told in words what is to be known of, and is no error
     :param ended: called, in QMP's thread, when a client has asked for the end (``quit``)
     :raises BitmapError, OSError: if something cannot be opened; nothing is open
+
+    >>> nbytes = Path("disk.raw").write_bytes(bytes(1 << 20))
+    >>> asked = Parameters.of(["disk=disk.raw", "store=disk.bitmaps", "bitmap=daily"])
+    >>> disk = ServedDisk(asked, report=print)
+    >>> disk.write(b"new", 5000)
+    >>> list(disk.node.bitmaps["daily"].areas())
+    [(0, 65536)]
+    >>> disk.close()
     """
 
     def __init__(
@@ -185,29 +220,71 @@ class ServedDisk:
     # ---- requests ---------------------------------------------------------------------------
 
     def read(self, buffer: WriteableBuffer, offset: int) -> None:
-        """See :meth:`RawDisk.read`. It waits for no writer."""
+        """See :meth:`RawDisk.read`. It waits for no writer.
+
+        >>> nbytes = Path("disk.raw").write_bytes(b"data" * 256)
+        >>> disk = ServedDisk(Parameters.of(["disk=disk.raw", "store=disk.bitmaps"]), report=print)
+        >>> buffer = bytearray(4)
+        >>> disk.read(buffer, 0)
+        >>> bytes(buffer)
+        b'data'
+        >>> disk.close()
+        """
         self.disk.read(buffer, offset)
 
     def write(self, data: ReadableBuffer, offset: int) -> None:
         """Write and mark. What failed on its way, as on a full file system, is marked, too.
 
         :raises OSError: if it cannot be written as a whole
+
+        >>> nbytes = Path("disk.raw").write_bytes(bytes(1 << 20))
+        >>> asked = Parameters.of(["disk=disk.raw", "store=disk.bitmaps", "bitmap=daily"])
+        >>> disk = ServedDisk(asked, report=print)
+        >>> disk.write(b"new", 100_000)
+        >>> disk.node.bitmaps["daily"].next_dirty(0)
+        65536
+        >>> disk.close()
         """
         with self.node.writing(offset, memoryview(data).nbytes):
             self.disk.write(data, offset)
 
     def zero(self, offset: int, nbytes: int, *, may_trim: bool) -> None:
-        """See :meth:`RawDisk.zero`."""
+        """See :meth:`RawDisk.zero`.
+
+        >>> nbytes = Path("disk.raw").write_bytes(b"data" * 65536)
+        >>> asked = Parameters.of(["disk=disk.raw", "store=disk.bitmaps", "bitmap=daily"])
+        >>> disk = ServedDisk(asked, report=print)
+        >>> disk.zero(65536, 65536, may_trim=True)
+        >>> list(disk.node.bitmaps["daily"].areas())
+        [(65536, 65536)]
+        >>> disk.close()
+        """
         with self.node.writing(offset, nbytes):
             self.disk.zero(offset, nbytes, may_trim=may_trim)
 
     def trim(self, offset: int, nbytes: int) -> None:
-        """See :meth:`RawDisk.trim`."""
+        """See :meth:`RawDisk.trim`.
+
+        >>> nbytes = Path("disk.raw").write_bytes(b"data" * 65536)
+        >>> asked = Parameters.of(["disk=disk.raw", "store=disk.bitmaps", "bitmap=daily"])
+        >>> disk = ServedDisk(asked, report=print)
+        >>> disk.trim(65536, 65536)                 # a discard is dirty, as QEMU has it
+        >>> list(disk.node.bitmaps["daily"].areas())
+        [(65536, 65536)]
+        >>> disk.close()
+        """
         with self.node.writing(offset, nbytes):
             self.disk.trim(offset, nbytes)
 
     def extents(self, offset: int, nbytes: int) -> Iterator[tuple[int, int, bool]]:
-        """See :meth:`RawDisk.extents`."""
+        """See :meth:`RawDisk.extents`.
+
+        >>> nbytes = Path("disk.raw").write_bytes(b"data" * 1024)
+        >>> disk = ServedDisk(Parameters.of(["disk=disk.raw", "store=disk.bitmaps"]), report=print)
+        >>> sum(length for offset, length, hole in disk.extents(0, 4096))
+        4096
+        >>> disk.close()
+        """
         return self.disk.extents(offset, nbytes)
 
     def sync(self) -> None:
@@ -216,6 +293,12 @@ class ServedDisk:
 
         :raises OSError: if the disk has not taken it. What it lost, nobody knows, and a copy may
             have it: so all of it is dirty then
+
+        >>> nbytes = Path("disk.raw").write_bytes(bytes(1 << 20))
+        >>> disk = ServedDisk(Parameters.of(["disk=disk.raw", "store=disk.bitmaps"]), report=print)
+        >>> disk.write(b"new", 0)
+        >>> disk.sync()
+        >>> disk.close()
         """
         try:
             self.disk.sync()
@@ -231,6 +314,10 @@ class ServedDisk:
 
         :raises BitmapError, OSError: the first of them that could not be, further ones are
             reported. The bitmaps are as after a kill if it is they that could not be stored
+
+        >>> nbytes = Path("disk.raw").write_bytes(bytes(1 << 20))
+        >>> disk = ServedDisk(Parameters.of(["disk=disk.raw", "store=disk.bitmaps"]), report=print)
+        >>> disk.close(); disk.close()
         """
         if self._closing:
             return
@@ -269,6 +356,11 @@ def checked(parameters: Parameters) -> None:
     server to say so before it forks, when its user is still there to hear it.
 
     :raises BitmapError, OSError: as :class:`ServedDisk`
+
+    >>> nbytes = Path("disk.raw").write_bytes(bytes(1 << 20))
+    >>> checked(Parameters.of(["disk=disk.raw", "store=disk.bitmaps", "bitmap=daily"]))
+    >>> os.path.exists("disk.bitmaps")          # nothing was made
+    False
     """
     parameters.check()
     with ExitStack() as stack:

@@ -51,6 +51,12 @@ def execute(graph: BlockGraph, command: Any) -> Reply:
     ..., "desc": ...}}`` and then nothing has changed. An ``id`` comes back as it is. ``quit``
     succeeds and leaves the rest to the caller; to negotiate capabilities is the server's as well.
     What outlives the command, as a freeze, is for a :class:`Session`, and refused here.
+
+    >>> from pybitmap import BlockGraph
+    >>> execute(BlockGraph(), {"execute": "query-status", "id": 1})
+    {'return': {'running': True, 'status': 'running'}, 'id': 1}
+    >>> execute(BlockGraph(), {"execute": "no-such"})["error"]["desc"]
+    'The command no-such has not been found'
     """
     return answer(command, lambda name, arguments: _run(graph, None, name, arguments))
 
@@ -86,12 +92,28 @@ class Session:
         self._frozen: list[Frozen] = []
 
     def execute(self, command: Any) -> Reply:
-        """As :func:`execute`."""
+        """As :func:`execute`.
+
+        >>> from pybitmap import BlockGraph
+        >>> with Session(BlockGraph()) as session:
+        ...     session.execute({"execute": "query-name"})
+        {'return': {}}
+        """
         return answer(command, lambda name, arguments: _run(self._graph, self, name, arguments))
 
     def freeze(self, bitmaps: list[DirtyBitmap]) -> None:
         """
         :raises BitmapError: as :meth:`BlockGraph.freeze`
+
+        >>> from pybitmap import BlockGraph
+        >>> graph = BlockGraph()
+        >>> daily = graph.add_node("disk", size=1 << 20).add_bitmap("daily")
+        >>> with Session(graph) as session:
+        ...     session.freeze([daily])
+        ...     daily.busy, session.has_frozen
+        (True, True)
+        >>> daily.busy
+        False
         """
         # Those that have come to their end go. An interruption right behind the freeze drops it,
         # so it is put back.
@@ -100,13 +122,28 @@ class Session:
 
     @property
     def has_frozen(self) -> bool:
-        """Is anything frozen that was not said to be done, or thawed?"""
+        """Is anything frozen that was not said to be done, or thawed?
+
+        >>> from pybitmap import BlockGraph
+        >>> Session(BlockGraph()).has_frozen
+        False
+        """
         return any(len(each) for each in self._frozen)
 
     def end(self, bitmaps: list[DirtyBitmap], *, done: bool) -> None:
         """
         :raises InvalidError: if this session has not frozen one of them; nothing has changed
         :raises StoreError: as :meth:`Frozen.done` and :meth:`Frozen.close`
+
+        >>> from pybitmap import BlockGraph
+        >>> graph = BlockGraph()
+        >>> daily = graph.add_node("disk", size=1 << 20).add_bitmap("daily")
+        >>> daily.set(0, 1)
+        >>> with Session(graph) as session:
+        ...     session.freeze([daily])
+        ...     session.end([daily], done=True)
+        >>> daily.count()
+        0
         """
         parts = [[each for each in bitmaps if each in frozen] for frozen in self._frozen]
         known = [bitmap for part in parts for bitmap in part]
@@ -121,6 +158,15 @@ class Session:
         """May be called twice.
 
         :raises StoreError: that could not be stored; it is so all the same
+
+        >>> from pybitmap import BlockGraph
+        >>> graph = BlockGraph()
+        >>> daily = graph.add_node("disk", size=1 << 20).add_bitmap("daily")
+        >>> session = Session(graph)
+        >>> session.freeze([daily])
+        >>> session.close()
+        >>> daily.busy
+        False
         """
         while self._frozen:
             self._frozen[-1].close()
@@ -252,7 +298,12 @@ def _query_named_block_nodes(graph: BlockGraph, arguments: Arguments) -> list[di
 
 
 def node_info(node: BlockNode) -> dict[str, Any]:
-    """A node as ``query-named-block-nodes`` lists it: some members of BlockDeviceInfo."""
+    """A node as ``query-named-block-nodes`` lists it: some members of BlockDeviceInfo.
+
+    >>> from pybitmap import BlockGraph
+    >>> node_info(BlockGraph().add_node("disk", size=1 << 20))["image"]
+    {'filename': '', 'format': 'pybitmap', 'virtual-size': 1048576}
+    """
     volume = node.volume
     driver, filename = (volume.driver, volume.filename) if volume else ("pybitmap", "")
     info: dict[str, Any] = {
@@ -269,7 +320,14 @@ def node_info(node: BlockNode) -> dict[str, Any]:
 
 
 def bitmap_info(bitmap: DirtyBitmap) -> dict[str, Any]:
-    """A bitmap as queries list it: BlockDirtyInfo of QEMU's QMP reference."""
+    """A bitmap as queries list it: BlockDirtyInfo of QEMU's QMP reference.
+
+    >>> from pybitmap import BlockGraph
+    >>> daily = BlockGraph().add_node("disk", size=1 << 20).add_bitmap("daily")
+    >>> info = bitmap_info(daily)
+    >>> info["name"], info["count"], info["granularity"], info["recording"]
+    ('daily', 0, 65536, True)
+    """
     info: dict[str, Any] = {
         "name": bitmap.name,
         "count": bitmap.count(),

@@ -384,6 +384,13 @@ class Server:
     """Serves a graph on a unix socket, until ``stop``, or a client's ``quit``.
 
     ``with Server(graph, path):`` does so in a thread of its own; ``run`` in the caller's.
+
+    >>> import json, socket
+    >>> from pybitmap import BlockGraph
+    >>> with Server(BlockGraph(), "qmp.sock"), socket.socket(socket.AF_UNIX) as client:
+    ...     client.connect("qmp.sock")
+    ...     list(json.loads(client.recv(4096))["QMP"])
+    ['version', 'capabilities']
     """
 
     def __init__(self, graph: BlockGraph, path: str, *, max_request: int = MAX_REQUEST) -> None:
@@ -406,6 +413,16 @@ class Server:
         """Create the socket; from now on clients can connect.
 
         :raises OSError: if that cannot be, as when another program listens there
+
+        >>> import os
+        >>> from pybitmap import BlockGraph
+        >>> server = Server(BlockGraph(), "qmp.sock")
+        >>> server.listen()
+        >>> os.path.exists("qmp.sock")
+        True
+        >>> server.close()
+        >>> os.path.exists("qmp.sock")
+        False
         """
         if self._listener is None:
             self._listener, self._identity = listen_at(self._path)
@@ -414,6 +431,10 @@ class Server:
         """Listen, and serve in a thread.
 
         :raises OSError: see :meth:`listen`
+
+        >>> from pybitmap import BlockGraph
+        >>> server = Server(BlockGraph(), "qmp.sock").start()
+        >>> server.close()
         """
         try:
             self.listen()
@@ -425,18 +446,35 @@ class Server:
         return self
 
     def stop(self) -> None:
-        """Ask to end; may be called from any thread, from a signal handler, and twice."""
+        """Ask to end; may be called from any thread, from a signal handler, and twice.
+
+        >>> from pybitmap import BlockGraph
+        >>> server = Server(BlockGraph(), "qmp.sock").start()
+        >>> server.stop()
+        >>> server.join()
+        """
         self._stopped = True
         with suppress(OSError):  # full: it wakes up anyway; closed: it has ended
             self._waker.send(b"x")
 
     def join(self) -> None:
-        """Wait for the end of the thread that :meth:`start` began."""
+        """Wait for the end of the thread that :meth:`start` began.
+
+        >>> from pybitmap import BlockGraph
+        >>> server = Server(BlockGraph(), "qmp.sock").start()
+        >>> server.stop()
+        >>> server.join()                           # by now, its socket is gone
+        """
         if self._thread is not None and self._thread is not current_thread():
             self._thread.join()
 
     def close(self) -> None:
-        """Stop, wait, and remove the socket's file; may be called twice."""
+        """Stop, wait, and remove the socket's file; may be called twice.
+
+        >>> from pybitmap import BlockGraph
+        >>> server = Server(BlockGraph(), "qmp.sock").start()
+        >>> server.close(); server.close()
+        """
         self.stop()
         self.join()
         self._close()
@@ -459,6 +497,10 @@ class Server:
 
         :param ready: called when clients can connect
         :raises OSError: see :meth:`listen`
+
+        >>> from pybitmap import BlockGraph
+        >>> server = Server(BlockGraph(), "qmp.sock")
+        >>> server.run(ready=server.stop)           # in a program, a signal handler stops it
         """
         try:
             self.listen()
@@ -589,6 +631,16 @@ def serve(graph: BlockGraph, path: str, ready: Callable[[], object] = lambda: No
 
     :param ready: called when clients can connect
     :raises OSError: if the socket cannot be created, as when another program listens there
+
+    >>> import socket, threading
+    >>> from pybitmap import BlockGraph
+    >>> def client():
+    ...     with socket.socket(socket.AF_UNIX) as connection:
+    ...         connection.connect("qmp.sock")
+    ...         connection.sendall(b'{"execute": "qmp_capabilities"} {"execute": "quit"}')
+    ...         while connection.recv(4096):
+    ...             pass
+    >>> serve(BlockGraph(), "qmp.sock", ready=threading.Thread(target=client).start)
     """
     server = Server(graph, path)
     with _signals(server):

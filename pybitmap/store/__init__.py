@@ -56,6 +56,12 @@ def probe(path: str | os.PathLike[str]) -> type[Store] | None:
 
     :raises UnsupportedError: if it can have no bitmaps, as a qcow2 image of version 2
     :raises OSError: if it cannot be looked at, for example because nothing is there
+
+    >>> from pybitmap import BlockGraph, LocalStore
+    >>> with BlockGraph() as graph:
+    ...     disk = graph.add_node("disk", 1 << 20, LocalStore("disks.bitmaps"))
+    >>> probe("disks.bitmaps").__name__, probe(".")
+    ('LocalStore', None)
     """
     for name in _STORES:
         store: type[Store] = __getattr__(name)

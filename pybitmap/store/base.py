@@ -136,6 +136,16 @@ class StoredBitmap:
     :param in_use: it was not closed in an orderly way, or is open now
     :param count: dirty bytes in whole groups, for whoever has counted them
     :param persistent: one of a running machine may end with it
+
+    >>> from pybitmap import BlockGraph, LocalStore
+    >>> with BlockGraph() as graph:
+    ...     disk = graph.add_node("disk", 1 << 20, LocalStore("disks.bitmaps"))
+    ...     daily = disk.add_bitmap("daily", persistent=True)
+    >>> [daily] = LocalStore("disks.bitmaps").entries()[0].bitmaps
+    >>> daily.name, daily.granularity, daily.enabled, daily.reason, daily.inconsistent
+    ('daily', 65536, True, None, False)
+    >>> daily.in_use, daily.live, daily.content, daily.count
+    (False, False, None, None)
     """
 
     name: str
@@ -164,6 +174,14 @@ class StoredNode:
     :param name: None in a store that holds one node, whatever it is called
     :param size: in bytes
     :param bitmaps: in the order in which they are stored
+
+    >>> from pybitmap import BlockGraph, LocalStore
+    >>> with BlockGraph() as graph:
+    ...     disk = graph.add_node("disk", 1 << 20, LocalStore("disks.bitmaps"))
+    ...     daily = disk.add_bitmap("daily", persistent=True)
+    >>> [node] = LocalStore("disks.bitmaps").entries()
+    >>> node.name, node.size, [bitmap.name for bitmap in node.bitmaps]
+    ('disk', 1048576, ['daily'])
     """
 
     name: str | None
@@ -175,6 +193,11 @@ class Piece(NamedTuple):
     """Of the bits of a stored bitmap: what they say of ``bits.size`` bytes from ``start`` on.
 
     :param bits: whole groups, but for the end of the node; of whatever granularity says the same
+
+    >>> from pybitmap import HBitmap
+    >>> piece = Piece(start=1 << 20, bits=HBitmap(1 << 20, group_size=4096))
+    >>> piece.start, piece.bits.size
+    (1048576, 1048576)
     """
 
     start: int
@@ -189,6 +212,17 @@ class Reading:
     :param pieces: in order; what none of them covers is clean. None at all of an inconsistent one.
         A store that can gives pieces of a few MiB at most, whatever is in them, and what is left
         amid them is not open afterwards. Raises StoreError where the bits cannot be read
+
+    >>> from pybitmap import BlockGraph, LocalStore
+    >>> with BlockGraph() as graph:
+    ...     disk = graph.add_node("disk", 1 << 20, LocalStore("disks.bitmaps"))
+    ...     daily = disk.add_bitmap("daily", persistent=True)
+    ...     disk.mark_dirty(0, 1)
+    >>> volume = LocalStore("disks.bitmaps").open("disk", None, read_only=True)
+    >>> [reading] = volume.read()
+    >>> reading.bitmap.name, sum(piece.bits.count() for piece in reading.pieces())
+    ('daily', 65536)
+    >>> volume.close()
     """
 
     bitmap: StoredBitmap
@@ -313,6 +347,11 @@ class Store(ABC):
 
     It is open as long as one of its volumes is: what a store needs (files, locks) is taken with the
     first and released with the last.
+
+    >>> from pybitmap import LocalStore
+    >>> store = LocalStore("disks.bitmaps")
+    >>> store.path.name, store.lock, store.at_rest, store.progress
+    ('disks.bitmaps', True, False, None)
     """
 
     #: Where it is, for people; empty if at no path.
@@ -335,6 +374,12 @@ class Store(ABC):
 
         :raises UnsupportedError: if it can have no bitmaps, as a qcow2 image of version 2
         :raises OSError: if it cannot be looked at, for example because nothing is there
+
+        >>> from pybitmap import BlockGraph, LocalStore
+        >>> with BlockGraph() as graph:
+        ...     disk = graph.add_node("disk", 1 << 20, LocalStore("disks.bitmaps"))
+        >>> LocalStore.probe("disks.bitmaps"), LocalStore.probe(".")
+        (True, False)
         """
         return False
 
@@ -352,6 +397,18 @@ class Store(ABC):
         :raises LockedError: (at the end) if another process has made one there meanwhile; nothing
             is stored
         :raises StoreError: (at the end) if it cannot be stored
+
+        >>> import os
+        >>> from pybitmap import BlockGraph, LocalStore
+        >>> store = LocalStore("new.bitmaps")
+        >>> try:
+        ...     with store.making(), BlockGraph() as graph:
+        ...         disk = graph.add_node("disk", 1 << 20, store)
+        ...         disk.close(discard=True)
+        ...         raise ValueError("a bitmap that cannot be")
+        ... except ValueError:
+        ...     print(os.path.exists("new.bitmaps"))
+        False
         """
         return nullcontext()
 
@@ -375,6 +432,14 @@ class Store(ABC):
         :raises LockedError: if another process has the store open for writing
         :raises CorruptError: if it is damaged
         :raises StoreError: if it cannot be read
+
+        >>> from pybitmap import BlockGraph, LocalStore
+        >>> with BlockGraph() as graph:
+        ...     disk = graph.add_node("disk", 1 << 20, LocalStore("disks.bitmaps"))
+        ...     daily = disk.add_bitmap("daily", persistent=True)
+        >>> for node in LocalStore("disks.bitmaps").entries():
+        ...     print(node.name, [bitmap.name for bitmap in node.bitmaps])
+        disk ['daily']
         """
 
     def check(self) -> None:
@@ -383,6 +448,11 @@ class Store(ABC):
         :raises CorruptError: what is wrong
         :raises LockedError: if another process has the store open for writing
         :raises StoreError: if it cannot be read
+
+        >>> from pybitmap import BlockGraph, LocalStore
+        >>> with BlockGraph() as graph:
+        ...     disk = graph.add_node("disk", 1 << 20, LocalStore("disks.bitmaps"))
+        >>> LocalStore("disks.bitmaps").check()     # no error: in order
         """
         self.entries()
 

@@ -125,6 +125,16 @@ class LocalStore(Store):
     SQLite's own, behind them.
 
     :param lock: False: do without locks, see above
+
+    >>> from pybitmap import BlockGraph
+    >>> with BlockGraph() as graph:
+    ...     disk = graph.add_node("disk", 1 << 20, LocalStore("disks.bitmaps"))
+    ...     daily = disk.add_bitmap("daily", persistent=True)
+    ...     disk.mark_dirty(0, 1)
+    >>> with BlockGraph() as graph:             # another program, another day
+    ...     disk = graph.add_node("disk", store=LocalStore("disks.bitmaps"))
+    ...     disk.bitmaps["daily"].count()
+    65536
     """
 
     def __init__(self, path: str | os.PathLike[str], *, lock: bool = True) -> None:
@@ -158,6 +168,11 @@ class LocalStore(Store):
         what is left of an attempt to make one.
 
         :raises OSError: if it cannot be looked at
+
+        >>> from pathlib import Path
+        >>> Path("empty").mkdir()
+        >>> LocalStore.vacant("not there"), LocalStore.vacant("empty"), LocalStore.vacant("/")
+        (True, True, False)
         """
         try:
             if not stat.S_ISDIR(os.stat(path).st_mode):

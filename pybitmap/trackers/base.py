@@ -39,6 +39,15 @@ class Tracker(NotCopied, ABC):
     at any line): what was not given yet is in the next collect. Twin: several threads may collect,
     each gets a part; so may a signal handler. Fork and kill: each tracker says. Dropped without
     :meth:`close`: it is closed, with a ResourceWarning.
+
+    >>> import mmap
+    >>> from pybitmap.trackers import MemoryTracker
+    >>> ram = mmap.mmap(-1, 1 << 20)
+    >>> with MemoryTracker(ram) as tracker:
+    ...     tracker.size, 1 << tracker.granularity == mmap.PAGESIZE, tracker.closed
+    (1048576, True, False)
+    >>> tracker.closed
+    True
     """
 
     #: Does the child of a fork go on with a copy of its own? Else it is refused there.
@@ -98,6 +107,14 @@ class Tracker(NotCopied, ABC):
         :raises ClosedError: if the tracker is closed
         :raises StateError: in the child of a fork, if the tracker is the parent's
         :raises StoreError: if the system does not give it; it is in a later collect
+
+        >>> import mmap
+        >>> from pybitmap.trackers import MemoryTracker
+        >>> ram = mmap.mmap(-1, 1 << 20)
+        >>> with MemoryTracker(ram) as tracker:
+        ...     ram[100_000] = 1
+        ...     100_000 in tracker.collect(), tracker.collect().empty()
+        (True, True)
         """
         if into is not None:
             if not isinstance(into, HBitmap):
@@ -120,6 +137,17 @@ class Tracker(NotCopied, ABC):
 
         Left without ``written.done()``, by whichever way, all of it is in the next collect; see
         :meth:`HBitmap.taking`. Raises as :meth:`collect`.
+
+        >>> import mmap
+        >>> from pybitmap.trackers import MemoryTracker
+        >>> ram = mmap.mmap(-1, 1 << 20)
+        >>> with MemoryTracker(ram) as tracker:
+        ...     ram[100_000] = 1
+        ...     with tracker.taking() as written:   # no done(): it is put back
+        ...         100_000 in written
+        ...     100_000 in tracker.collect()
+        True
+        True
         """
         self._fetch_held()
         return self._log.taking()
@@ -142,7 +170,15 @@ class Tracker(NotCopied, ABC):
             )
 
     def close(self) -> None:
-        """Track no longer; may be called twice. What was not collected is forgotten."""
+        """Track no longer; may be called twice. What was not collected is forgotten.
+
+        >>> import mmap
+        >>> from pybitmap.trackers import MemoryTracker
+        >>> ram = mmap.mmap(-1, 1 << 20)
+        >>> tracker = MemoryTracker(ram)
+        >>> tracker.close()
+        >>> ram.close()                             # it is lent out no longer
+        """
         with _Held(self._lock):
             self._release()
             self._closed = True

@@ -56,6 +56,13 @@ class MemoryTracker(Tracker):
     Drop: the buffer stays lent out until :meth:`close` (``mmap.close()`` raises BufferError; PyPy's
     does not), and is given back if the making is interrupted. Twin: memory has one tracker;
     another, of whatever part of it, is a BusyError, and so is a userfaultfd of somebody else.
+
+    >>> ram = mmap.mmap(-1, 1 << 20)
+    >>> with MemoryTracker(ram) as tracker:
+    ...     ram[5000:5003] = b"new"
+    ...     written = tracker.collect()
+    >>> 5000 in written, 0 in written, tracker.address % mmap.PAGESIZE
+    (True, False, 0)
     """
 
     _replaced = False  # another tracker is where this one was
@@ -100,6 +107,14 @@ class MemoryTracker(Tracker):
         :param keep: is kept as long as the tracker is open. Whoever unmaps the memory meanwhile
             gets a StoreError from the next collect
         :raises InvalidError: also if not all of it is mapped; else as the constructor
+
+        >>> import ctypes
+        >>> ram = mmap.mmap(-1, 1 << 20)
+        >>> address = ctypes.addressof(ctypes.c_char.from_buffer(ram))
+        >>> with MemoryTracker.at(address, len(ram), keep=ram) as tracker:
+        ...     ram[5000] = 1
+        ...     5000 in tracker.collect()
+        True
         """
         return cls(_core.memory_at(address, nbytes, keep))
 

@@ -42,6 +42,8 @@ class Snapshot(_core.NotCopied):
     4096
     4096
     b'\\x00\\x00\\x00'
+    >>> snapshot.size, snapshot.closed
+    (1048576, True)
 
     Writer: all of these are for memory at rest, as ``HBitmap.copy_areas`` is: what is written
     meanwhile is in the copy, or overwritten, in part. Kill: the memory and the copy are this
@@ -78,6 +80,13 @@ class Snapshot(_core.NotCopied):
         """The same of memory that is no buffer; see :meth:`MemoryTracker.at`.
 
         Reading memory that is not there ends the process, now or in a restore.
+
+        >>> import ctypes
+        >>> ram = mmap.mmap(-1, 8192)
+        >>> address = ctypes.addressof(ctypes.c_char.from_buffer(ram))
+        >>> with Snapshot.at(address, len(ram), keep=ram) as snapshot:
+        ...     snapshot.size, snapshot.closed
+        (8192, False)
         """
         return cls(_core.memory_at(address, nbytes, keep))
 
@@ -89,7 +98,12 @@ class Snapshot(_core.NotCopied):
     @property
     def data(self) -> memoryview:
         """What was copied, read-only, and as :meth:`update` changes it; a view outlives the
-        snapshot."""
+        snapshot.
+
+        >>> with Snapshot(bytearray(b"abc")) as snapshot:
+        ...     bytes(snapshot.data)
+        b'abc'
+        """
         self._open()
         return self._data[:]
 
@@ -105,6 +119,15 @@ class Snapshot(_core.NotCopied):
         :param dirty: whose items are the bytes of the memory, of whatever granularity
         :raises MismatchError: if ``dirty`` is not as large as this
         :raises ClosedError: if the snapshot is closed
+
+        >>> ram, dirty = bytearray(b"old" * 100), HBitmap(300)
+        >>> with Snapshot(ram) as snapshot:
+        ...     ram[30:33] = b"new"
+        ...     dirty.set(30, 3)
+        ...     snapshot.restore(dirty)
+        3
+        >>> bytes(ram[30:33])
+        b'old'
         """
         memory, copy = self._open()
         return self._copied(dirty, memory, copy)
@@ -114,6 +137,13 @@ class Snapshot(_core.NotCopied):
         copied.
 
         :raises MismatchError, ClosedError: as :meth:`restore`
+
+        >>> ram, dirty = bytearray(b"old" * 100), HBitmap(300)
+        >>> with Snapshot(ram) as snapshot:
+        ...     ram[30:33] = b"new"
+        ...     dirty.set(30, 3)
+        ...     snapshot.update(dirty), bytes(snapshot.data[30:33])
+        (3, b'new')
         """
         memory, copy = self._open()
         return self._copied(dirty, copy, memory)
@@ -134,6 +164,12 @@ class Snapshot(_core.NotCopied):
 
         Writer: pages that others write to meanwhile are reported by the next collect, if they
         differ from the snapshot. Interrupted: what would be reported is in the next collect.
+
+        >>> ram = mmap.mmap(-1, 1 << 20)
+        >>> with MemoryTracker(ram) as tracker, Snapshot(ram) as snapshot:
+        ...     ram[5000:5003] = b"new"
+        ...     snapshot.rewind(tracker) == mmap.PAGESIZE, ram[5000], tracker.collect().empty()
+        (True, 0, True)
         """
         memory, copy = self._open()
         if not isinstance(tracker, MemoryTracker):
@@ -149,6 +185,11 @@ class Snapshot(_core.NotCopied):
         """Let the buffer go, and the copy with its last view; may be called twice.
 
         (A call that is under way in another thread lets it go when it ends, PyPy when it collects.)
+
+        >>> snapshot = Snapshot(bytearray(100))
+        >>> snapshot.close()
+        >>> snapshot.closed
+        True
         """
         self._arrays = None
         self._data = memoryview(b"")

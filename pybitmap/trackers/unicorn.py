@@ -81,6 +81,17 @@ class UnicornTracker(Tracker):
     and make another tracker; the first of a machine is made while it does not run. Closed in
     another thread while the machine runs: it marks nothing from then on, and the hook goes with the
     end of the run.
+
+    >>> from unicorn import UC_ARCH_X86, UC_MODE_64, Uc
+    >>> from pybitmap import BlockGraph
+    >>> ram = BlockGraph().add_node("ram", size=0x4000)
+    >>> daily = ram.add_bitmap("daily", granularity=4096)
+    >>> uc = Uc(UC_ARCH_X86, UC_MODE_64)
+    >>> uc.mem_map(0x1000, 0x4000)
+    >>> with UnicornTracker(uc, 0x1000, 0x5000, target=ram):
+    ...     uc.mem_write(0x3000, b"data")
+    >>> list(daily.areas())
+    [(8192, 4096)]
     """
 
     _forks = True
@@ -185,6 +196,14 @@ class UnicornTracker(Tracker):
         :raises StateError: if the target is a node, or larger than what is tracked: freeze the
             bitmaps of the node, or drain the target
         :raises MemoryError: as :meth:`check`
+
+        >>> from unicorn import UC_ARCH_X86, UC_MODE_64, Uc
+        >>> uc = Uc(UC_ARCH_X86, UC_MODE_64)
+        >>> uc.mem_map(0x1000, 0x4000)
+        >>> with UnicornTracker(uc, 0x1000, 0x5000) as tracker:
+        ...     uc.mem_write(0x2000, b"data")
+        ...     tracker.collect().next_dirty(0), tracker.collect().empty()
+        (4096, True)
         """
         return super().collect(into)
 
@@ -198,6 +217,12 @@ class UnicornTracker(Tracker):
             :meth:`~pybitmap.BlockNode.mark_dirty` has them
         :raises StoreError: if the node was truncated or closed for longer than writes wait (10 s)
         :raises MemoryError: if there was no memory for the thread to mark
+
+        >>> from unicorn import UC_ARCH_X86, UC_MODE_64, Uc
+        >>> uc = Uc(UC_ARCH_X86, UC_MODE_64)
+        >>> uc.mem_map(0x1000, 0x4000)
+        >>> with UnicornTracker(uc, 0x1000, 0x5000) as tracker:
+        ...     tracker.check()                     # no error: all could be marked
         """
         if self._region is None:
             return
@@ -220,6 +245,14 @@ class UnicornTracker(Tracker):
         """Track no longer; may be called twice. What was not collected is forgotten.
 
         :raises ReadonlyError, RangeError, ...: as :meth:`check`; it is closed all the same
+
+        >>> from unicorn import UC_ARCH_X86, UC_MODE_64, Uc
+        >>> uc = Uc(UC_ARCH_X86, UC_MODE_64)
+        >>> uc.mem_map(0x1000, 0x4000)
+        >>> tracker = UnicornTracker(uc, 0x1000, 0x5000)
+        >>> tracker.close()
+        >>> tracker.closed
+        True
         """
         super().close()
         self.check()

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import ctypes
-import doctest
 import mmap
 import os
 import random
@@ -36,7 +35,7 @@ from tracked import (
 )
 
 from pybitmap import ClosedError, HBitmap, InvalidError, MismatchError, StoreError, _core
-from pybitmap.trackers import MemoryTracker, Snapshot, snapshot
+from pybitmap.trackers import MemoryTracker, Snapshot
 
 GRANULARITY = PAGE.bit_length() - 1
 
@@ -442,9 +441,3 @@ def test_a_handler_that_closes_it_in_the_middle_gets_a_clean_error() -> None:
             break
         memory.append(1)
     assert at > 5
-
-
-def test_the_examples_in_the_docstring_hold() -> None:
-    need_tracker()
-    failed, attempted = doctest.testmod(snapshot)
-    assert (failed, attempted > 3) == (0, True)

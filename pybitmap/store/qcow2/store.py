@@ -78,6 +78,19 @@ class Qcow2Store(Store):
 
     :param path: of the image, a file or a block device
     :param lock: False: do without locks, see above
+
+    >>> import subprocess
+    >>> from pybitmap import BlockGraph
+    >>> create = ["qemu-img", "create", "-q", "-f", "qcow2", "disk.qcow2", "1G"]
+    >>> subprocess.run(create, check=True).returncode
+    0
+    >>> with BlockGraph() as graph:
+    ...     disk = graph.add_node("disk", store=Qcow2Store("disk.qcow2"))
+    ...     daily = disk.add_bitmap("daily", persistent=True)
+    ...     disk.mark_dirty(0, 1)
+    >>> [node] = Qcow2Store("disk.qcow2").entries()
+    >>> node.size, [bitmap.name for bitmap in node.bitmaps]
+    (1073741824, ['daily'])
     """
 
     def __init__(self, path: str | os.PathLike[str], *, lock: bool = True) -> None:
@@ -140,6 +153,12 @@ class Qcow2Store(Store):
         """What opening for writing checks, apart from single bitmaps; not while it is open.
 
         Without locks no refcounts: a running machine writes them late.
+
+        >>> import subprocess
+        >>> create = ["qemu-img", "create", "-q", "-f", "qcow2", "disk.qcow2", "1G"]
+        >>> subprocess.run(create, check=True).returncode
+        0
+        >>> Qcow2Store("disk.qcow2").check()        # no error: in order
         """
         with closing(self._open_file(read_only=True)) as file, steady(file.check_unchanged):
             image = Image(file, read_only=True)
