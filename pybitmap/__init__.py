@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""QEMU-class dirty bitmaps: what was written to, exactly, and fast enough for every write.
+"""QEMU-class dirty bitmaps: what was written to, exactly, and fast enough for every write::
 
     HBitmap                a bitmap of ranges: marks, searches, set operations, one bit for a group
-    BlockGraph             nodes (disks) with named bitmaps: ``node.mark_dirty``, ``node.writing``,
-                           ``bitmap.freeze``, ``graph.transaction``
+    BlockGraph             nodes (disks) with named bitmaps: node.mark_dirty, node.writing,
+                           bitmap.freeze, graph.transaction
     LocalStore             keeps bitmaps in a directory; a killed process loses no mark
     Qcow2Store             keeps them in qcow2 images, as QEMU does
     pybitmap.trackers      writes that reach a bitmap by themselves: memory, KVM, Unicorn

@@ -43,7 +43,7 @@ class Progress(NamedTuple):
     round: int  #: that is being copied, from 1 on
     copied: int  #: of this round
     total: int  #: of this round
-    copied_in_all: int
+    copied_in_all: int  #: of all rounds so far
     paused: bool  #: is this the last round?
 
 

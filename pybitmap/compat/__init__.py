@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""HBitmap behind the interfaces of others, for code that is written against these.
+"""HBitmap behind the interfaces of others, for code that is written against these::
 
     BitMap, FrozenBitMap, BitMap64, FrozenBitMap64    pyroaring's
     bitarray                                          bitarray's, as far as it is about flags

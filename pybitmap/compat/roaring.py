@@ -541,7 +541,7 @@ class _Reading:
     # ---- representation ---------------------------------------------------------------------
 
     def serialize(self) -> bytes:
-        """In Roaring's portable format, as pyroaring reads it: see :mod:`.roaring_format`.
+        """In Roaring's portable format, as pyroaring reads it.
 
         Writer: it is that of one moment; what is marked meanwhile is in it or not.
 

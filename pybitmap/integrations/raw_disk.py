@@ -3,7 +3,7 @@
 
 Each request is done as a whole or raises; what of a failed one is on the disk, nobody knows.
 Several threads may call it: no request moves an offset that another one uses. In the child of a
-fork it is an empty file (see :mod:`pybitmap.store.opened`), and a closed one raises ValueError.
+fork it is an empty file (see store/opened.py), and a closed one raises ValueError.
 Dirty bitmaps are its user's affair.
 
 Offsets and lengths are in bytes.

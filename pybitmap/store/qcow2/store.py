@@ -71,10 +71,10 @@ class Qcow2Store(Store):
 
     Without locks: for reading none is taken and nobody's is heeded, so a running machine may go on
     with the image. What is read may be stale; if it changed meanwhile, and so may be torn, that is
-    an error ("try again"). Bitmaps of which that machine has the bits are :data:`LIVE`. For
-    writing, ``lock=False`` goes on where the file system has no locks: then nothing keeps a machine
-    or another process from writing to the image as well, which destroys it. Locks that can be had
-    are taken and heeded all the same.
+    an error ("try again"). Bitmaps of which that machine has the bits are
+    :attr:`StoredBitmap.live`. For writing, ``lock=False`` goes on where the file system has no
+    locks: then nothing keeps a machine or another process from writing to the image as well, which
+    destroys it. Locks that can be had are taken and heeded all the same.
 
     :param path: of the image, a file or a block device
     :param lock: False: do without locks, see above
