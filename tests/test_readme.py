@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pages
 import pytest
 from peers import peer
 
@@ -59,7 +60,7 @@ def test_the_first_screen_says_what_for_whom_and_how() -> None:
 
 
 def blocks(kind: str) -> list[str]:
-    return re.findall(rf"```{kind}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    return [block.text for block in pages.blocks(README) if block.kind == kind]
 
 
 def commands(block: str) -> list[list[str]]:

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: MIT
+"""The pages of docs/: the tutorial as it is printed, sessions, pictures, and what is generated.
+
+README and the how-tos have tests of their own; ``first_hour.py`` follows all of them in a fresh
+clone. That the pages can be made, without a warning, is `make docs`.
+"""
+
+from __future__ import annotations
+
+import doctest
+import importlib.util
+import os
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pages
+import pytest
+
+from pybitmap import native
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+
+
+def loaded(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# ---- pages that are followed ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["tutorial", "concepts", "compare"])
+def test_what_a_page_shows_happens(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = DOCS / f"{name}.md"
+    failed, tried = doctest.testfile(
+        str(page), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE
+    )
+    assert tried > 3
+    assert failed == 0
+    commands = [each for each in pages.blocks(page) if each.kind == "console"]
+    if commands:
+        pytest.importorskip("click")
+        pytest.importorskip("rich")
+        path = f"{_bin(tmp_path)}{os.pathsep}{os.environ['PATH']}"
+        assert pages.shell(page, tmp_path, {**os.environ, "PATH": path}) == []
+
+
+def _bin(folder: Path) -> Path:
+    """Where `python` and `pybitmap` are those of the tests."""
+    made = folder / "bin"
+    made.mkdir()
+    for name, arguments in ("python", ""), ("pybitmap", "-m pybitmap"):
+        program = made / name
+        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments} "$@"\n')
+        program.chmod(0o755)
+    return made
+
+
+PAGE = """\
+Put this into a file, `hello.py`:
+
+```python
+print("hello", 17)
+```
+
+```{toctree}
+something
+```
+
+```console
+$ cat hello.py
+print("hello", 17)
+$ true
+```
+
+<!-- numbers differ -->
+
+```console
+$ echo hello 4711 && echo more
+hello 1
+```
+"""
+
+
+def test_a_page_is_followed(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    assert pages.shell(page, tmp_path, os.environ) == []
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("$ true", "$ false"),
+        ('print("hello", 17)\n$', 'print("hello", 18)\n$'),
+        ("\nhello 1\n", "\nhallo 1\n"),
+        ("file, `hello.py`", "file"),
+    ],
+)
+def test_what_is_not_as_the_page_has_it_is_found(tmp_path: Path, right: str, wrong: str) -> None:
+    page = tmp_path / "page.md"
+    assert right in PAGE
+    page.write_text(PAGE.replace(right, wrong))
+    assert len(pages.shell(page, tmp_path, os.environ)) == 1
+
+
+def test_a_session_that_goes_wrong_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    for printed, number in ("2", 0), ("3", 1):
+        page.write_text(f"```python\n>>> 1 + 1\n{printed}\n\n```\n")
+        assert len(pages.session(page, sys.executable, tmp_path, os.environ)) == number
+
+
+# ---- pictures ---------------------------------------------------------------------------------
+
+
+def test_pictures_are_as_they_are_drawn() -> None:
+    pictures = loaded(DOCS / "pictures" / "draw.py").PICTURES
+    shown = re.findall(r"\(pictures/(\w+)\.svg\)", (DOCS / "concepts.md").read_text())
+    assert sorted(shown) == sorted(pictures)
+    for name, draw in pictures.items():
+        assert (DOCS / "pictures" / f"{name}.svg").read_text(encoding="utf-8") == draw(), name
+
+
+# ---- what is generated ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def extensions(monkeypatch: pytest.MonkeyPatch) -> Path:
+    pytest.importorskip("sphinx", reason="the pages are an extra: pip install '.[docs]'")
+    monkeypatch.syspath_prepend(str(DOCS / "_ext"))
+    return DOCS / "_ext"
+
+
+def test_the_page_of_the_headers_has_every_function(extensions: Path) -> None:
+    c_header = loaded(extensions / "c_header.py")
+    page = (DOCS / "reference" / "c.md").read_text()
+    headers = re.findall(r"^\.\. c-header:: (\w+\.h)$", page, re.MULTILINE)
+    functions: dict[str, str] = {}
+    for header in headers:
+        for group in c_header.groups((c_header.CSRC / header).read_text()):
+            for declaration in group.declarations:
+                kind, signature = c_header.directive_of(declaration)
+                if kind == "c:function":
+                    functions[re.findall(r"(\w+)\(", signature)[0]] = group.comment
+    assert set(native.addresses()) <= set(functions)
+    assert "Marks every group" in functions["hbitmap_set"]
+    assert functions["hbitmap_unpin"] == functions["hbitmap_pin"]
+
+
+def test_a_drawing_in_a_comment_stays_one(extensions: Path) -> None:
+    c_header = loaded(extensions / "c_header.py")
+    text = "Words that\ngo on:\n    1 2\n\n    3\n  (a) one\n      more\n  (b) two\nEnd."
+    assert list(c_header.blocks(text)) == [
+        ["Words that", "go on:"],
+        ["    1 2", "", "    3"],
+        ["  (a) one", "      more", "  (b) two"],
+        ["End."],
+    ]
+
+
+def test_types_of_qmp_are_said_in_words(extensions: Path) -> None:
+    qmp_commands = loaded(extensions / "qmp_commands.py")
+    schema = qmp_commands.schema
+    assert qmp_commands.words(schema.BITMAP) == "{node: string, name: string}"
+    assert qmp_commands.words(schema.BITMAPS) == "{bitmaps: list of {node: string, name: string}}"
+    assert qmp_commands.words(schema.AREAS).endswith("start?: integer, limit?: integer}")
+
+
+def test_every_page_of_docs_is_in_the_index_or_in_a_folder_s() -> None:
+    index = (DOCS / "index.md").read_text()
+    for page in DOCS.glob("*.md"):
+        assert page.name == "index.md" or f"({page.name})" in index, page.name
+    reference = (DOCS / "reference" / "README.md").read_text()
+    for page in (DOCS / "reference").glob("*.md"):
+        assert page.name == "README.md" or f"({page.name})" in reference, page.name
