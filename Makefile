@@ -25,7 +25,10 @@ TSAN = -O1 -fsanitize=thread
 MACHINES = s390x aarch64
 
 .PHONY: help run test test-pure build bench bench-c bench-stores results lint types asan asan-c asan-py tsan cross \
-    cross-tools $(addprefix cross-,$(MACHINES)) lockstep interrupts wheel clean
+    cross-tools $(addprefix cross-,$(MACHINES)) lockstep interrupts wheel docs man first-hour clean
+
+# What shows that examples in pages and docstrings give what they show.
+DOCTESTS = tests/test_docs.py tests/test_docstrings.py tests/test_readme.py tests/test_howto.py
 
 # Steps of `make lockstep`.
 N ?= 20000
@@ -82,6 +85,16 @@ lockstep: $(VENV)/.test ## Send N=20000 steps to a real QEMU and to ours, and co
 interrupts: $(VENV)/.test ## Raise at every line of every change of bitmaps, at every allocation, by signals (half an hour)
 	PYBITMAP_ALL_LINES=1 $(BIN)/python -m pytest -n auto tests/block/test_interrupts.py \
 	    tests/block/test_no_memory.py tests/block/test_signals.py
+
+docs: $(VENV)/.docs $(VENV)/.test ## Make the pages in build/docs/html (a warning is an error), and run their examples
+	$(BIN)/sphinx-build -q -W --keep-going -j auto -b html -c docs . build/docs/html
+	$(if $(DOCTESTS),$(BIN)/python -m pytest -q $(DOCTESTS))
+
+man: $(VENV)/.docs ## Make the manual page, build/docs/man/pybitmap.1
+	$(BIN)/sphinx-build -q -W --keep-going -b man -c docs . build/docs/man
+
+first-hour: ## Do what README, the tutorial and the how-tos say, in a fresh clone and a new virtual environment
+	$(PYTHON) tests/first_hour.py
 
 wheel: $(VENV)/.package ## Build source archive and wheel into dist/ (WHEEL_PYTHONS="python3 pypy3": wheels of these), and look at them
 	rm -rf dist
