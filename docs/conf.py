@@ -8,6 +8,7 @@ place here as where the file is read as it is. `include_patterns` says which fil
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -55,7 +56,7 @@ nitpick_ignore_regex = [("py:class", ".*"), ("py:exc", r"nbd\..*"), ("c:identifi
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 
-smartquotes = False  # options begin with two dashes
+smartquotes_action = "D"  # dashes; quotation marks may be those of code
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
@@ -65,6 +66,8 @@ autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 c_maximum_signature_line_length = 88
+
+highlight_language = "none"  # of blocks that name none: drawings, dialogues
 
 html_theme = "furo"
 html_title = f"pybitmap {version}"
@@ -89,5 +92,18 @@ def sizes_too(app: Sphinx, ctx: click.Context, lines: list[str]) -> None:
         lines += ["", SYNTAX]
 
 
+def options_as_code(app: Sphinx, ctx: click.Context, lines: list[str]) -> None:
+    """And examples, which are lines of a block: or two dashes become one."""
+    for number, line in enumerate(lines):
+        example = re.fullmatch(r"(\|  +)([^`]*\S)\s*", line)
+        if example:
+            lines[number] = f"{example[1]}``{example[2]}``"
+        elif not line.lstrip().startswith(".."):
+            option = r"(?<![\w`-])(--[a-z][\w-]*)(?=[\s,.;:)\]/]|$)"
+            lines[number] = re.sub(option, r"``\1``", line)
+
+
 def setup(app: Sphinx) -> None:
     app.connect("sphinx-click-process-epilog", sizes_too)
+    for part in ("description", "options", "arguments"):
+        app.connect(f"sphinx-click-process-{part}", options_as_code)
