@@ -28,7 +28,8 @@ MACHINES = s390x aarch64
     cross-tools $(addprefix cross-,$(MACHINES)) lockstep interrupts wheel docs man first-hour clean
 
 # What shows that examples in pages and docstrings give what they show.
-DOCTESTS = tests/test_docs.py tests/test_docstrings.py tests/test_readme.py tests/test_howto.py
+DOCTESTS = tests/test_docs.py tests/test_docstrings.py tests/test_readme.py tests/test_howto.py \
+    tests/test_promises.py tests/compat/test_page.py tests/qmp/test_qmp_docs.py
 
 # Steps of `make lockstep`.
 N ?= 20000

@@ -8,16 +8,20 @@ clone. That the pages can be made, without a warning, is `make docs`.
 from __future__ import annotations
 
 import doctest
+import importlib
 import importlib.util
 import os
 import re
 import sys
+from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
 
 import pages
 import pytest
+import test_docstrings
 
+import pybitmap
 from pybitmap import native
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -121,6 +125,22 @@ def test_a_session_that_goes_wrong_is_found(tmp_path: Path) -> None:
         assert len(pages.session(page, sys.executable, tmp_path, os.environ)) == number
 
 
+def test_the_first_hour_fails_if_something_is_not_as_a_page_has_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first_hour = loaded(ROOT / "tests" / "first_hour.py")
+    if not (ROOT / ".git").exists():
+        pytest.skip("no clone of git's")
+    for wrong, code in ([], 0), (["README.md:7: $ false"], 1):
+        monkeypatch.setattr(first_hour, "follow", lambda folder, wrong=wrong: wrong)
+        assert first_hour.main() == code
+        assert capsys.readouterr().err.split() == " ".join(wrong).split()
+    assert [each.partition("#")[0].strip() for each in first_hour.installs(ROOT / "README.md")] == [
+        "pip install .",
+        "pip install '.[cli]'",
+    ]
+
+
 # ---- pictures ---------------------------------------------------------------------------------
 
 
@@ -175,6 +195,19 @@ def test_types_of_qmp_are_said_in_words(extensions: Path) -> None:
     assert qmp_commands.words(schema.BITMAP) == "{node: string, name: string}"
     assert qmp_commands.words(schema.BITMAPS) == "{bitmaps: list of {node: string, name: string}}"
     assert qmp_commands.words(schema.AREAS).endswith("start?: integer, limit?: integer}")
+
+
+def test_the_reference_has_whatever_is_public() -> None:
+    text = "\n".join(page.read_text() for page in sorted((DOCS / "reference").glob("*.md")))
+    named = re.findall(r"^\.\. auto(?:class|function|exception):: ([\w.]+)$", text, re.MULTILINE)
+    whole = re.findall(r"^\.\. automodule:: ([\w.]+)$(?!\n   :no-members:)", text, re.MULTILINE)
+    things = {id(attrgetter(name.partition(".")[2])(pybitmap)) for name in named}
+    missing = []
+    for module in map(importlib.import_module, test_docstrings.PUBLIC):
+        for name, thing in test_docstrings.offered(module):
+            if id(thing) not in things and thing.__module__ not in whole:
+                missing.append(f"{module.__name__}.{name}")
+    assert missing == []
 
 
 def test_every_page_of_docs_is_in_the_index_or_in_a_folder_s() -> None:
