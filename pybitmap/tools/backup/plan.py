@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: MIT
+"""What a backup decides, before anything is done: increment or full copy, disk by disk, and why.
+
+No files, no QEMU: what was found goes in, a :class:`Plan` comes out.
+
+**Two bitmaps a point.** On each disk of a point there are, until the next point is listed,
+
+    pybitmap-TAG-POINT         records what is written from the instant of the point on
+    pybitmap-TAG-POINT-uncut   records nothing, and is all dirty: what is cut off when the disk
+                               shrinks is dirty in it no more, also when the disk grows again
+
+QEMU, and a store, forget what was dirty behind the end of a disk that shrinks, and what it grows by
+is clean. So a bitmap alone does not tell that the parent of an increment has old data there, which
+would come back in silence. The second one does, whatever was written since::
+
+    size 8, granularity 1     recording   uncut       content
+    at the point              ........    ########    abcdefgh
+    made smaller, to 5        .....       #####       abcde
+    made larger again, to 8   ........    #####...    abcde000     fgh of the parent would come back
+    write(7, 1)               .......#    #####...    abcde00w
+
+The last group is dirty in the recording one from the begin: a disk that ends amid a cluster may,
+when it grows, show what an earlier, larger one had left in the rest of it.
+
+The tag is the backup directory's: several of them may take from the same disk. The names are data
+of the manifest; the tag of its newest bitmap is the directory's, and before there is one its path
+makes one, so that what a killed first backup left is known again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import InvalidError
+from .manifest import Copy, Manifest
+
+#: Before the names of bitmaps, jobs, nodes and exports of ours.
+PREFIX = "pybitmap-"
+UNCUT = "-uncut"
+GRANULARITY = 65536  # bytes
+
+MODES = ("auto", "full", "incremental")
+
+_NAME = re.compile(r"pybitmap-([0-9a-f]{8})-([0-9a-f]{32})(-uncut)?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A bitmap that is on a disk."""
+
+    name: str
+    granularity: int  #: bytes
+    recording: bool
+    count: int | None = None  #: dirty bytes, in whole groups; None: not known
+    reason: str | None = None  #: why it cannot be used
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A disk that is to be backed up, as it is now.
+
+    :param name: in the manifest
+    :param place: what people call it: a path, or a device of a machine
+    :param size: in bytes
+    :param bitmaps: on it, by name
+    :param grows: what it shows where it has grown: zeroes (True), or nobody knows what
+    :param cluster: bytes of its format's cluster; 0: it has none
+    """
+
+    name: str
+    place: str
+    size: int
+    bitmaps: Mapping[str, Found]
+    grows: bool = True
+    cluster: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is done with a disk.
+
+    :param parent: point and copy that an increment lies over; None: a full copy
+    :param old: the bitmap that says what the increment has
+    :param reason: why it is a full copy; None: of an increment
+    """
+
+    disk: Disk
+    parent: tuple[str, Copy] | None = None
+    old: Found | None = None
+    reason: str | None = None
+
+    @property
+    def full(self) -> bool:
+        return self.parent is None
+
+
+class Names:
+    """Names of what one backup makes."""
+
+    def __init__(self, tag: str, point: str) -> None:
+        self.tag, self.point = tag, point
+        self.bitmap = f"{PREFIX}{tag}-{point}"
+        self.uncut = self.bitmap + UNCUT
+
+    def node(self, number: int) -> str:
+        """Of a target, in QEMU, which takes 31 characters at most; jobs are found by it."""
+        return f"{PREFIX}{self.point[:16]}-{number:x}"
+
+    def job(self, number: int, disk: str) -> str:
+        """``pybitmap-POINT-DISK``; a disk's characters that a job cannot have are left out."""
+        return f"{PREFIX}{self.point}-{number:x}.{re.sub('[^A-Za-z0-9._-]', '', disk)[:80]}"
+
+
+def node_of(job: str) -> str | None:
+    """The target's node of a job of ours, by its id."""
+    found = re.match(r"pybitmap-([0-9a-f]{16})[0-9a-f]{16}-([0-9a-f]+)\.", job, re.ASCII)
+    return f"{PREFIX}{found[1]}-{found[2]}" if found else None
+
+
+def tag_of(manifest: Manifest, folder: Path) -> str:
+    """Of a backup directory, in the names of its bitmaps."""
+    for point in reversed(manifest.points):
+        for copy in point.copies:
+            found = _NAME.fullmatch(copy.bitmap or "")
+            if found:
+                return found[1]
+    return hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:8]
+
+
+def kept(manifest: Manifest, disk: str) -> Collection[str]:
+    """The bitmaps on a disk that the manifest needs: of its newest copy."""
+    last = _newest(manifest, disk)
+    if last is None or last[1].bitmap is None:
+        return ()
+    return last[1].bitmap, last[1].bitmap + UNCUT
+
+
+def leftovers(names: Collection[str], tag: str, keep: Collection[str]) -> list[str]:
+    """Of bitmaps on a disk, those that backups into this directory have left."""
+    found = []
+    for name in names:
+        match = _NAME.fullmatch(name)
+        if match and match[1] == tag and name not in keep:
+            found.append(name)
+    return found
+
+
+def plan(manifest: Manifest, disk: Disk, mode: str) -> Plan:
+    """What is to be done with a disk.
+
+    :raises InvalidError: if an increment is asked for that cannot be, and why
+    """
+    last = _newest(manifest, disk.name)
+    reason = _why_full(last, disk) if mode != "full" else "a full one was asked for"
+    if reason is not None:
+        if mode == "incremental":
+            raise InvalidError(
+                f"disk '{disk.name}' has to be copied in full: {reason}. "
+                "Nothing was done; --auto or --full copies it so"
+            )
+        return Plan(disk, reason=reason)
+    assert last is not None
+    assert last[1].bitmap is not None
+    return Plan(disk, parent=last, old=disk.bitmaps[last[1].bitmap])
+
+
+def _newest(manifest: Manifest, disk: str) -> tuple[str, Copy] | None:
+    for point in reversed(manifest.points):
+        copy = point.copy_of(disk)
+        if copy is not None:
+            return point.id, copy
+    return None
+
+
+def _why_full(last: tuple[str, Copy] | None, disk: Disk) -> str | None:
+    """One line; None: an increment can be made."""
+    if last is None:
+        return "there is no copy of it yet"
+    point, copy = last
+    if copy.bitmap is None:
+        return f"point {point[:8]} has left no bitmap"
+    old = disk.bitmaps.get(copy.bitmap)
+    uncut = disk.bitmaps.get(copy.bitmap + UNCUT)
+    if old is None:
+        return (
+            f"it has no bitmap '{copy.bitmap}' since point {point[:8]}: it was replaced, restored "
+            "or snapshotted, or the machine was restarted and keeps none"
+        )
+    if old.reason is not None:
+        return f"bitmap '{old.name}' is inconsistent: {old.reason}"
+    if not old.recording:
+        return f"bitmap '{old.name}' was disabled"
+    if uncut is None:
+        return f"bitmap '{copy.bitmap + UNCUT}' is missing, which tells if the disk was cut"
+    if uncut.reason is not None:
+        return f"bitmap '{uncut.name}' is inconsistent: {uncut.reason}"
+    if uncut.recording:
+        return f"bitmap '{uncut.name}' was enabled"
+    if was_cut(uncut, copy.size, disk.size):
+        return (
+            f"the disk was smaller for a while since point {point[:8]}, and what was cut off is "
+            "not known to be dirty"
+        )
+    if disk.size > copy.size:
+        if not disk.grows:
+            return "it has grown, and what it has there now is not known"
+        if disk.cluster > old.granularity and copy.size % disk.cluster:
+            return "it has grown from a size amid one of its clusters"
+    return None
+
+
+def was_cut(uncut: Found, before: int, now: int) -> bool:
+    """Was a disk smaller for a while than it was before, and is now? All in bytes."""
+    size = min(before, now)
+    return uncut.count != -(-size // uncut.granularity) * uncut.granularity
