@@ -1,0 +1,406 @@
+# SPDX-License-Identifier: MIT
+"""Disks that no machine has open: qcow2 images, and raw disks whose bitmaps are in a local store.
+
+::
+
+                       qcow2 image                        raw disk, local store
+    look               entries, read only                 the same
+    prepare            NEW, NEW-uncut: one switch         the same, in the store; then that is
+                                                          opened to be read, and stays so: others
+                                                          can read it, and nobody can write
+    mark               .                                  OLD goes into the target
+    a daemon           opens it read only                 opens the disk read only
+    the instant        blockdev-backup with OLD           add OLD to the disk's node, merge it
+                                                          from the target, blockdev-backup
+    done               the daemon ends                    it ends, the store is closed
+    OLD                removed: one switch                the same
+
+A disk is nowhere in use while it is changed, and what is opened read only is as it was after any
+kill. The daemon, a ``qemu-storage-daemon``, is killed with us. Its locks keep machines from an
+image. Those of a raw disk nobody but QEMU heeds, so there it is the store's that count: whoever
+serves the disk with its bitmaps has them.
+
+A kill in between leaves NEW, in some images or all, beside OLD, which still records.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic, sleep
+from typing import IO
+
+from ... import offline
+from ...block.graph import BlockGraph
+from ...errors import (
+    InvalidError,
+    LockedError,
+    MismatchError,
+    NotFoundError,
+    StateError,
+    StoreError,
+)
+from ...store import LocalStore, Qcow2Store, Store, probe
+from ...store.base import StoredNode
+from ...store.qcow2.file import File
+from ...store.qcow2.image import Image
+from ..monitor import Action, DisconnectedError, Monitor, MonitorError, action
+from .jobs import ALL, END, OLD, Task, add_marks, give, merging
+from .plan import PREFIX, UNCUT, Disk, Found, Names, Plan
+from .qemu import started
+from .source import Disks, Source
+
+_SECTOR = 512  # bytes: what QEMU counts disks in
+
+
+@dataclass
+class _Image:
+    """A disk that is off.
+
+    :param label: QEMU's node
+    :param node: in the store, as people name it; None: of an image
+    :param driver: of QEMU, for the file itself
+    """
+
+    source: Source
+    store: Store
+    label: str
+    node: str | None
+    driver: str
+    size: int = 0
+    held: BlockGraph | None = None  # of a raw disk: its store, open to be read
+
+    @property
+    def raw(self) -> bool:
+        return isinstance(self.store, LocalStore)
+
+    def name(self, bitmap: str) -> offline.Name:
+        return self.node, bitmap
+
+
+class Images(Disks):
+    """See the head of this file.
+
+    :param timeout: seconds for each of the daemon's answers
+    """
+
+    def __init__(self, sources: Sequence[Source], timeout: float) -> None:
+        self._sources = sources
+        self._timeout = timeout
+        self._images: dict[str, _Image] = {}
+        self._daemon: _Daemon | None = None
+
+    def recover(self, folder: Path) -> list[str]:
+        """Daemons of killed runs are dead; ours is not needed any more."""
+        return []
+
+    # ---- looking ----------------------------------------------------------------------------
+
+    def look(self) -> list[Disk]:
+        for number, source in enumerate(self._sources):
+            self._images[source.name] = _found(source, f"{PREFIX}disk-{number:x}")
+        _check_apart([each.source for each in self._images.values()])
+        return [_disk(each) for each in self._images.values()]
+
+    @property
+    def names(self) -> Sequence[str]:
+        return list(self._images)
+
+    def bitmaps(self, disk: str) -> list[str]:
+        return [each.name for each in _listed(self._images[disk]).bitmaps]
+
+    # ---- before the instant -----------------------------------------------------------------
+
+    def prepare(self, plans: Sequence[Plan], names: Names, granularity: int) -> None:
+        for plan in plans:
+            image = self._images[plan.disk.name]
+            with _explained(image):
+                _add(image, names, granularity)
+        for plan in plans:
+            image = self._images[plan.disk.name]
+            if image.raw:
+                with _explained(image):
+                    image.held = _held(image)
+        self._daemon = _Daemon(self._timeout)
+        self.monitor = self._daemon.monitor
+        for plan in plans:
+            image = self._images[plan.disk.name]
+            file = {"driver": image.driver, "filename": os.path.abspath(image.source.place)}
+            node = {"driver": "raw" if image.raw else "qcow2", "read-only": True, "file": file}
+            self.monitor.execute("blockdev-add", node, node_name=image.label)
+
+    def source(self, plan: Plan) -> tuple[str, str | None]:
+        image = self._images[plan.disk.name]
+        if plan.old is None:
+            return image.label, None
+        return image.label, OLD if image.raw else plan.old.name
+
+    def mark(self, plan: Plan, path: Path, granularity: int) -> Sequence[str]:
+        image = self._images[plan.disk.name]
+        if image.held is None or image.node is None or plan.old is None:
+            return ()
+        give(image.held, path, plan.old.granularity, {OLD: (image.node, plan.old.name)})
+        return (OLD,)
+
+    def actions(self, task: Task, names: Names, granularity: int) -> list[Action]:
+        old = task.plan.old
+        if old is None or not task.marks:
+            return []
+        return [
+            action(
+                "block-dirty-bitmap-add",
+                node=task.source,
+                name=OLD,
+                granularity=old.granularity,
+                disabled=True,
+            ),
+            merging(task, OLD, OLD),
+        ]
+
+    def check(self, plans: Sequence[Plan]) -> None:
+        """Nobody can resize what is held, or locked."""
+
+    # ---- afterwards -------------------------------------------------------------------------
+
+    def done(self) -> None:
+        daemon, self._daemon = self._daemon, None
+        try:
+            if daemon is not None:
+                daemon.close()
+        finally:
+            for image in self._images.values():
+                held, image.held = image.held, None
+                if held is not None:
+                    held.close()
+
+    def forget(self, disk: str, names: Sequence[str]) -> None:
+        image = self._images[disk]
+        with _explained(image):
+            offline.remove(image.store, [image.name(each) for each in names], _silent)
+
+    def close(self) -> None:
+        self.done()
+
+
+def _silent(what: str, done: int, total: int | None) -> None:
+    """A progress that nobody hears."""
+
+
+class _explained:
+    """Says of a disk that is locked what can be done."""
+
+    def __init__(self, image: _Image) -> None:
+        self._image = image
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if type(error) is LockedError:
+            what = (
+                "a program that serves it has its store; it can be backed up while that is off, or "
+                "through QEMU (--qmp)"
+                if self._image.raw
+                else "a machine that has it open is backed up by its monitor (--qmp)"
+            )
+            raise LockedError(f"{error}; {what}", error.errno) from error
+
+
+# ---- one disk -------------------------------------------------------------------------------
+
+
+def _found(source: Source, label: str) -> _Image:
+    """
+    :raises InvalidError: if it is no disk that can be backed up so
+    :raises StoreError, OSError: if it cannot be looked at
+    """
+    mode = os.stat(source.place).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+        raise InvalidError(f"{source.place}: neither a file nor a block device")
+    driver = "host_device" if stat.S_ISBLK(mode) else "file"
+    if source.store is None:
+        if probe(source.place) is not Qcow2Store:
+            raise InvalidError(
+                f"{source.place}: not a qcow2 image; a raw disk needs the local store with its "
+                f"bitmaps: {source.place},store=DIR"
+            )
+        if source.node is not None:
+            raise InvalidError(f"{source.place}: a qcow2 image has one node, without a name")
+        return _Image(source, Qcow2Store(source.place), label, None, driver)
+    if probe(source.place) is Qcow2Store:
+        raise InvalidError(
+            f"{source.place}: a qcow2 image has its bitmaps itself: leave out store={source.store}"
+        )
+    if probe(source.store) is not LocalStore:
+        raise InvalidError(f"{source.store}: not a local store, which would have {source.place}'s")
+    return _Image(source, LocalStore(source.store), label, source.node, driver)
+
+
+def _check_apart(sources: Sequence[Source]) -> None:
+    """
+    :raises InvalidError: if two of them are the same file
+    """
+    seen: dict[tuple[int, int], Source] = {}
+    for each in sources:
+        status = os.stat(each.place)
+        other = seen.setdefault((status.st_dev, status.st_ino), each)
+        if other is not each:
+            raise InvalidError(f"'{other.name}' and '{each.name}' are the same disk: {each.place}")
+
+
+def _listed(image: _Image) -> StoredNode:
+    """What is stored of it; also finds its node in the store.
+
+    :raises NotFoundError: if there is no such node
+    :raises LockedError: if another program has it open
+    """
+    with _explained(image):
+        nodes = image.store.entries()
+    if not image.raw:
+        return nodes[0]
+    there = ", ".join(str(each.name) for each in nodes) or "none"
+    if image.node is None:
+        if len(nodes) != 1:
+            raise InvalidError(f"{image.store.path}: name a node, node=NODE; nodes there: {there}")
+        image.node = nodes[0].name
+    for node in nodes:
+        if node.name == image.node:
+            return node
+    raise NotFoundError(f"{image.store.path}: Node '{image.node}' not found; nodes there: {there}")
+
+
+def _disk(image: _Image) -> Disk:
+    node = _listed(image)
+    if image.raw:
+        size = _size_of(image.source.place)
+        if size != node.size:
+            raise MismatchError(
+                f"{image.source.place} has {size} bytes, and node '{node.name}' of "
+                f"{image.store.path} {node.size}: let its bitmaps follow with "
+                f"pybitmap resize {image.store.path} {size}"
+            )
+    if node.size % _SECTOR:
+        raise InvalidError(
+            f"{image.source.place} has {node.size} bytes, which is no multiple of {_SECTOR}: QEMU "
+            "would copy another size"
+        )
+    image.size = node.size
+    bitmaps = {}
+    for each in node.bitmaps:
+        if not each.name.startswith(PREFIX):
+            continue
+        count = None
+        if each.name.endswith(UNCUT) and each.reason is None:
+            count = _counted(image, each.name, each.granularity)
+        bitmaps[each.name] = Found(each.name, each.granularity, each.enabled, count, each.reason)
+    return Disk(
+        name=image.source.name,
+        place=image.source.place,
+        size=node.size,
+        bitmaps=bitmaps,
+        grows=not image.raw or image.driver == "file",
+        cluster=0 if image.raw else _cluster_size(image),
+    )
+
+
+def _size_of(path: str) -> int:
+    with open(path, "rb", buffering=0) as file:
+        return file.seek(0, os.SEEK_END)
+
+
+def _cluster_size(image: _Image) -> int:
+    with closing(File(image.source.place, read_only=True)) as file:
+        return Image(file, read_only=True).cluster_size
+
+
+def _counted(image: _Image, bitmap: str, granularity: int) -> int:
+    """Dirty bytes, in whole groups."""
+    with offline.areas(image.store, image.name(bitmap), _silent) as areas:
+        return sum(-(-length // granularity) * granularity for _, length in areas)
+
+
+def _add(image: _Image, names: Names, granularity: int) -> None:
+    """The bitmaps of a new point, in one switch; nothing is in use at any moment."""
+    store = image.store
+    with BlockGraph() as graph:
+        label = image.node or image.label
+        store.at_rest = True
+        try:
+            graph.add_node(label, store=store)
+        finally:
+            store.at_rest = False
+        marks = add_marks(graph, image.size, granularity)
+        with graph.transaction(close=True) as tx:
+            tx.add(label, names.bitmap, granularity, persistent=True)
+            tx.merge(label, names.bitmap, [marks[END]])
+            tx.add(label, names.uncut, granularity, persistent=True, disabled=True)
+            tx.merge(label, names.uncut, [marks[ALL]])
+
+
+def _held(image: _Image) -> BlockGraph:
+    """A graph that has the store open, to be read: nobody marks in it meanwhile."""
+    graph = BlockGraph()
+    try:
+        assert image.node is not None
+        graph.add_node(image.node, store=image.store, read_only=True)
+        return graph
+    except BaseException:
+        graph.close()
+        raise
+
+
+# ---- the daemon -----------------------------------------------------------------------------
+
+
+class _Daemon:
+    """A qemu-storage-daemon of our own: its monitor; gone with us, whatever kills us.
+
+    :raises StoreError: if it does not start
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self._stack = ExitStack()
+        try:
+            errors = self._stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+            # Not the backup directory: the path of a socket has at most 107 bytes.
+            folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
+            path = folder / "qmp"
+            # wait=on: until we are there. Others are greeted twice, if they come too early.
+            chardev = f"socket,id=qmp,path={str(path).replace(',', ',,')},server=on,wait=on"
+            arguments = ["qemu-storage-daemon", "--chardev", chardev, "--monitor", "chardev=qmp"]
+            self._process = self._stack.enter_context(
+                started(arguments, errors=errors, folder=folder, stdin=subprocess.DEVNULL)
+            )
+            self.monitor = self._stack.enter_context(self._connected(path, timeout, errors))
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _connected(self, path: Path, timeout: float, errors: IO[bytes]) -> Monitor:
+        end = monotonic() + timeout
+        while True:
+            if path.exists():
+                with suppress(DisconnectedError):
+                    return Monitor(path, timeout=timeout)
+            if self._process.poll() is not None or monotonic() > end:
+                errors.seek(0)
+                said = errors.read(1 << 16).decode("utf-8", "replace").strip()
+                raise StoreError(f"qemu-storage-daemon does not start: {said or 'no answer'}")
+            sleep(0.005)
+
+    def close(self) -> None:
+        """It has closed all files then. May be called twice."""
+        try:
+            if not self.monitor.closed:
+                with suppress(MonitorError, StateError):
+                    self.monitor.execute("quit")
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(self.monitor.timeout)
+        finally:
+            self._stack.close()

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: MIT
+"""Disks of a machine that runs, by its own monitor.
+
+::
+
+    query-block, query-named-block-nodes     which node a disk is, and its bitmaps
+    transaction                              add NEW, NEW-uncut; merge marks; blockdev-backup
+    block-dirty-bitmap-remove                leftovers; OLD, once the point is listed
+
+A qcow2 image keeps the bitmaps, also when the machine is started again. Other disks have them in
+the machine's memory: after its restart they are copied in full. Nodes may have names that QEMU gave
+them (``#block123``). Sizes cannot change while jobs run: QEMU refuses that.
+
+Visitors. Writer: the guest; each of its writes is in the copies, or recorded for the next, as the
+transaction has it. Kill: jobs and bitmaps stay with QEMU until the next run. Twin: another client
+of the monitor is kept out by QEMU as long as this one is there.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...block.graph import BlockGraph
+from ...errors import InvalidError, NotFoundError, StateError
+from ..monitor import Action, Monitor, action
+from .jobs import ALL, END, Task, add_marks, bitmaps_of, give, merging, nodes_of, recover
+from .plan import UNCUT, Disk, Names, Plan, was_cut
+from .source import Disks, Source
+
+
+class Live(Disks):
+    """See the head of this file.
+
+    :param monitor: of the machine; whoever made it closes it
+    """
+
+    def __init__(self, monitor: Monitor, sources: Sequence[Source]) -> None:
+        self.monitor = monitor
+        self._sources = sources
+        self._nodes: dict[str, str] = {}  # of disks
+        self._persistent: dict[str, bool] = {}
+
+    def look(self) -> list[Disk]:
+        nodes = nodes_of(self.monitor)
+        devices = self.monitor.execute("query-block")
+        disks = []
+        for source in self._sources:
+            node = nodes[_find(source.place, devices, nodes)]
+            disks.append(_disk(source, node))
+            self._nodes[source.name] = node["node-name"]
+            self._persistent[source.name] = node["drv"] == "qcow2"
+        twice = [
+            each for each in self._nodes if list(self._nodes.values()).count(self._nodes[each]) > 1
+        ]
+        if twice:
+            raise InvalidError(f"{' and '.join(map(repr, twice))} are the same disk")
+        return disks
+
+    def recover(self, folder: Path) -> list[str]:
+        return recover(self.monitor, folder)
+
+    def prepare(self, plans: Sequence[Plan], names: Names, granularity: int) -> None:
+        pass  # bitmaps are added with the transaction
+
+    def source(self, plan: Plan) -> tuple[str, str | None]:
+        return self._nodes[plan.disk.name], None if plan.old is None else plan.old.name
+
+    def mark(self, plan: Plan, path: Path, granularity: int) -> Sequence[str]:
+        with BlockGraph() as graph:
+            marks = add_marks(graph, plan.disk.size, granularity)
+            give(graph, path, granularity, marks)
+        return tuple(marks)
+
+    def actions(self, task: Task, names: Names, granularity: int) -> list[Action]:
+        persistent = self._persistent[task.plan.disk.name]
+        made: list[Action] = []
+        for name, disabled, marks in ((names.bitmap, False, END), (names.uncut, True, ALL)):
+            made.append(
+                action(
+                    "block-dirty-bitmap-add",
+                    node=task.source,
+                    name=name,
+                    granularity=granularity,
+                    persistent=persistent,
+                    disabled=disabled,
+                )
+            )
+            made.append(merging(task, name, marks))
+        return made
+
+    def check(self, plans: Sequence[Plan]) -> None:
+        """Jobs are there now, so sizes stay."""
+        nodes = nodes_of(self.monitor)
+        for plan in plans:
+            if plan.parent is None or plan.old is None:
+                continue
+            found = bitmaps_of(nodes[self._nodes[plan.disk.name]]).get(plan.old.name + UNCUT)
+            if found is None or was_cut(found, plan.parent[1].size, plan.disk.size):
+                raise StateError(
+                    f"disk '{plan.disk.name}' was resized while the backup began: nothing was "
+                    "done, try again"
+                )
+
+    def done(self) -> None:
+        """The machine goes on."""
+
+    def close(self) -> None:
+        """Likewise."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        return list(self._nodes)
+
+    def bitmaps(self, disk: str) -> list[str]:
+        return list(bitmaps_of(nodes_of(self.monitor)[self._nodes[disk]]))
+
+    def forget(self, disk: str, names: Sequence[str]) -> None:
+        for name in names:
+            self.monitor.execute("block-dirty-bitmap-remove", node=self._nodes[disk], name=name)
+
+
+def _find(place: str, devices: Sequence[Mapping[str, Any]], nodes: Mapping[str, Any]) -> str:
+    """The node of a disk, by the name of its device, or its own."""
+    found = []
+    for each in devices:
+        qdev = str(each.get("qdev", ""))
+        if place and place in (each["device"], qdev, _id_of(qdev)):
+            if "inserted" not in each:
+                raise NotFoundError(f"device '{place}' has no medium")
+            found.append(each["inserted"]["node-name"])
+    if not found and place in nodes:
+        found.append(place)
+    if len(set(found)) > 1:
+        raise InvalidError(f"'{place}' is several disks: {', '.join(sorted(found))}; name a node")
+    if not found:
+        there = sorted({_called(each) for each in devices if "inserted" in each} - {""})
+        raise NotFoundError(
+            f"the machine has no disk '{place}'; disks there: {', '.join(there) or 'none'}"
+        )
+    return str(found[0])
+
+
+def _id_of(qdev: str) -> str:
+    """What the user called a device, of /machine/peripheral/ID/virtio-backend."""
+    parts = qdev.split("/")
+    return parts[3] if parts[:3] == ["", "machine", "peripheral"] and len(parts) > 3 else qdev
+
+
+def _called(device: Mapping[str, Any]) -> str:
+    return str(
+        device["device"] or _id_of(str(device.get("qdev", ""))) or device["inserted"]["node-name"]
+    )
+
+
+def _disk(source: Source, node: Mapping[str, Any]) -> Disk:
+    image = node["image"]
+    return Disk(
+        name=source.name,
+        place=source.place,
+        size=image["virtual-size"],
+        bitmaps=bitmaps_of(node),
+        grows=node["drv"] == "qcow2" or (node["drv"] == "raw" and _is_file(str(node["file"]))),
+        cluster=image.get("cluster-size", 0) if node["drv"] == "qcow2" else 0,
+    )
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(name).st_mode)
+    except (OSError, ValueError):
+        return False

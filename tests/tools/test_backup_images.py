@@ -1,0 +1,390 @@
+# SPDX-License-Identifier: MIT
+"""Backups of disks that nobody has open: qcow2 images, and raw disks with a local store."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from daemon import qemu_img
+from filesystems import mounted
+from machines import Machine, content, write
+from peers import package, peer
+
+from pybitmap import BlockGraph, offline
+from pybitmap.errors import (
+    BitmapError,
+    InvalidError,
+    LockedError,
+    MismatchError,
+    NotFoundError,
+)
+from pybitmap.store import LocalStore, Qcow2Store
+from pybitmap.tools.backup.manifest import Repository
+from pybitmap.tools.backup.run import Backup, Hooks, backup
+from pybitmap.tools.backup.source import Source
+
+package("qemu.qmp")
+peer("qemu-storage-daemon", "qemu-system-common")
+K, M = 1 << 10, 1 << 20
+
+
+def fill_up(folder: Path) -> None:
+    """Until there is no room left."""
+    file = os.open(folder / "fill", os.O_WRONLY | os.O_CREAT)
+    with suppress(OSError):
+        while True:
+            os.write(file, bytes(4096))
+    os.close(file)
+
+
+@pytest.fixture
+def folder(memory_path: Path) -> Path:
+    return memory_path
+
+
+def image(folder: Path, name: str, size: int = 4 * M) -> Path:
+    path = folder / f"{name}.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", str(path), str(size))
+    return path
+
+
+class Raw:
+    """A raw disk whose writer marks in a local store."""
+
+    def __init__(self, folder: Path, name: str, node: str = "vm", size: int = 4 * M) -> None:
+        self.path, self.store, self.node = folder / f"{name}.raw", folder / "store", node
+        self.path.touch()
+        os.truncate(self.path, size)
+        offline.add(LocalStore(self.store), (node, "daily"), lambda *_: None, size=size)
+        self.source = Source(str(self.path), name, str(self.store), node)
+
+    def write(self, pattern: int, offset: int, nbytes: int) -> None:
+        with BlockGraph() as graph, self.path.open("r+b") as file:
+            node = graph.add_node(self.node, store=LocalStore(self.store))
+            with node.writing(offset, nbytes):
+                file.seek(offset)
+                file.write(bytes([pattern]) * nbytes)
+
+    def resize(self, *sizes: int) -> None:
+        for size in sizes:
+            os.truncate(self.path, size)
+            offline.resize(LocalStore(self.store), self.node, size, lambda *_: None, shrink=True)
+
+
+def copied(to: Path, done: Backup, disk: str) -> bytes:
+    copy = done.point.copy_of(disk)
+    assert copy is not None
+    return content(to / copy.file)
+
+
+def fulls(done: Backup) -> dict[str, str | None]:
+    return {copy.disk: copy.reason for copy in done.point.copies if copy.parent is None}
+
+
+def ours(store: LocalStore | Qcow2Store) -> set[str]:
+    return {
+        each.name
+        for node in store.entries()
+        for each in node.bitmaps
+        if each.name.startswith("pybitmap-")
+    }
+
+
+def settled(done: Backup, disk: str, store: LocalStore | Qcow2Store) -> None:
+    copy = done.point.copy_of(disk)
+    assert copy is not None
+    assert ours(store) == {copy.bitmap, f"{copy.bitmap}-uncut"}
+    assert not any(each.in_use for node in store.entries() for each in node.bitmaps)
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_images_and_raw_disks_in_one_call_restore_each_point(folder: Path) -> None:
+    a, raw, to = image(folder, "a"), Raw(folder, "r"), folder / "to"
+    write(a, "write -P 1 0 2M", format="qcow2")
+    raw.write(1, 0, 2 * M)
+    points = []
+    for number in range(4):
+        write(a, f"write -P {number + 2} {number * 300}k 100k", "write -z 1M 64k", format="qcow2")
+        raw.write(number + 9, number * 300 * K, 100 * K)
+        done = backup([a, raw.source], to)
+        points.append((done, content(a), raw.path.read_bytes()))
+        assert set(fulls(done)) == ({"a.qcow2", "r"} if number == 0 else set())
+        assert done.notes == ()
+        settled(done, "a.qcow2", Qcow2Store(a))
+        settled(done, "r", LocalStore(raw.store))
+    for done, of_a, of_raw in points:
+        assert copied(to, done, "a.qcow2") == of_a
+        assert copied(to, done, "r") == of_raw
+    assert max(copy.nbytes for done, *_ in points[1:] for copy in done.point.copies) < 2 * M
+    [node] = LocalStore(raw.store).entries()
+    assert node.bitmaps[0].name == "daily"
+    qemu_img("check", str(a))
+
+
+def test_a_machine_goes_on_where_the_image_was_backed_up_and_the_other_way_round(
+    folder: Path,
+) -> None:
+    a, to = image(folder, "a"), folder / "to"
+    backup([Source(str(a), "a")], to)
+    with Machine({"a": a}) as machine:
+        machine.write("a", "write -P 3 1M 64k")
+        done = backup(["a"], to, qmp=machine.qmp)
+        assert not fulls(done)
+        machine.write("a", "write -P 4 2M 64k")
+        machine.stop()
+    done = backup([Source(str(a), "a")], to)
+    assert not fulls(done)
+    assert copied(to, done, "a") == content(a)
+
+
+@pytest.mark.parametrize("small", [M, M + 512, 4 * M - 512])
+def test_what_a_disk_loses_by_shrinking_does_not_come_back(folder: Path, small: int) -> None:
+    a, raw, to = image(folder, "a"), Raw(folder, "r"), folder / "to"
+    write(a, "write -P 7 0 4M", format="qcow2")
+    raw.write(7, 0, 4 * M)
+    backup([a, raw.source], to)
+    qemu_img("resize", "-q", "--shrink", str(a), str(small))
+    qemu_img("resize", "-q", str(a), "4M")
+    raw.resize(small, 4 * M)
+    write(a, "write -P 8 4194176 128", format="qcow2")
+    raw.write(8, 4 * M - 128, 128)
+    done = backup([a, raw.source], to)
+    assert copied(to, done, "a.qcow2") == content(a)
+    assert copied(to, done, "r") == raw.path.read_bytes()
+    if 4 * M - small >= 64 * K:
+        assert {str(each)[:26] for each in fulls(done).values()} == {"the disk was smaller for a"}
+    qemu_img("resize", "-q", "--shrink", str(a), str(small))
+    raw.resize(small)
+    between = backup([a, raw.source], to)
+    assert not fulls(between)
+    assert copied(to, between, "a.qcow2") == content(a)
+    qemu_img("resize", "-q", str(a), "4M")
+    raw.resize(4 * M)
+    done = backup([a, raw.source], to)
+    assert copied(to, done, "a.qcow2") == content(a)
+    assert copied(to, done, "r") == raw.path.read_bytes()
+
+
+def test_an_image_that_a_machine_has_open_is_refused_and_points_to_its_monitor(
+    folder: Path,
+) -> None:
+    a, to = image(folder, "a"), folder / "to"
+    with Machine({"a": a}), pytest.raises(LockedError, match="--qmp"):
+        backup([a], to)
+    assert ours(Qcow2Store(a)) == set()
+
+
+def test_a_raw_disk_that_is_served_is_refused(folder: Path) -> None:
+    raw, to = Raw(folder, "r"), folder / "to"
+    with BlockGraph() as graph:
+        graph.add_node("vm", store=LocalStore(raw.store))
+        with pytest.raises(LockedError, match="program that serves it"):
+            backup([raw.source], to)
+    assert ours(LocalStore(raw.store)) == set()
+
+
+@pytest.mark.parametrize("step", ["prepared", "instant", "copied"])
+def test_nobody_can_write_to_a_disk_while_it_is_copied(folder: Path, step: str) -> None:
+    a, raw, to = image(folder, "a"), Raw(folder, "r"), folder / "to"
+    refused = []
+
+    def attempt(now: str) -> None:
+        if now == step:
+            with pytest.raises(BitmapError):
+                raw.write(3, 0, 512)
+            said = subprocess.run(
+                ["qemu-io", "-c", "write 0 1k", str(a)], capture_output=True, text=True
+            )
+            assert "lock" in said.stderr
+            refused.append(now)
+
+    backup([a, raw.source], to, hooks=Hooks(step=attempt))
+    assert refused == [step]
+
+
+def test_a_disk_that_is_in_use_afterwards_keeps_its_old_bitmap_until_the_next_time(
+    folder: Path,
+) -> None:
+    a, to = image(folder, "a"), folder / "to"
+    backup([a], to)
+    machines = []
+
+    def start(step: str) -> None:
+        if step == "listed":
+            machines.append(Machine({"a.qcow2": a}))
+
+    done = backup([a], to, hooks=Hooks(step=start))
+    assert not fulls(done)
+    assert len(done.notes) == 1
+    assert "until its next backup" in done.notes[0]
+    with machines[0] as machine:
+        machine.write("a.qcow2", "write -P 3 0 64k")
+        done = backup(["a.qcow2"], to, qmp=machine.qmp)
+        assert not fulls(done)
+        assert len([each for each in machine.bitmaps("a.qcow2") if "pybitmap" in each]) == 2
+        assert copied(to, done, "a.qcow2") == content(a, shared=True)
+
+
+def test_a_raw_disk_of_another_size_than_its_node_is_refused(folder: Path) -> None:
+    raw, to = Raw(folder, "r"), folder / "to"
+    os.truncate(raw.path, 5 * M)
+    with pytest.raises(MismatchError, match="pybitmap resize"):
+        backup([raw.source], to)
+
+
+def test_a_raw_disk_that_qemu_would_round_is_refused(folder: Path) -> None:
+    raw, to = Raw(folder, "r", size=4 * M + 100), folder / "to"
+    with pytest.raises(InvalidError, match="multiple of 512"):
+        backup([raw.source], to)
+
+
+def _plain(folder: Path) -> Source:
+    (folder / "p.raw").write_bytes(bytes(M))
+    return Source(str(folder / "p.raw"))
+
+
+def _wrong_node(folder: Path) -> Source:
+    return Source(Raw(folder, "r").source.place, store=str(folder / "store"), node="other")
+
+
+def _image_and_store(folder: Path) -> Source:
+    Raw(folder, "r")
+    return Source(str(image(folder, "a")), store=str(folder / "store"))
+
+
+def _folder(folder: Path) -> Source:
+    return Source(str(folder))
+
+
+def _no_store(folder: Path) -> Source:
+    return Source(_plain(folder).place, store=str(folder))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (_plain, "store=DIR"),
+        (_wrong_node, "nodes there: vm"),
+        (_image_and_store, "leave out"),
+        (_folder, "neither a file"),
+        (_no_store, "not a local store"),
+    ],
+)
+def test_what_is_no_such_disk_is_refused(
+    folder: Path, make: Callable[[Path], Source], words: str
+) -> None:
+    with pytest.raises((InvalidError, NotFoundError), match=words):
+        backup([make(folder)], folder / "to")
+
+
+def test_the_same_disk_twice_is_refused(folder: Path) -> None:
+    a = image(folder, "a")
+    (folder / "link").symlink_to(a)
+    with pytest.raises(InvalidError, match="same disk"):
+        backup([a, folder / "link"], folder / "to")
+
+
+def test_several_nodes_of_one_store_are_backed_up_together(folder: Path) -> None:
+    one, two = Raw(folder, "one", "vm1"), Raw(folder, "two", "vm2", 2 * M)
+    to = folder / "to"
+    for pattern in (1, 2):
+        one.write(pattern, 0, 100 * K)
+        two.write(pattern, M, 100 * K)
+        done = backup([one.source, two.source], to)
+        assert copied(to, done, "one") == one.path.read_bytes()
+        assert copied(to, done, "two") == two.path.read_bytes()
+    assert not fulls(done)
+
+
+def test_a_node_may_be_called_anything(folder: Path) -> None:
+    for name in ("marks", "target", "a/b", "pybitmap-disk-0", "x" * 200):
+        (folder / name[:5].replace("/", "")).mkdir()
+        raw = Raw(folder / name[:5].replace("/", ""), "r", name)
+        to = folder / name[:5].replace("/", "") / "to"
+        for pattern in (1, 2):
+            raw.write(pattern, 0, 512)
+            done = backup([raw.source], to)
+        assert not fulls(done)
+        assert copied(to, done, "r") == raw.path.read_bytes()
+
+
+def test_a_block_device_is_backed_up_as_a_raw_disk(folder: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can make a loop device")
+    raw, to = Raw(folder, "r"), folder / "to"
+    made = subprocess.run(
+        ["losetup", "-f", "--show", raw.path], capture_output=True, text=True, check=False
+    )
+    if made.returncode:
+        pytest.skip(f"no loop device can be made here: {made.stderr.strip()}")
+    device = made.stdout.strip()
+    try:
+        source = Source(device, "r", str(raw.store), "vm")
+        for pattern in (1, 2):
+            raw.write(pattern, M, 64 * K)
+            subprocess.run(["blockdev", "--flushbufs", device], check=True)
+            done = backup([source], to)
+            assert copied(to, done, "r") == raw.path.read_bytes()
+        assert not fulls(done)
+    finally:
+        subprocess.run(["losetup", "-d", device], check=True)
+
+
+def test_an_image_over_another_is_copied_whole(folder: Path) -> None:
+    base, to = image(folder, "base"), folder / "to"
+    write(base, "write -P 5 0 4M", format="qcow2")
+    top = folder / "top.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", "-b", base.name, "-F", "qcow2", str(top))
+    for number in (1, 2):
+        write(top, f"write -P {number} {number}M 64k", format="qcow2")
+        done = backup([top], to)
+        assert copied(to, done, "top.qcow2") == content(top)
+    assert not fulls(done)
+
+
+def test_an_image_that_was_replaced_by_an_older_copy_is_copied_in_full(folder: Path) -> None:
+    a, to = image(folder, "a"), folder / "to"
+    write(a, "write -P 1 0 1M", format="qcow2")
+    backup([a], to)
+    kept = a.read_bytes()
+    write(a, "write -P 2 0 1M", format="qcow2")
+    backup([a], to)
+    a.write_bytes(kept)
+    done = backup([a], to)
+    assert "restored" in str(fulls(done)["a.qcow2"])
+    assert copied(to, done, "a.qcow2") == content(a)
+
+
+def test_no_room_in_the_image_for_bitmaps_changes_nothing(folder: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount")
+    with mounted(folder / "m", "-t", "tmpfs", "-o", "size=1m", "tmpfs") as small:
+        a, to = image(small, "a"), folder / "to"
+        write(a, "write -P 1 0 512k", format="qcow2")
+        fill_up(small)
+        before = sha256(a)
+        with pytest.raises(BitmapError):
+            backup([a], to)
+        assert sha256(a) == before
+        with Repository.open(to) as repository:
+            assert repository.leftovers() == []
+
+
+def test_a_file_that_nothing_can_be_written_to_is_refused_and_nothing_is_left(
+    folder: Path,
+) -> None:
+    a = image(folder, "a")
+    (folder / "file").write_text("x")
+    for to in (folder / "file", folder / "missing" / "to", folder):
+        with pytest.raises((BitmapError, OSError)):
+            backup([a], to)
+    assert ours(Qcow2Store(a)) == set()
