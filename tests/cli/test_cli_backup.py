@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 
 import pytest
-from backups import History
 from commands import Run
 from images import MIB, qemu_img
+from points import History
 
 from pybitmap.tools.backup import Repository, points
 

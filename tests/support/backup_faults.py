@@ -20,9 +20,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from backups import History, content, new_id, now
 from images import qemu_img
 from local_faults import MODES, Faults, killed_at
+from points import History, content, new_id, now
 
 from pybitmap import BitmapError
 from pybitmap.tools.backup import Point, Repository, points, prune, restore, verify

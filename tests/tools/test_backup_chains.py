@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from backups import KIB, History, content, random_writes, root_by_the_book
 from images import MIB
+from points import KIB, History, content, random_writes, root_by_the_book
 
 from pybitmap import BitmapError
 from pybitmap.tools.backup import Repository, points, prune, restore, verify

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from backups import KIB, History, root_by_the_book
 from hypothesis import given
 from hypothesis import strategies as st
 from images import MIB, qemu_img, qemu_io
+from points import KIB, History, root_by_the_book
 
 from pybitmap.errors import CorruptError, NotFoundError, StoreError
 from pybitmap.tools.backup.copies import chain

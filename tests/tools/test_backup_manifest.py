@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backups import new_id, now
 from hypothesis import given
 from hypothesis import strategies as st
 from lines import at_every_line
+from points import new_id, now
 from support import collect
 
 from pybitmap import BitmapError, InvalidError, NotFoundError

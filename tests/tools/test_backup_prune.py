@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from backups import History, content, new_id, now
 from filesystems import filesystem, mounted
 from images import MIB, qemu_img
 from lines import at_every_line
 from peers import lacking
+from points import History, content, new_id, now
 from support import collect
 
 from pybitmap import InvalidError, NotFoundError

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from backups import History
 from filesystems import mounted
 from images import MIB, qemu, qemu_img
 from lines import at_every_line
 from peers import lacking, peer
+from points import History
 from support import collect
 
 from pybitmap import InvalidError, NotFoundError

@@ -9,8 +9,8 @@ import os
 from pathlib import Path
 
 import pytest
-from backups import History
 from images import MIB, qemu_img, qemu_io
+from points import History
 
 from pybitmap import InvalidError, NotFoundError
 from pybitmap.errors import StoreError
