@@ -11,12 +11,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from backups import K, M, Raw, copied, fulls, needed, new_image, ours
 from daemon import qemu_img
 from filesystems import mounted
 from machines import Machine, content, write
 from peers import package, peer
 
-from pybitmap import BlockGraph, offline
+from pybitmap import BlockGraph
 from pybitmap.errors import (
     BitmapError,
     InvalidError,
@@ -25,13 +26,10 @@ from pybitmap.errors import (
     NotFoundError,
 )
 from pybitmap.store import LocalStore, Qcow2Store
-from pybitmap.tools.backup.manifest import Repository
-from pybitmap.tools.backup.run import Backup, Hooks, backup
-from pybitmap.tools.backup.source import Source
+from pybitmap.tools.backup import Hooks, Repository, Source, backup
 
 package("qemu.qmp")
 peer("qemu-storage-daemon", "qemu-system-common")
-K, M = 1 << 10, 1 << 20
 
 
 def fill_up(folder: Path) -> None:
@@ -48,67 +46,12 @@ def folder(memory_path: Path) -> Path:
     return memory_path
 
 
-def image(folder: Path, name: str, size: int = 4 * M) -> Path:
-    path = folder / f"{name}.qcow2"
-    qemu_img("create", "-q", "-f", "qcow2", str(path), str(size))
-    return path
-
-
-class Raw:
-    """A raw disk whose writer marks in a local store."""
-
-    def __init__(self, folder: Path, name: str, node: str = "vm", size: int = 4 * M) -> None:
-        self.path, self.store, self.node = folder / f"{name}.raw", folder / "store", node
-        self.path.touch()
-        os.truncate(self.path, size)
-        offline.add(LocalStore(self.store), (node, "daily"), lambda *_: None, size=size)
-        self.source = Source(str(self.path), name, str(self.store), node)
-
-    def write(self, pattern: int, offset: int, nbytes: int) -> None:
-        with BlockGraph() as graph, self.path.open("r+b") as file:
-            node = graph.add_node(self.node, store=LocalStore(self.store))
-            with node.writing(offset, nbytes):
-                file.seek(offset)
-                file.write(bytes([pattern]) * nbytes)
-
-    def resize(self, *sizes: int) -> None:
-        for size in sizes:
-            os.truncate(self.path, size)
-            offline.resize(LocalStore(self.store), self.node, size, lambda *_: None, shrink=True)
-
-
-def copied(to: Path, done: Backup, disk: str) -> bytes:
-    copy = done.point.copy_of(disk)
-    assert copy is not None
-    return content(to / copy.file)
-
-
-def fulls(done: Backup) -> dict[str, str | None]:
-    return {copy.disk: copy.reason for copy in done.point.copies if copy.parent is None}
-
-
-def ours(store: LocalStore | Qcow2Store) -> set[str]:
-    return {
-        each.name
-        for node in store.entries()
-        for each in node.bitmaps
-        if each.name.startswith("pybitmap-")
-    }
-
-
-def settled(done: Backup, disk: str, store: LocalStore | Qcow2Store) -> None:
-    copy = done.point.copy_of(disk)
-    assert copy is not None
-    assert ours(store) == {copy.bitmap, f"{copy.bitmap}-uncut"}
-    assert not any(each.in_use for node in store.entries() for each in node.bitmaps)
-
-
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_images_and_raw_disks_in_one_call_restore_each_point(folder: Path) -> None:
-    a, raw, to = image(folder, "a"), Raw(folder, "r"), folder / "to"
+    a, raw, to = new_image(folder, "a"), Raw(folder, "r"), folder / "to"
     write(a, "write -P 1 0 2M", format="qcow2")
     raw.write(1, 0, 2 * M)
     points = []
@@ -119,8 +62,8 @@ def test_images_and_raw_disks_in_one_call_restore_each_point(folder: Path) -> No
         points.append((done, content(a), raw.path.read_bytes()))
         assert set(fulls(done)) == ({"a.qcow2", "r"} if number == 0 else set())
         assert done.notes == ()
-        settled(done, "a.qcow2", Qcow2Store(a))
-        settled(done, "r", LocalStore(raw.store))
+        assert ours(Qcow2Store(a)) == needed(done, "a.qcow2")
+        assert ours(LocalStore(raw.store)) == needed(done, "r")
     for done, of_a, of_raw in points:
         assert copied(to, done, "a.qcow2") == of_a
         assert copied(to, done, "r") == of_raw
@@ -133,7 +76,7 @@ def test_images_and_raw_disks_in_one_call_restore_each_point(folder: Path) -> No
 def test_a_machine_goes_on_where_the_image_was_backed_up_and_the_other_way_round(
     folder: Path,
 ) -> None:
-    a, to = image(folder, "a"), folder / "to"
+    a, to = new_image(folder, "a"), folder / "to"
     backup([Source(str(a), "a")], to)
     with Machine({"a": a}) as machine:
         machine.write("a", "write -P 3 1M 64k")
@@ -148,7 +91,7 @@ def test_a_machine_goes_on_where_the_image_was_backed_up_and_the_other_way_round
 
 @pytest.mark.parametrize("small", [M, M + 512, 4 * M - 512])
 def test_what_a_disk_loses_by_shrinking_does_not_come_back(folder: Path, small: int) -> None:
-    a, raw, to = image(folder, "a"), Raw(folder, "r"), folder / "to"
+    a, raw, to = new_image(folder, "a"), Raw(folder, "r"), folder / "to"
     write(a, "write -P 7 0 4M", format="qcow2")
     raw.write(7, 0, 4 * M)
     backup([a, raw.source], to)
@@ -177,7 +120,7 @@ def test_what_a_disk_loses_by_shrinking_does_not_come_back(folder: Path, small: 
 def test_an_image_that_a_machine_has_open_is_refused_and_points_to_its_monitor(
     folder: Path,
 ) -> None:
-    a, to = image(folder, "a"), folder / "to"
+    a, to = new_image(folder, "a"), folder / "to"
     with Machine({"a": a}), pytest.raises(LockedError, match="--qmp"):
         backup([a], to)
     assert ours(Qcow2Store(a)) == set()
@@ -194,7 +137,7 @@ def test_a_raw_disk_that_is_served_is_refused(folder: Path) -> None:
 
 @pytest.mark.parametrize("step", ["prepared", "instant", "copied"])
 def test_nobody_can_write_to_a_disk_while_it_is_copied(folder: Path, step: str) -> None:
-    a, raw, to = image(folder, "a"), Raw(folder, "r"), folder / "to"
+    a, raw, to = new_image(folder, "a"), Raw(folder, "r"), folder / "to"
     refused = []
 
     def attempt(now: str) -> None:
@@ -214,7 +157,7 @@ def test_nobody_can_write_to_a_disk_while_it_is_copied(folder: Path, step: str) 
 def test_a_disk_that_is_in_use_afterwards_keeps_its_old_bitmap_until_the_next_time(
     folder: Path,
 ) -> None:
-    a, to = image(folder, "a"), folder / "to"
+    a, to = new_image(folder, "a"), folder / "to"
     backup([a], to)
     machines = []
 
@@ -258,7 +201,7 @@ def _wrong_node(folder: Path) -> Source:
 
 def _image_and_store(folder: Path) -> Source:
     Raw(folder, "r")
-    return Source(str(image(folder, "a")), store=str(folder / "store"))
+    return Source(str(new_image(folder, "a")), store=str(folder / "store"))
 
 
 def _folder(folder: Path) -> Source:
@@ -287,7 +230,7 @@ def test_what_is_no_such_disk_is_refused(
 
 
 def test_the_same_disk_twice_is_refused(folder: Path) -> None:
-    a = image(folder, "a")
+    a = new_image(folder, "a")
     (folder / "link").symlink_to(a)
     with pytest.raises(InvalidError, match="same disk"):
         backup([a, folder / "link"], folder / "to")
@@ -340,7 +283,7 @@ def test_a_block_device_is_backed_up_as_a_raw_disk(folder: Path) -> None:
 
 
 def test_an_image_over_another_is_copied_whole(folder: Path) -> None:
-    base, to = image(folder, "base"), folder / "to"
+    base, to = new_image(folder, "base"), folder / "to"
     write(base, "write -P 5 0 4M", format="qcow2")
     top = folder / "top.qcow2"
     qemu_img("create", "-q", "-f", "qcow2", "-b", base.name, "-F", "qcow2", str(top))
@@ -352,7 +295,7 @@ def test_an_image_over_another_is_copied_whole(folder: Path) -> None:
 
 
 def test_an_image_that_was_replaced_by_an_older_copy_is_copied_in_full(folder: Path) -> None:
-    a, to = image(folder, "a"), folder / "to"
+    a, to = new_image(folder, "a"), folder / "to"
     write(a, "write -P 1 0 1M", format="qcow2")
     backup([a], to)
     kept = a.read_bytes()
@@ -368,7 +311,7 @@ def test_no_room_in_the_image_for_bitmaps_changes_nothing(folder: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can mount")
     with mounted(folder / "m", "-t", "tmpfs", "-o", "size=1m", "tmpfs") as small:
-        a, to = image(small, "a"), folder / "to"
+        a, to = new_image(small, "a"), folder / "to"
         write(a, "write -P 1 0 512k", format="qcow2")
         fill_up(small)
         before = sha256(a)
@@ -382,7 +325,7 @@ def test_no_room_in_the_image_for_bitmaps_changes_nothing(folder: Path) -> None:
 def test_a_file_that_nothing_can_be_written_to_is_refused_and_nothing_is_left(
     folder: Path,
 ) -> None:
-    a = image(folder, "a")
+    a = new_image(folder, "a")
     (folder / "file").write_text("x")
     for to in (folder / "file", folder / "missing" / "to", folder):
         with pytest.raises((BitmapError, OSError)):

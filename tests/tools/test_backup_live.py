@@ -10,24 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from backups import K, M, copied, fulls, new_image, new_raw, of, settled
 from daemon import qemu_img
 from machines import Machine, content, write
 from peers import package
 
 from pybitmap.errors import InvalidError, LockedError, NotFoundError, StateError
-from pybitmap.tools.backup.manifest import Repository
-from pybitmap.tools.backup.run import Backup, Hooks, backup
-from pybitmap.tools.backup.source import Source
+from pybitmap.tools.backup import Hooks, Repository, Source, backup
 
 package("qemu.qmp")
-K, M = 1 << 10, 1 << 20
-
-
-def image(folder: Path, name: str, size: int = 4 * M, **options: Any) -> Path:
-    path = folder / f"{name}.qcow2"
-    more = ",".join(f"{key}={value}" for key, value in options.items())
-    qemu_img("create", "-q", "-f", "qcow2", *(["-o", more] if more else []), str(path), str(size))
-    return path
 
 
 @pytest.fixture
@@ -37,41 +28,9 @@ def folder(memory_path: Path) -> Path:
 
 @pytest.fixture
 def machine(folder: Path) -> Iterator[Machine]:
-    raw = folder / "r.raw"
-    raw.touch()
-    os.truncate(raw, 4 * M)
-    with Machine({"a": image(folder, "a"), "b": image(folder, "b"), "r": raw}) as made:
+    raw = new_raw(folder, "r")
+    with Machine({"a": new_image(folder, "a"), "b": new_image(folder, "b"), "r": raw}) as made:
         yield made
-
-
-def of(machine: Machine, disk: str) -> bytes:
-    path = machine.disks[disk]
-    return content(path, shared=True, format="raw" if path.suffix == ".raw" else "qcow2")
-
-
-def copied(to: Path, done: Backup, disk: str) -> bytes:
-    """What its copy has, by qemu-img alone."""
-    copy = done.point.copy_of(disk)
-    assert copy is not None
-    return content(to / copy.file)
-
-
-def ours(machine: Machine, disk: str) -> set[str]:
-    return {name for name in machine.bitmaps(disk) if name.startswith("pybitmap-")}
-
-
-def fulls(done: Backup) -> dict[str, str | None]:
-    return {copy.disk: copy.reason for copy in done.point.copies if copy.parent is None}
-
-
-def settled(machine: Machine, done: Backup, *disks: str) -> None:
-    """Nothing of ours is left but the bitmaps of the newest point."""
-    assert machine.jobs() == []
-    assert [each for each in machine.nodes() if each.startswith("pybitmap")] == []
-    for disk in disks:
-        copy = done.point.copy_of(disk)
-        assert copy is not None
-        assert ours(machine, disk) == {copy.bitmap, f"{copy.bitmap}-uncut"}
 
 
 def test_increments_have_what_was_written_and_restore_each_point(
@@ -163,7 +122,7 @@ def test_after_a_restart_of_the_machine_images_go_on_and_raw_disks_begin_anew(
 
 def test_after_a_kill_of_the_machine_that_disk_alone_is_copied_in_full(folder: Path) -> None:
     to = folder / "to"
-    with Machine({"a": image(folder, "a"), "b": image(folder, "b")}) as machine:
+    with Machine({"a": new_image(folder, "a"), "b": new_image(folder, "b")}) as machine:
         backup(["a", "b"], to, qmp=machine.qmp)
         machine.stop()
         with Machine({"a": machine.disks["a"]}) as other:
@@ -200,11 +159,9 @@ def test_what_a_disk_loses_by_shrinking_does_not_come_back(
 ) -> None:
     to = folder / "to"
     if kind == "raw":
-        path = folder / "d.raw"
-        path.touch()
-        os.truncate(path, 4 * M)
+        path = new_raw(folder, "d")
     else:
-        path = image(folder, "d", cluster_size="2M" if kind == "2M clusters" else "64k")
+        path = new_image(folder, "d", cluster_size="2M" if kind == "2M clusters" else "64k")
     with Machine({"d": path}) as machine:
         machine.write("d", "write -P 7 0 4M")
         backup(["d"], to, qmp=machine.qmp)
@@ -260,7 +217,7 @@ def test_a_second_backup_into_the_directory_is_refused(machine: Machine, folder:
 
 
 def test_disks_are_named_as_people_name_them(folder: Path) -> None:
-    a, b = image(folder, "a"), image(folder, "b")
+    a, b = new_image(folder, "a"), new_image(folder, "b")
     with Machine({}, system=True, drive=f"file={a},if=none,id=drv0") as machine:
         file = {"driver": "file", "filename": str(b)}
         machine.must("blockdev-add", driver="qcow2", node_name="fmt", file=file)
@@ -316,7 +273,7 @@ def test_an_increment_that_was_asked_for_and_cannot_be_changes_nothing(
     to = folder / "to"
     with pytest.raises(InvalidError, match="no copy of it yet"):
         backup(["a"], to, qmp=machine.qmp, mode="incremental")
-    assert ours(machine, "a") == set()
+    assert machine.bitmaps("a") == {}
     backup(["a"], to, qmp=machine.qmp)
     assert not fulls(backup(["a"], to, qmp=machine.qmp, mode="incremental"))
     done = backup(["a"], to, qmp=machine.qmp, mode="full")
@@ -392,7 +349,7 @@ def test_files_have_what_their_manifest_says_and_qemu_finds_no_fault(
 def test_a_write_to_an_image_between_machines_is_found(folder: Path) -> None:
     """By QEMU's own tools, which record it."""
     to = folder / "to"
-    with Machine({"a": image(folder, "a")}) as machine:
+    with Machine({"a": new_image(folder, "a")}) as machine:
         backup(["a"], to, qmp=machine.qmp)
         machine.stop()
         write(machine.disks["a"], "write -P 4 1M 64k", format="qcow2")

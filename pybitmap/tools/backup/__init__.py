@@ -6,22 +6,33 @@ typed results, progress told to whoever asks, nothing printed, no state but that
 What all of them raise is a :class:`~pybitmap.errors.BitmapError`.
 """
 
+from .guest import GuestError, qga_hook
+from .jobs import JobError
 from .manifest import Copy, Manifest, Point, Repository, points
 from .prune import Pruned, prune
 from .restore import Restored, restore
+from .run import Backup, Hooks, backup
+from .source import Source
 from .verify import Verification, Verified, verify
 
 __all__ = [
+    "Backup",
     "Copy",
+    "GuestError",
+    "Hooks",
+    "JobError",
     "Manifest",
     "Point",
     "Pruned",
     "Repository",
     "Restored",
+    "Source",
     "Verification",
     "Verified",
+    "backup",
     "points",
     "prune",
+    "qga_hook",
     "restore",
     "verify",
 ]

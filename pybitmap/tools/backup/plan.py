@@ -189,7 +189,7 @@ def _why_full(last: tuple[str, Copy] | None, disk: Disk) -> str | None:
     if old is None:
         return (
             f"it has no bitmap '{copy.bitmap}' since point {point[:8]}: it was replaced, restored "
-            "or snapshotted, or the machine was restarted and keeps none"
+            "or snapshotted, or its machine was killed, or keeps none"
         )
     if old.reason is not None:
         return f"bitmap '{old.name}' is inconsistent: {old.reason}"

@@ -143,6 +143,13 @@ def backup(
     """
     found = [each if isinstance(each, Source) else Source(os.fspath(each)) for each in sources]
     check_names(found)
+    if qmp is not None:
+        for each in found:
+            if each.store is not None or (os.sep in each.place and os.path.isfile(each.place)):
+                raise InvalidError(
+                    f"'{each.place}' is no disk of a machine that runs: disks of a machine and "
+                    "such that are off have no instant in common; make two backups"
+                )
     if mode not in MODES:
         raise InvalidError(f"mode '{mode}' is none of {', '.join(MODES)}")
     if not (is_granularity(granularity) and 512 <= granularity <= 1 << 31):
