@@ -38,6 +38,7 @@ COMMANDS = {
     "check": ("bitmaps", "Check the bitmaps of TARGET."),
     "repair": ("bitmaps", "Make inconsistent bitmaps usable: all dirty."),
     "rescue": ("bitmaps", "Open an image that is refused for its bitmaps."),
+    "backup": ("backup_run", "Copy disks into a backup directory, by increments."),
     "verify": ("backup", "Check that each point of a backup can be restored."),
     "restore": ("backup", "Write a disk as it was at a point of a backup."),
     "list": ("backup", "List the points of a backup."),
