@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Points taken out: those that stay hold what they held. (Kills: test_backup_faults.py.)"""
+"""Points taken out: those that stay hold what they held. (Kills: test_points_faults.py.)"""
 
 from __future__ import annotations
 
