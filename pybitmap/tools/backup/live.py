@@ -28,7 +28,7 @@ from ...block.graph import BlockGraph
 from ...errors import InvalidError, NotFoundError, StateError
 from ..monitor import Action, Monitor, action
 from .jobs import ALL, END, Task, add_marks, bitmaps_of, give, merging, nodes_of, recover
-from .plan import UNCUT, Disk, Names, Plan, was_cut
+from .plan import UNCUT, Disk, Found, Names, Plan, was_cut
 from .source import Disks, Source
 
 
@@ -94,11 +94,10 @@ class Live(Disks):
 
     def check(self, plans: Sequence[Plan]) -> None:
         """Jobs are there now, so sizes stay."""
-        nodes = nodes_of(self.monitor)
         for plan in plans:
             if plan.parent is None or plan.old is None:
                 continue
-            found = bitmaps_of(nodes[self._nodes[plan.disk.name]]).get(plan.old.name + UNCUT)
+            found = self._bitmaps(plan.disk.name).get(plan.old.name + UNCUT)
             if found is None or was_cut(found, plan.parent[1].size, plan.disk.size):
                 raise StateError(
                     f"disk '{plan.disk.name}' was resized while the backup began: nothing was "
@@ -116,7 +115,16 @@ class Live(Disks):
         return list(self._nodes)
 
     def bitmaps(self, disk: str) -> list[str]:
-        return list(bitmaps_of(nodes_of(self.monitor)[self._nodes[disk]]))
+        return list(self._bitmaps(disk))
+
+    def _bitmaps(self, disk: str) -> dict[str, Found]:
+        name = self._nodes[disk]
+        node = nodes_of(self.monitor).get(name)
+        if node is None:
+            raise NotFoundError(
+                f"the machine has no node '{name}' any more, which disk '{disk}' was"
+            )
+        return bitmaps_of(node)
 
     def forget(self, disk: str, names: Sequence[str]) -> None:
         for name in names:

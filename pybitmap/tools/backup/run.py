@@ -121,8 +121,8 @@ def backup(
     Kill: the point is listed or it is not; what is left over is found, and goes, with the next
     backup of the same disks into the same directory. Fork: do not, amid it. Interruption: jobs are
     cancelled, and new files and bitmaps go, or it is done and listed. Twin: a second backup into
-    the directory is refused; one of the same disks into another directory is by QEMU, while jobs
-    run.
+    the directory is refused; one of the same disks into another is not, but a machine has one
+    client of its monitor at a time.
 
     :param sources: names of devices or nodes; or paths of qcow2 images, and of raw disks with
     stores
@@ -209,6 +209,8 @@ class _Run:
             self._put_back(tag)
             raise
         self._tidy(tag)
+        if failed:
+            self._sweep()
         step("removed")
         return Backup(point, failed, tuple(self.notes))
 
@@ -322,6 +324,13 @@ class _Run:
                 self.notes.append(
                     f"disk '{disk}' keeps bitmaps of earlier points until its next backup: {error}"
                 )
+
+    def _sweep(self) -> None:
+        """Of a disk that was left out."""
+        try:
+            self.repository.sweep()
+        except StoreError as error:
+            self.notes.append(f"files that no point names stay until the next backup: {error}")
 
     def _put_back(self, tag: str) -> None:
         """As before, as far as that can be: the next run does the rest."""

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: MIT
+"""Backups that something is in the way of: disks that fail, are full, are not to be written to."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from backups import (
+    K,
+    M,
+    copied,
+    fulls,
+    needed,
+    new_image,
+    nothing_left,
+    of,
+    ours,
+    settled,
+)
+from daemon import qemu_img
+from filesystems import mounted
+from machines import Machine, write
+from peers import package, peer
+
+from pybitmap.errors import BitmapError, StoreError
+from pybitmap.store import Qcow2Store
+from pybitmap.tools.backup import Hooks, JobError, backup
+from pybitmap.tools.monitor import MonitorError
+
+package("qemu.qmp")
+peer("qemu-storage-daemon", "qemu-system-common")
+
+
+@pytest.fixture
+def folder(memory_path: Path) -> Path:
+    return memory_path
+
+
+@pytest.fixture
+def machine(folder: Path) -> Iterator[Machine]:
+    with Machine({"a": new_image(folder, "a"), "b": new_image(folder, "b")}) as made:
+        yield made
+
+
+@pytest.fixture
+def small(folder: Path) -> Iterator[Path]:
+    """A file system of 3 MB."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount")
+    with mounted(folder / "m", "-t", "tmpfs", "-o", "size=3m", "tmpfs") as point:
+        yield point
+
+
+def fail_reads(machine: Machine, node: str, offset: int) -> None:
+    """From now on reads of a disk fail at an offset: its image is under blkdebug."""
+    machine.write(node, "flush")
+    told = qemu_img("map", "-U", "--output=json", str(machine.disks[node]))
+    [at] = [
+        each["offset"] + offset - each["start"]
+        for each in json.loads(told)
+        if each["start"] <= offset < each["start"] + each["length"]
+    ]
+    take_away(machine, node)
+    file = {"driver": "file", "filename": str(machine.disks[node])}
+    inject = [{"event": "read_aio", "iotype": "read", "errno": 5, "sector": at // 512}]
+    debug = {"driver": "blkdebug", "image": file, "inject-error": inject}
+    machine.must("blockdev-add", driver="qcow2", node_name=node, file=debug)
+
+
+def take_away(machine: Machine, node: str) -> None:
+    machine.must("block-export-del", id=f"x-{node}", mode="hard")
+    while any(each["id"] == f"x-{node}" for each in machine.must("query-block-exports")):
+        pass
+    machine.must("blockdev-del", node_name=node)
+
+
+def test_a_disk_that_cannot_be_read_is_left_out_and_keeps_its_bitmap(
+    machine: Machine, folder: Path
+) -> None:
+    to = folder / "to"
+    for disk in "ab":
+        machine.write(disk, "write -P 1 0 2M")
+    first = backup(["a", "b"], to, qmp=machine.qmp)
+    for disk in "ab":
+        machine.write(disk, "write -P 2 1M 256k")
+    fail_reads(machine, "b", M)
+    done = backup(["a", "b"], to, qmp=machine.qmp)
+    assert list(done.failed) == ["b"]
+    assert "Input/output error" in done.failed["b"]
+    assert [copy.disk for copy in done.point.copies] == ["a"]
+    settled(machine, done, "a")
+    settled(machine, first, "b")
+    assert copied(to, done, "a") == of(machine, "a")
+    with pytest.raises(JobError, match=r"'b' was not copied: Input/output error: nothing"):
+        backup(["b"], to, qmp=machine.qmp)
+    nothing_left(to, 2)
+    machine.restart()
+    done = backup(["a", "b"], to, qmp=machine.qmp)
+    assert not fulls(done)
+    nothing_left(to, 3)
+    for disk in "ab":
+        assert copied(to, done, disk) == of(machine, disk)
+
+
+def test_no_room_for_an_increment_is_told_before_it_begins(machine: Machine, small: Path) -> None:
+    to = small / "to"
+    machine.write("a", "write -P 1 0 256k")
+    first = backup(["a"], to, qmp=machine.qmp)
+    machine.write("a", "write -P 2 0 4M")
+    with pytest.raises(StoreError, match="make room"):
+        backup(["a"], to, qmp=machine.qmp)
+    settled(machine, first, "a")
+    nothing_left(to, 1)
+
+
+def test_no_room_while_it_is_copied_puts_all_back(machine: Machine, small: Path) -> None:
+    to = small / "to"
+    machine.write("a", "write -P 1 0 256k")
+    first = backup(["a"], to, qmp=machine.qmp)
+    machine.write("b", "write -P 2 0 4M")
+    with pytest.raises(JobError, match="No space left"):
+        backup(["b"], to, qmp=machine.qmp)
+    nothing_left(to, 1)
+    assert machine.bitmaps("b") == {}
+    settled(machine, first, "a")
+    machine.write("a", "write -P 3 1M 64k")
+    done = backup(["a"], to, qmp=machine.qmp)
+    assert not fulls(done)
+    assert copied(to, done, "a") == of(machine, "a")
+
+
+def fill_up(folder: Path) -> None:
+    file = os.open(folder / "fill", os.O_WRONLY | os.O_CREAT)
+    try:
+        while True:
+            os.write(file, bytes(4096))
+    except OSError:
+        os.close(file)
+
+
+@pytest.mark.parametrize("step", ["planned", "targets", "copied", "closed", "hashed"])
+def test_no_room_from_a_step_on_lists_nothing_wrong(
+    machine: Machine, small: Path, step: str
+) -> None:
+    """From some on there is room enough: then it is listed, and right."""
+    to = small / "to"
+    machine.write("a", "write -P 1 0 512k")
+    first = backup(["a"], to, qmp=machine.qmp)
+    machine.write("a", "write -P 2 256k 512k")
+
+    def fill(now: str) -> None:
+        if now == step:
+            fill_up(small)
+
+    try:
+        done = backup(["a"], to, qmp=machine.qmp, hooks=Hooks(step=fill))
+    except (BitmapError, OSError):
+        nothing_left(to, 1)
+        settled(machine, first, "a")
+    else:
+        assert step == "hashed"
+        settled(machine, done, "a")
+        assert copied(to, done, "a") == of(machine, "a")
+    (small / "fill").unlink()
+    done = backup(["a"], to, qmp=machine.qmp)
+    assert not fulls(done)
+    assert copied(to, done, "a") == of(machine, "a")
+
+
+def test_a_directory_that_cannot_be_written_to_is_refused_before_the_disks_are_touched(
+    folder: Path,
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount")
+    path = new_image(folder, "a")
+    with mounted(folder / "m", "-t", "tmpfs", "tmpfs") as point:
+        backup([path], point / "to")
+        write(path, "write -P 1 0 64k", format="qcow2")
+        before = path.read_bytes()
+        subprocess.run(["mount", "-o", "remount,ro", str(point)], check=True)
+        with pytest.raises((BitmapError, OSError), match=r"[Rr]ead-only"):
+            backup([path], point / "to")
+        assert path.read_bytes() == before
+        subprocess.run(["mount", "-o", "remount,rw", str(point)], check=True)
+        done = backup([path], point / "to")
+        assert not fulls(done)
+        assert ours(Qcow2Store(path)) == needed(done, "a.qcow2")
+
+
+def test_a_machine_without_the_disks_node_is_told_so(machine: Machine, folder: Path) -> None:
+    def remove(step: str) -> None:
+        if step == "planned":
+            take_away(machine, "a")
+
+    with pytest.raises(MonitorError, match="'a'"):
+        backup(["a", "b"], folder / "to", qmp=machine.qmp, hooks=Hooks(step=remove))
+    nothing_left(folder / "to", 0)
+    assert machine.bitmaps("b") == {}
+    assert machine.jobs() == []
+
+
+def test_a_job_of_somebody_else_with_the_same_disk_goes_on(machine: Machine, folder: Path) -> None:
+    to = folder / "to"
+    machine.write("a", "write -P 1 0 2M")
+    other = new_image(folder, "other")
+    file = {"driver": "file", "filename": str(other)}
+    machine.must("blockdev-add", driver="qcow2", node_name="other", file=file)
+    machine.must(
+        "blockdev-backup", job_id="mine", device="a", target="other", sync="full", speed=64 * K
+    )
+    done = backup(["a", "b"], to, qmp=machine.qmp)
+    assert [each["id"] for each in machine.jobs()] == ["mine"]
+    assert copied(to, done, "a") == of(machine, "a")
+    machine.must("job-cancel", id="mine")
+
+
+def test_jobs_of_another_directory_are_left_alone(machine: Machine, folder: Path) -> None:
+    """As of a backup that is under way there."""
+    file = {"driver": "file", "filename": str(new_image(folder, "pybitmap-other"))}
+    node, job = "pybitmap-0123456789abcdef-0", f"pybitmap-{'0123456789abcdef' * 2}-0.b"
+    machine.must("blockdev-add", driver="qcow2", node_name=node, file=file)
+    machine.must(
+        "blockdev-backup", job_id=job, device="b", target=node, sync="full", auto_finalize=False
+    )
+    done = backup(["a"], folder / "to", qmp=machine.qmp)
+    assert not done.failed
+    assert [each["id"] for each in machine.jobs()] == [job]
+    assert node in machine.nodes()
+
+
+def test_a_job_that_somebody_else_cancels_is_a_disk_left_out(
+    machine: Machine, folder: Path
+) -> None:
+    to = folder / "to"
+    machine.write("a", "write -P 1 0 2M")
+
+    def cancel(step: str) -> None:
+        if step == "after":
+            [job] = [each["id"] for each in machine.jobs() if each["id"].endswith(".a")]
+            machine.must("job-cancel", id=job)
+
+    done = backup(["a", "b"], to, qmp=machine.qmp, speed=M, hooks=Hooks(step=cancel))
+    assert list(done.failed) == ["a"]
+    assert machine.bitmaps("a") == {}
+    assert machine.jobs() == []
+    nothing_left(to, 1)
+    assert set(fulls(backup(["a", "b"], to, qmp=machine.qmp))) == {"a"}
