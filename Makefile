@@ -25,7 +25,7 @@ TSAN = -O1 -fsanitize=thread
 MACHINES = s390x aarch64
 
 .PHONY: help run test test-pure build bench bench-c bench-stores results lint types asan asan-c asan-py tsan cross \
-    cross-tools $(addprefix cross-,$(MACHINES)) lockstep interrupts wheel docs man first-hour clean
+    cross-tools $(addprefix cross-,$(MACHINES)) lockstep interrupts histories wheel docs man first-hour clean
 
 # What shows that examples in pages and docstrings give what they show.
 DOCTESTS = tests/test_docs.py tests/test_docstrings.py tests/test_readme.py tests/test_howto.py \
@@ -86,6 +86,9 @@ lockstep: $(VENV)/.test ## Send N=20000 steps to a real QEMU and to ours, and co
 interrupts: $(VENV)/.test ## Raise at every line of every change of bitmaps, at every allocation, by signals (half an hour)
 	PYBITMAP_ALL_LINES=1 $(BIN)/python -m pytest -n auto tests/block/test_interrupts.py \
 	    tests/block/test_no_memory.py tests/block/test_signals.py
+
+histories: $(VENV)/.test ## Back up 500 random histories of disks, killed and resized, and restore each point (ten minutes)
+	PYBITMAP_HISTORIES=500 $(BIN)/python -m pytest -n auto tests/tools/test_backup_histories.py
 
 docs: $(VENV)/.docs $(VENV)/.test ## Make the pages in build/docs/html (a warning is an error), and run their examples
 	$(BIN)/sphinx-build -q -W --keep-going -j auto -b html -c docs . build/docs/html
