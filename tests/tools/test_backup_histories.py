@@ -39,7 +39,7 @@ SEEDS = (
     if "PYBITMAP_HISTORY" in os.environ
     else range(int(os.environ.get("PYBITMAP_HISTORIES", "20")))
 )
-STEPS_IN_ONE = 14
+STEPS_IN_ONE = 8
 SECTOR = 512
 
 
@@ -91,6 +91,7 @@ class History:
             self.do_backup: 6,
             self.do_killed_backup: 2,
             self.do_resize: 2,
+            self.do_cut: 1,
             self.do_switch: 2,
             self.do_kill_machine: 1,
             self.do_lose_bitmap: 1,
@@ -108,7 +109,9 @@ class History:
         size = len(self.held[name])
         offset = self.rng.choice([0, size - SECTOR, self.rng.randrange(size // SECTOR) * SECTOR])
         nbytes = min(self.rng.choice([1, SECTOR, 4096, 70000, 300000]), size - offset)
-        pattern = self.rng.choice([0, self.rng.randrange(1, 256)])
+        self._put(name, offset, nbytes, self.rng.choice([0, self.rng.randrange(1, 256)]))
+
+    def _put(self, name: str, offset: int, nbytes: int, pattern: int) -> None:
         self.say(f"write {name} {offset}+{nbytes} {pattern}")
         self.held[name][offset : offset + nbytes] = bytes([pattern]) * nbytes
         if name == "s":
@@ -121,6 +124,23 @@ class History:
         else:
             write(self.paths[name], command, format="qcow2")
 
+    def do_cut(self) -> None:
+        """What a point has is cut off before the next, or beside one; perhaps all is written to."""
+        name = self.rng.choice(self.at_hand())
+        size = len(self.held[name])
+        smaller = self.rng.randrange(1, size // SECTOR + 1) * SECTOR
+        self._put(name, size // 2, size - size // 2, 77)
+        self.do_backup([name])
+        if self.rng.random() < 0.5:
+            self._resize(name, [smaller, size])
+        else:
+            self._resize(name, [smaller])
+            self.do_backup([name])
+            self._resize(name, [size])
+        if self.rng.random() < 0.5:
+            self._put(name, size - SECTOR, SECTOR, 78)
+        self.do_backup([name])
+
     def do_resize(self) -> None:
         name = self.rng.choice(self.at_hand())
         sizes = [
@@ -129,7 +149,11 @@ class History:
         ]
         if len(sizes) == 2:
             sizes[1] = self.rng.choice([len(self.held[name]), sizes[1]])
+        self._resize(name, sizes)
+
+    def _resize(self, name: str, sizes: list[int]) -> None:
         self.say(f"resize {name} {sizes}")
+        self._remove_inconsistent(name)
         if name == "s":
             self.stored.resize(*sizes)
         elif self.machine is not None:
@@ -138,6 +162,18 @@ class History:
             for size in sizes:
                 qemu_img("resize", "-q", "--shrink", str(self.paths[name]), str(size))
         self.held[name] = self.read(name)
+
+    def _remove_inconsistent(self, name: str) -> None:
+        """With such bitmaps QEMU resizes no image."""
+        if self.machine is not None:
+            for each in self.machine.bitmaps(name).values():
+                if each.get("inconsistent"):
+                    self.machine.must("block-dirty-bitmap-remove", node=name, name=each["name"])
+        elif name != "s":
+            [node] = Qcow2Store(self.paths[name]).entries()
+            stale = [(None, each.name) for each in node.bitmaps if each.inconsistent]
+            if stale:
+                offline.remove(Qcow2Store(self.paths[name]), stale, lambda *_: None)
 
     def do_switch(self) -> None:
         if self.machine is not None:
@@ -199,9 +235,9 @@ class History:
 
     # ---- backups ----------------------------------------------------------------------------
 
-    def _sources(self) -> tuple[list[str], list[Place]]:
+    def _sources(self, names: list[str] | None = None) -> tuple[list[str], list[Place]]:
         there = self.at_hand()
-        names = self.rng.sample(there, self.rng.randrange(1, len(there) + 1))
+        names = names or self.rng.sample(there, self.rng.randrange(1, len(there) + 1))
         if self.machine is not None:
             return names, list(names)
         places = {name: Source(str(self.paths[name]), name) for name in "ab"}
@@ -211,12 +247,12 @@ class History:
     def _now(self) -> dict[str, bytes]:
         return {name: bytes(held) for name, held in self.held.items()}
 
-    def do_backup(self) -> None:
+    def do_backup(self, only: list[str] | None = None) -> None:
         """With writes beside it; sometimes the machine is killed, at any step."""
-        names, sources = self._sources()
-        kill = (
-            self.rng.choice(STEPS) if self.machine is not None and self.rng.random() < 0.15 else ""
-        )
+        names, sources = self._sources(only)
+        kill = ""
+        if only is None and self.machine is not None and self.rng.random() < 0.15:
+            kill = self.rng.choice(STEPS)
         writes = self.rng.sample(STEPS, 3) if self.machine is not None and not kill else []
         mode = self.rng.choice(["auto", "auto", "auto", "full"])
         self.say(f"backup {names} {mode} kill={kill} writes={writes}")
