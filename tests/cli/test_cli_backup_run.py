@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 import pytest
-from backups import M, Raw, new_image, nothing_left, of, settled
+from backing_up import M, Raw, new_image, nothing_left, of, settled
 from commands import Run, heed_signals
 from machines import Machine, content, write
 from peers import package, peer

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from backups import M, Place, Raw, killed, new_image, new_raw
+from backing_up import M, Place, Raw, killed, new_image, new_raw
 from daemon import qemu_img
 from machines import Machine, content, write
 from peers import package, peer

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from backups import K, M, Raw, copied, fulls, needed, new_image, ours
+from backing_up import K, M, Raw, copied, fulls, needed, new_image, ours
 from daemon import qemu_img
 from filesystems import mounted
 from machines import Machine, content, write

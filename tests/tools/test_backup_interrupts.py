@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from backups import (
+from backing_up import (
     Place,
     Raw,
     copied,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backups import K, M, copied, fulls, new_image, new_raw, of, settled
+from backing_up import K, M, copied, fulls, new_image, new_raw, of, settled
 from daemon import qemu_img
 from machines import Machine, content, write
 from peers import package

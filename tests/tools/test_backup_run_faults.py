@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from backups import (
+from backing_up import (
     K,
     M,
     copied,
