@@ -92,7 +92,7 @@ def test_the_backup_shown_is_what_it_prints(
 ) -> None:
     pytest.importorskip("click")
     pytest.importorskip("rich")
-    (block,) = [block for block in blocks("console") if "qemu-img create" in block]
+    (block,) = [block for block in blocks("console") if "pybitmap take" in block]
     (program,) = [block for block in blocks("python") if "Qcow2Store(" in block]
     _, _, _, _, info, dump, *_ = run_all(block)
     (shown,) = [block for block in blocks("text") if "offset,length" in block]

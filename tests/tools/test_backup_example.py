@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: MIT
+"""The example of docs/howto/backup.md, beside a machine that is written to."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from backing_up import new_image
+from machines import Machine
+from peers import package
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "backup.py"
+
+
+def test_the_example_makes_a_full_copy_and_increments(memory_path: Path) -> None:
+    package("qemu.qmp")
+    with Machine({"vda": new_image(memory_path, "vda")}) as machine:
+        told = []
+        for number in range(2):
+            machine.write("vda", f"write -P {number + 1} 0 64k")
+            command = [sys.executable, EXAMPLE, machine.qmp, memory_path / "to", "vda"]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            told.append(done.stdout)
+    assert "all of it, since there is no copy of it yet" in told[0]
+    assert "an increment" in told[1]
+    assert told[1].endswith("every point can be restored\n")
