@@ -42,6 +42,7 @@ include_patterns = [
     "README.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
+    "SECURITY.md",
     "bench/RESULTS.md",
     "docs/**",
     "examples/qemu_plugin/README.md",
