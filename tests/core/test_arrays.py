@@ -246,9 +246,8 @@ def test_masks_beside_marks_and_truncates_have_what_was_marked_before() -> None:
             mask = hb.to_mask()
             assert len(mask) in sizes
             assert mask[:200].tolist() == [True] * 100 + [False] * 100
-            assert hb.to_mask(40_000).tolist() == [False] * max(
-                0, len(hb.to_mask(40_000)) and 25_536
-            )
+            assert set(hb.to_mask(40_000).tolist()) <= {False}
+            assert len(hb.to_mask(10, end=20)) == 10
     finally:
         running = False
         thread.join()
