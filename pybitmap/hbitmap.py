@@ -842,12 +842,10 @@ class HBitmap(Base, MutableSet[int]):
         while True:
             size = self.size
             nbits = max(0, -(-min(end, size) >> bits) - first)
-            try:
+            # For a bitmap of that size it cannot be refused; another thread may give it another.
+            with suppress(RangeError, InvalidError):
                 data, head = self._words_from(first, nbits, size) if nbits else (b"", 0)
                 break
-            except (RangeError, InvalidError):
-                if self.size == size:
-                    raise
         mask = bytearray(head + nbits)
         with _core.raw_array("bits", data) as c_bits, _core.raw_array("a mask", mask) as c_mask:
             _core.hbmask_unpack(c_mask, c_bits, len(mask))

@@ -242,7 +242,7 @@ def test_masks_beside_marks_and_truncates_have_what_was_marked_before() -> None:
     thread = threading.Thread(target=change)
     thread.start()
     try:
-        for _ in range(300):
+        for _ in range(1000):
             mask = hb.to_mask()
             assert len(mask) in sizes
             assert mask[:200].tolist() == [True] * 100 + [False] * 100
