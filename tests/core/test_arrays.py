@@ -388,11 +388,11 @@ def test_a_table_without_memory_is_an_error_and_leaves_nothing() -> None:
 import resource
 from pybitmap import HBitmap
 from pybitmap.arrays import Items
-hb = HBitmap(1 << 26); hb.set(0, 1 << 26)
+hb = HBitmap(1 << 22); hb.set(0, 1 << 22)
 items = hb.items_array()
 limit = resource.getrlimit(resource.RLIMIT_AS)
 used = int(open("/proc/self/statm").read().split()[0]) * 4096
-resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), limit[1]))
+resource.setrlimit(resource.RLIMIT_AS, (used + (16 << 20), limit[1]))
 try:
     items.__arrow_c_stream__()
 except MemoryError as error:
@@ -402,7 +402,7 @@ print(len(items[:5].__arrow_c_stream__().__class__.__name__) > 0, items[-1])
 """
     if not sys.platform.startswith("linux") or "libasan" in os.environ.get("LD_PRELOAD", ""):
         pytest.skip("the limit is Linux's, and AddressSanitizer maps more than it")
-    assert run_python(code) == f"no memory for a table of {1 << 26} rows\nTrue {(1 << 26) - 1}\n"
+    assert run_python(code) == f"no memory for a table of {1 << 22} rows\nTrue {(1 << 22) - 1}\n"
 
 
 @capsules
