@@ -182,7 +182,7 @@ def test_a_prune_that_changes_nothing_exits_with_1(run: Run, history: History) -
 def test_disks_and_points_are_completed(
     run: Run, history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """But no name that a shell would take apart; and nothing of what is no backup directory."""
+    """But no name that a shell would take apart; and nothing where there is no backup."""
     monkeypatch.setattr(completion, "PATIENCE", 600.0)  # it would end this process
     history.disk = "vdb"
     history.point(MIB, full=True)
