@@ -20,9 +20,8 @@ def test_the_example_makes_a_full_copy_and_increments(memory_path: Path) -> None
         told = []
         for number in range(2):
             machine.write("vda", f"write -P {number + 1} 0 64k")
-            command = [sys.executable, EXAMPLE, machine.qmp, memory_path / "to", "vda"]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            told.append(done.stdout)
+            words = map(str, (EXAMPLE, machine.qmp, memory_path / "to", "vda"))
+            told.append(subprocess.check_output([sys.executable, *words], text=True))
     assert "all of it, since there is no copy of it yet" in told[0]
     assert "an increment" in told[1]
     assert told[1].endswith("every point can be restored\n")

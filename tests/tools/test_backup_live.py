@@ -357,3 +357,37 @@ def test_a_write_to_an_image_between_machines_is_found(folder: Path) -> None:
         done = backup(["a"], to, qmp=machine.qmp)
         assert not fulls(done)
         assert copied(to, done, "a") == of(machine, "a")
+
+
+@pytest.mark.parametrize("kind", ["old qcow2", "read only"])
+def test_images_that_can_keep_no_bitmap_have_them_in_the_machines_memory(
+    folder: Path, kind: str
+) -> None:
+    to = folder / "to"
+    path = new_image(folder, "d", compat="0.10" if kind == "old qcow2" else "1.1")
+    write(path, "write -P 5 1M 64k", format="qcow2")
+    with Machine({}) as machine:
+        file = {"driver": "file", "filename": str(path)}
+        machine.must(
+            "blockdev-add",
+            driver="qcow2",
+            node_name="d",
+            file=file,
+            read_only=kind == "read only",
+        )
+        assert set(fulls(backup(["d"], to, qmp=machine.qmp))) == {"d"}
+        done = backup(["d"], to, qmp=machine.qmp)
+        assert not fulls(done)
+        assert copied(to, done, "d") == content(path, shared=True)
+
+
+def test_a_disk_of_nothing_is_refused_and_one_of_a_sector_is_not(folder: Path) -> None:
+    to = folder / "to"
+    with Machine({"d": new_image(folder, "d", 0), "a": new_image(folder, "a", 512)}) as machine:
+        with pytest.raises(InvalidError, match="'d' has 0 bytes"):
+            backup(["d", "a"], to, qmp=machine.qmp)
+        for pattern in (1, 2):
+            machine.write("a", f"write -P {pattern} 0 512")
+            done = backup(["a"], to, qmp=machine.qmp)
+            assert copied(to, done, "a") == bytes([pattern]) * 512
+        assert not fulls(done)

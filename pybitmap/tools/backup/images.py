@@ -290,6 +290,7 @@ def _disk(image: _Image) -> Disk:
             "would copy another size"
         )
     image.size = node.size
+    header = None if image.raw else _header(image)
     bitmaps = {}
     for each in node.bitmaps:
         if not each.name.startswith(PREFIX):
@@ -303,8 +304,8 @@ def _disk(image: _Image) -> Disk:
         place=image.source.place,
         size=node.size,
         bitmaps=bitmaps,
-        grows=not image.raw or image.driver == "file",
-        cluster=0 if image.raw else _cluster_size(image),
+        grows=image.driver == "file" if header is None else not header.has_data_file,
+        cluster=0 if header is None else header.cluster_size,
     )
 
 
@@ -313,9 +314,9 @@ def _size_of(path: str) -> int:
         return file.seek(0, os.SEEK_END)
 
 
-def _cluster_size(image: _Image) -> int:
+def _header(image: _Image) -> Image:
     with closing(File(image.source.place, read_only=True)) as file:
-        return Image(file, read_only=True).cluster_size
+        return Image(file, read_only=True)
 
 
 def _counted(image: _Image, bitmap: str, granularity: int) -> int:

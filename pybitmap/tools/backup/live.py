@@ -52,7 +52,7 @@ class Live(Disks):
             node = nodes[_find(source.place, devices, nodes)]
             disks.append(_disk(source, node))
             self._nodes[source.name] = node["node-name"]
-            self._persistent[source.name] = node["drv"] == "qcow2"
+            self._persistent[source.name] = _keeps_bitmaps(node)
         twice = [
             each for each in self._nodes if list(self._nodes.values()).count(self._nodes[each]) > 1
         ]
@@ -171,9 +171,26 @@ def _disk(source: Source, node: Mapping[str, Any]) -> Disk:
         place=source.place,
         size=image["virtual-size"],
         bitmaps=bitmaps_of(node),
-        grows=node["drv"] == "qcow2" or (node["drv"] == "raw" and _is_file(str(node["file"]))),
+        grows=_grows_by_zeroes(node),
         cluster=image.get("cluster-size", 0) if node["drv"] == "qcow2" else 0,
     )
+
+
+def _keeps_bitmaps(node: Mapping[str, Any]) -> bool:
+    """In its image; a disk that is read only needs none that outlives its machine."""
+    return node["drv"] == "qcow2" and not node["ro"] and _qcow2(node).get("compat") != "0.10"
+
+
+def _grows_by_zeroes(node: Mapping[str, Any]) -> bool:
+    if node["drv"] == "qcow2":
+        return not _qcow2(node).get("data-file-raw")
+    return node["drv"] == "raw" and _is_file(str(node["file"]))
+
+
+def _qcow2(node: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What QEMU tells of an image of that format."""
+    found: Mapping[str, Any] = node["image"].get("format-specific", {}).get("data", {})
+    return found
 
 
 def _is_file(name: str) -> bool:

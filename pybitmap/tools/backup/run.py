@@ -198,6 +198,9 @@ class _Run:
         self.repository.sweep()
         manifest = self.repository.manifest
         found = self.disks.look()
+        for each in found:
+            if not each.size:
+                raise InvalidError(f"disk '{each.name}' has 0 bytes: leave it out")
         step("recovered")
         plans = [plan(manifest, each, self.mode) for each in found]
         self._tidy(tag)
