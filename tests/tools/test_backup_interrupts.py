@@ -35,7 +35,7 @@ from pybitmap.tools.backup import Repository, backup
 package("qemu.qmp")
 peer("qemu-storage-daemon", "qemu-system-common")
 
-SAMPLE = 2
+SAMPLE = 1
 
 
 @pytest.fixture
