@@ -91,7 +91,7 @@ class History:
             self.do_backup: 6,
             self.do_killed_backup: 2,
             self.do_resize: 2,
-            self.do_cut: 1,
+            self.do_cut: 2,
             self.do_switch: 2,
             self.do_kill_machine: 1,
             self.do_lose_bitmap: 1,
