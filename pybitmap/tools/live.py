@@ -10,10 +10,10 @@ one of a carrier, an empty image of the same size (carrier.py), and this is clos
 bitmap there, and Qcow2Store reads it, as it reads any. Our own server (qmp/) tells areas itself, of
 a bitmap that it was merged into.
 
-**Rotation.** To take is to merge, then to clear. The guest may write in between where the disk has
-a thread of its own (iothread), since a transaction keeps that still for each action, not for all of
-them. So a second bitmap records meanwhile, and is merged back. What is written then may be in both
-bitmaps, and is in one at least.
+**Rotation.** To take is to merge, then to clear, and nothing may be written in between. QEMU drains
+a disk before a transaction; that one with a thread of its own (iothread) stays still until the last
+action, nobody says. So a second bitmap records from before the merge on, and is merged back behind
+the clear. What is written then may be in both bitmaps, and is in one at least.
 
 **What a kill leaves.** Carriers are nodes with files in a folder of this process (leftovers.py).
 What :class:`Taken` has taken is a bitmap beside its source, stored as that is, until it is done. A
@@ -305,6 +305,8 @@ class Extents(Guard):
     def _entered(self, nested: bool) -> Iterator[tuple[int, int]]:
         tidy(self._monitor)
         node, bitmap = _find(self._monitor, self._name)
+        if not node.size:  # QEMU stores no bitmap of nothing
+            return iter(())
         if self._monitor.has_command(_AREAS):
             return self._told(node, bitmap)
         return self._carried(node, bitmap)
