@@ -749,3 +749,22 @@ def test_two_at_a_time_do_not_disturb_each_other(ours: Ours, folder: Path) -> No
             for _ in range(20):
                 assert extents(monitor) == expected(WRITES)
         assert nothing_is_left(monitor, folder)
+
+
+def test_the_example_shows_where_a_machine_writes(qemu: Qemu) -> None:
+    example = Path(__file__).resolve().parents[2] / "examples" / "live_writes.py"
+    with subprocess.Popen(
+        [sys.executable, str(example), str(qemu.socket), "raw", "2"],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        qemu.daemon.write("raw", [(0, 1), (SIZE - 1, 1)])
+        second = process.stdout.readline()
+        assert process.wait(60) == 0
+    assert first.split() == ["0", "." * 64]
+    nbytes, picture = second.split()
+    assert (nbytes, picture[0], picture[-1], len(picture)) == ("131072", "#", "#", 64)
+    with Monitor(qemu.socket) as monitor:
+        assert bitmaps(monitor, "raw") == {}
