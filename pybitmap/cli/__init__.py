@@ -7,8 +7,9 @@ people give is in targets.py.  Errors are exceptions everywhere; `main` alone
 turns them into words on stderr and an exit code:
 
     0    done; with --expect, equal; with check, all good
-    1    done, and different from what was expected, or broken; a rescue that is refused
+    1    done, and different from what was expected, or broken; what a machine, or a rescue, refuses
     2    wrong usage, or input that cannot be used
+    129, 143  SIGHUP, SIGTERM, where something of a machine's was put back
     130  Ctrl-C (see __main__.py)
     141  standard output was closed by its reader, as by `head`
 """
@@ -39,7 +40,8 @@ EXIT_PIPE_CLOSED = 141  # 128 + SIGPIPE
 def cli() -> None:
     """QEMU-class dirty bitmaps.
 
-    TARGET is a qcow2 image, or the directory of a local store.
+    TARGET is a qcow2 image, or the directory of a local store; with --qmp a
+    node or a device of a machine that runs.
 
     For compilers, instead of a command: --cflags, --ldflags,
     --sources (the C files of the core), --pkgconfigdir.
