@@ -7,9 +7,9 @@ process and when that began: the process can be looked for.
 
 ::
 
-    pybitmap-41bb0f1c-5e0c9d21-f0000000-1234-88cd-0
-             machine, boot,    pids of, pid, start, which one of it
-             user              (Linux)
+    pybitmap-41bb0f1c-5e0c9d21-f0000000-1234-88cd-5920173840288351
+             machine, boot,    pids of, pid, start, random: nobody else
+             user              (Linux)              has made it before
 """
 
 from __future__ import annotations
@@ -22,18 +22,16 @@ import tempfile
 import uuid
 from contextlib import suppress
 from hashlib import sha256
-from itertools import count
 from pathlib import Path
+from secrets import randbits
 
 _NAME = re.compile(r"pybitmap-([0-9a-f]+)-([0-9a-f]+)-([0-9a-f]+)-([0-9]+)-([0-9a-f]+)-[0-9]+")
-
-_serial = count()
 
 
 def new_name() -> str:
     """Of this process, and no other thing's."""
     pid = os.getpid()
-    return f"pybitmap-{_machine()}-{_boot()}-{_space()}-{pid}-{_start(pid)}-{next(_serial)}"
+    return f"pybitmap-{_machine()}-{_boot()}-{_space()}-{pid}-{_start(pid)}-{randbits(63)}"
 
 
 def is_left(name: str) -> bool:
@@ -73,6 +71,15 @@ class Folder:
         """
         sweep()
         self.path.mkdir(0o700)
+
+    def give(self, path: Path, user: int | None) -> None:
+        """Let another user have a file in it, if that is to be and this one may.
+
+        :raises OSError: if it fails
+        """
+        if user not in (None, 0, os.geteuid()) and os.geteuid() == 0:
+            os.chown(path, int(user or 0), -1)
+            self.path.chmod(0o711)  # still this user's, who removes it
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)

@@ -22,7 +22,6 @@ later run removes the one, and puts back the other, once their process has ended
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -34,7 +33,7 @@ from .._guard import Guard
 from ..errors import CorruptError, InvalidError, NotFoundError, StateError
 from ..extent import rounded
 from ..hbitmap import HBitmap
-from ..offline import Name, areas
+from ..offline import Name, areas, counted
 from ..sizes import granularity_bits
 from ..store import Qcow2Store
 from ..store.base import Progress, StoredBitmap, StoredNode
@@ -328,8 +327,7 @@ class Extents(Guard):
         folder.make()
         path = folder.path / "carrier.qcow2"
         write_carrier(path, node.size)
-        _give(folder.path, monitor.user)
-        _give(path, monitor.user)
+        folder.give(path, monitor.user)
         self._carrier = carrier = _CARRIER + uuid4().hex[:12]
         monitor.execute(
             "blockdev-add",
@@ -341,16 +339,19 @@ class Extents(Guard):
         inside = (carrier, _INSIDE)
         new = _act("add", inside, granularity=bitmap.granularity, persistent=True, disabled=True)
         monitor.transaction([new, _merge(inside, [self._name]), *self._apart(bitmap)])
+        [told] = [each for each in _infos(monitor) if each["node-name"] == carrier]
         self._unplug()
-        store = Qcow2Store(path)
-        found = areas(store, (None, _INSIDE), self._progress, self._granularity)
-        try:
-            return self._stack.enter_context(found)
-        except NotFoundError:
+        store = Qcow2Store(path, lock=False)  # nobody else has it, wherever it is
+        # QEMU says on its standard error alone if it could not store all, as on a full disk, and
+        # may have stored a bitmap in which nothing is dirty.
+        [stored] = counted(store, self._progress)
+        if [each.count for each in stored.bitmaps] != [_bitmap(*told["dirty-bitmaps"]).count]:
             raise CorruptError(
-                f"QEMU did not store bitmap '{self._name[1]}' in {path}; what it says on its "
-                "standard error may tell why"
-            ) from None
+                f"{path}: QEMU did not store all of bitmap '{self._name[1]}' there; its standard "
+                "error may tell why. Is there room, or another place (TMPDIR)?"
+            )
+        found = areas(store, (None, _INSIDE), self._progress, self._granularity)
+        return self._stack.enter_context(found)
 
     # ---- what Taken does otherwise ----------------------------------------------------------
 
@@ -454,15 +455,6 @@ def _areas(monitor: Monitor, name: Name) -> Iterator[tuple[int, int]]:
         for each in found["areas"]:
             yield each["offset"], each["length"]
         start = found.get("next")
-
-
-def _give(path: Path, user: int | None) -> None:
-    """To QEMU, which may be another user's, where that is possible.
-
-    :raises OSError: if it fails
-    """
-    if user not in (None, os.geteuid(), 0) and os.geteuid() == 0:
-        os.chown(path, int(user or 0), -1)
 
 
 def _unplug(monitor: Monitor, carrier: str) -> None:
