@@ -27,7 +27,8 @@ fi
 "$BIN/python" -m build --sdist --outdir "$work" "$work/source" > "$work/log" 2>&1 || { cat "$work/log" >&2; exit 1; }
 mv "$work"/*.tar.gz "$folder"
 for python in "${@:-$BIN/python}"; do
-    "$BIN/python" -m pip --python "$python" -q wheel --no-deps --no-cache-dir --wheel-dir "$work/wheels" "$folder"/*.tar.gz
+    path=$(command -v "$python") || { echo "packages.sh: there is no $python" >&2; exit 1; }
+    "$BIN/python" -m pip --python "$path" -q wheel --no-deps --no-cache-dir --wheel-dir "$work/wheels" "$folder"/*.tar.gz
 done
 for wheel in "$work"/wheels/*.whl; do
     if [ "$(uname -s)" = Linux ]; then
