@@ -25,11 +25,15 @@ TSAN = -O1 -fsanitize=thread
 MACHINES = s390x aarch64
 
 .PHONY: help run test test-pure build bench bench-c bench-stores results lint types asan asan-c asan-py tsan cross \
-    cross-tools $(addprefix cross-,$(MACHINES)) lockstep interrupts histories wheel docs man first-hour clean
+    cross-tools $(addprefix cross-,$(MACHINES)) lockstep interrupts histories \
+    test-minimal systems wheel docs man first-hour clean
 
 # What shows that examples in pages and docstrings give what they show.
 DOCTESTS = tests/test_docs.py tests/test_docstrings.py tests/test_readme.py tests/test_howto.py \
     tests/test_promises.py tests/compat/test_page.py tests/qmp/test_qmp_docs.py
+
+# Of Debian, newer than what most have.
+SYSTEMS = trixie sid
 
 # Steps of `make lockstep`.
 N ?= 20000
@@ -47,6 +51,13 @@ test: $(VENV)/.test ## Run the tests
 test-pure: $(VENV)/.test ## Run those of the core the other ways: by cffi alone, and with other clones of the loops
 	PYBITMAP_PURE_CFFI=1 PYBITMAP_CLONE=plain $(BIN)/python -m pytest -q -m core
 	PYBITMAP_CLONE=popcnt $(BIN)/python -m pytest -q tests/core/test_state_machine.py
+
+test-minimal: build/minimal/.installed ## Run those of the core and the command line with the oldest packages that pyproject.toml allows
+	cd build/minimal/source && ../venv/bin/python -m pytest -q -p no:cacheprovider tests/core tests/cli
+
+systems: ## Run the tests on newer systems, as root: Debian in folders, some GB (SYSTEMS="trixie sid")
+	failed=; for system in $(SYSTEMS); do tests/support/system.sh $$system || failed="$$failed $$system"; done; \
+	[ -z "$$failed" ] || { echo "make systems: failed on$$failed" >&2; exit 1; }
 
 build: $(VENV)/.dev ## Build in place, with all that development needs
 
@@ -113,9 +124,21 @@ clean: ## Remove all that was built
 # $(VENV)/.NAME: the package is installed in place with the extra NAME. (setuptools warns of every
 # installation in place.) What dev brings is enough for all others, if it is as new.
 $(VENV)/.%: $(BUILD_FILES)
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip -q --disable-pip-version-check install 'pip>=21.3'  # older ones cannot install in place
 	@{ test '$*' != dev && test -e $(VENV)/.dev && test -z "$$(find $^ -newer $(VENV)/.dev)"; } || \
 	    PYTHONWARNINGS=ignore $(BIN)/pip -q --disable-pip-version-check install -e '.[$*]'
+	@touch $@
+
+# A copy, since what is compiled in place is compiled with another cffi.
+build/minimal/.installed: $(BUILD_FILES) $(wildcard pybitmap/*.py pybitmap/*/*.py pybitmap/*/*/*.py tests/*.py tests/*/*.py)
+	rm -rf build/minimal/source
+	tests/support/copy_tree.sh build/minimal/source
+	test -x build/minimal/venv/bin/pip || $(PYTHON) -m venv build/minimal/venv
+	build/minimal/venv/bin/pip -q --disable-pip-version-check install 'pip>=21.3' \
+	    $$($(PYTHON) tests/support/minimal.py)
+	PYTHONWARNINGS=ignore build/minimal/venv/bin/pip -q --disable-pip-version-check install \
+	    --no-build-isolation --no-deps -e build/minimal/source
 	@touch $@
 
 asan-c: $(addprefix build/asan/test_,model model_mapped threads tracker arrays)

@@ -4,18 +4,22 @@ they are built from is in them."""
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import minimal
 import pytest
 from c_programs import compiler
 from check_packages import complaints_of, rpaths
 
 PROJECT = Path(__file__).parents[1]
+SUPPORT = PROJECT / "tests" / "support"
 TRACKED = ["pybitmap/__init__.py", "csrc/mark.c", "csrc/mark.h", "pybitmap/_fast.c"]
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="of wheels for Linux")
 
@@ -110,3 +114,55 @@ def test_every_c_file_is_compiled() -> None:
     """cffi is told them by name; a program that takes get_sources() has them all."""
     told = re.findall(r'"(\w+\.c)"', (PROJECT / "csrc" / "ffi_build.py").read_text())
     assert sorted(told) == sorted(path.name for path in PROJECT.glob("csrc/*.c"))
+
+
+def test_the_oldest_of_all_that_is_needed_is_what_the_bounds_say() -> None:
+    text = (PROJECT / "pyproject.toml").read_text()
+    oldest = list(minimal.lowest(text))
+    assert {each.split("==")[0] for each in oldest} == {
+        *("setuptools", "cffi", "click", "rich"),
+        *("pytest", "pytest-xdist", "hypothesis"),
+    }
+    assert len({each for each in oldest if each.startswith("cffi==")}) == 1  # to build, and to run
+    with pytest.raises(ValueError, match="click>7 has no lower bound"):
+        list(minimal.lowest(re.sub(r'"click>=[\d.]+"', '"click>7"', text)))
+
+
+def test_packages_are_built_from_a_copy_of_the_sources_alone(tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    script = [str(SUPPORT / "copy_tree.sh"), str(copy)]
+    subprocess.run(script, check=True, umask=0o077)
+    copied = {path.relative_to(copy) for path in copy.rglob("*") if path.is_file()}
+    assert {Path("pyproject.toml"), Path("csrc/mark.c"), Path("tests/test_packages.py")} <= copied
+    assert not [path for path in copied if path.suffix in (".so", ".pyc", ".whl")]
+    assert {path.parts[0] for path in copied}.isdisjoint({".venv", ".git", "build", "dist"})
+    assert {path.stat().st_mode & 0o777 for path in copy.rglob("*")} == {0o644, 0o755}
+    again = subprocess.run(script, check=False, capture_output=True, text=True)
+    assert again.returncode != 0  # never into what is there
+    assert str(copy) in again.stderr
+
+
+@LINUX
+@pytest.mark.parametrize(
+    ("system", "said"),
+    [("../sid", "is no name of a Debian"), ("sid", "debootstrap is missing")],
+)
+def test_another_system_that_cannot_be_made_is_refused(
+    tmp_path: Path, system: str, said: str
+) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("bash", "dirname", "id", "uname"):  # none of which makes a system
+        (tools / name).symlink_to(shutil.which(name) or "missing")
+    if system == "sid" and os.geteuid() != 0:
+        said = "needs root"
+    done = subprocess.run(
+        [shutil.which("bash") or "bash", str(SUPPORT / "system.sh"), system],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={"PATH": str(tools)},
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("system.sh: ")
+    assert said in done.stderr
