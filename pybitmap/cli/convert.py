@@ -136,7 +136,8 @@ class _Formats(click.ParamType):  # type: ignore[type-arg]
     default=exact_size(DEFAULT_MEMORY_LIMIT),
     show_default=True,
     callback=one_size,
-    help="What the bitmap may take in memory, if all is dirty.",
+    help="What the bitmap may take in memory, if all is dirty; half of that where the size is"
+    " not known before.",
 )
 @click.option(
     "-U",

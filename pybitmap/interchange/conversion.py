@@ -20,8 +20,8 @@ from .._core import MAX_GROUPS
 from .._fork import Process
 from ..extent import Extent, batches, rounded, with_gaps
 from ..hbitmap import HBitmap
-from ..replay import DEFAULT_MEMORY_LIMIT, bitmaps_nbytes
-from ..sizes import MAX_SIZE, exact_size
+from ..replay import DEFAULT_MEMORY_LIMIT, bitmaps_nbytes, largest_size
+from ..sizes import exact_size
 from ..store.files import sync_directory, sync_file
 from .base import Format, FormatError, Options, Output
 
@@ -70,13 +70,15 @@ def gather(
     :param size: of the disk, in bytes; None: the end of the furthest extent
     :param granularity: in bytes, a power of 2; None: the finest, from 512 on, with which the bitmap
         keeps to the limit
-    :param memory_limit: bytes that the bitmap may take, if all of the disk is dirty
+    :param memory_limit: bytes that the bitmap may take, if all of the disk is dirty; half of that
+        where the size is not known, since bitmaps that grow keep what they were
     :raises RangeError: if an extent is beyond the size
     :raises FormatError: if the bitmap would take more
 
     Memory does not grow with the number of extents. Writer, twin, fork, kill, drop: nothing of it
     is anybody else's.
     """
+    memory_limit = memory_limit if size is not None else memory_limit // 2
     group = granularity or FINEST
     room = _FIRST_SIZE if size is None else size
     group = _fitting(room, group, granularity is not None, memory_limit)
@@ -85,12 +87,10 @@ def gather(
     for starts, lengths, end in batches(extents, size):
         furthest = max(furthest, end)
         if end > found.bitmap.size:
-            room = min(2 * end, MAX_SIZE)
             group = _fitting(end, group, granularity is not None, memory_limit)
-            with suppress(FormatError):  # as far as it goes
-                _fitting(room, group, True, memory_limit)
-                end = room
-            _grow(found, end, group)
+            largest = min(largest_size([group], memory_limit), MAX_GROUPS * group)
+            # Rarely, since what a bitmap was is kept beside it.
+            _grow(found, max(end, min(2 * end, largest)), group)
         found.bitmap.set_many(starts, lengths)
         found.extents += len(starts)
         found.given += sum(lengths)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from json.decoder import JSONDecodeError
@@ -22,6 +23,7 @@ from .base import MAX_LINE, Malformed, Order, Source, shown
 _Made = TypeVar("_Made")
 
 _BLANKS = " \t\r\n"
+_BLANK = re.compile(f"[{_BLANKS}]*")
 
 
 class JsonText:
@@ -50,12 +52,11 @@ class JsonText:
     def peek(self) -> str:
         """The next character that is no blank; "" at the end."""
         while True:
-            text, at = self._text, self._at
-            while at < len(text) and text[at] in _BLANKS:
-                at += 1
-            self._at = at
-            if at < len(text):
-                return text[at]
+            blank = _BLANK.match(self._text, self._at)
+            assert blank is not None
+            self._at = blank.end()
+            if self._at < len(self._text):
+                return self._text[self._at]
             if not self._more():
                 return ""
 

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from commands import Run, heed_signals, spawn
 from images import create, qemu_img, qemu_io
-from peak import peak
 from peers import package
 
 pytest.importorskip("click", reason="the command line is an extra: pip install '.[cli]'")
@@ -341,17 +340,23 @@ def test_interrupted_while_it_reads_it_leaves_all_as_before(tmp_path: Path, stor
     assert {each.name for each in tmp_path.iterdir()} == {"a.csv", "store"}
 
 
-def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    extent = '{"offset": %d, "length": 512, "comment": "' + "x" * 300 + '"},\n'
-    with path.open("w") as file:
-        file.write("[\n")
-        for i in range(100_000):
-            file.write(extent % (1024 * i))
-        file.write('{"offset": 200000000, "length": 1}]')
-    assert path.stat().st_size > 32 * MIB
-    taken = peak("convert", path, "--to", "csv")
-    assert (taken.code, taken.nbytes < 24 * MIB) == (0, True), taken
+def test_the_example_brings_a_copy_up_to_date(tmp_path: Path) -> None:
+    disk, copy, changes = tmp_path / "disk", tmp_path / "copy", tmp_path / "changes.json"
+    old, new = bytearray(b"a" * 3 * MIB), bytearray(b"a" * 3 * MIB)
+    new[5:7], new[-1:], old[1000:1001] = b"bc", b"d", b"z"
+    disk.write_bytes(new)
+    copy.write_bytes(old)
+    changes.write_text('[{"offset": 5, "length": 2}, {"offset": 3145727, "length": 1}]')
+    example = Path(__file__).parents[2] / "examples" / "apply_changes.py"
+    command = [sys.executable, *map(str, [example, changes, disk, copy])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "1024 bytes are dirty, and copied\n"), done.stderr
+    assert copy.read_bytes() == new
+    changes.write_text('[{"offset": 5, "length": 20000000}]')
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "beyond the size of the disk" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 # ---- help and completion --------------------------------------------------------------------

@@ -45,11 +45,13 @@ BOUNDS = {
     "`replay`, whatever the trace": 32,
     "`replay --memory-limit 64M`, all dirty": 64 + 32,
     "`replay --expect`, whatever the truth": 64 + 32,
+    "`convert`, whatever the text": 24,
+    "`convert --memory-limit 64M`, all dirty": 64 + 32,
     "`info`, `dump`, `check`": 16,
     "`add`, `remove`, `clear`, `enable`, `disable`, `merge`, `repair`": 16,
     "`serve`": 32,
 }
-TRACE, FULL, TRUTH, ASK, CHANGE, SERVE = BOUNDS
+TRACE, FULL, TRUTH, TEXT, EXTENTS, ASK, CHANGE, SERVE = BOUNDS
 
 
 def within(bound: str, taken: Peak, code: int = 0) -> str:
@@ -81,6 +83,47 @@ def test_what_a_process_takes_is_seen() -> None:
     taken = trace_of_all(size, "--memory-limit", "64M")
     assert taken.nbytes >= 60 * MIB
     assert taken.nbytes > BOUNDS[TRACE] * MIB
+
+
+# ---- convert ---------------------------------------------------------------------------------
+
+EXTENT = b'{"offset": 0, "length": 1, "size_bytes": 1, "x": "' + b"x" * 300 + b'"},\n'
+
+
+@pytest.mark.parametrize(
+    ("fmt", "parts", "code"),
+    [
+        ("json", [(b"[", 1), (EXTENT, 100_000), (b"{}]", 1)], 1),
+        ("json", [(b"[", 1), (b" " * 7 + b"\n", 4 * MIB), (b"]", 1)], 0),
+        ("json", [(b'["', 1), (b"x", 32 * MIB)], 1),
+        ("json", [(b"[", 32 * MIB)], 1),
+        ("csi", [(b'{"x": 1, "block_metadata": [', 1), (EXTENT, 100_000)], 1),
+        ("csv", [(b"offset,length\n", 1), (b"0,1" + b" " * 300 + b"\n", 100_000)], 0),
+        ("csv", [(b"offset,length\n", 1), (b"0", 32 * MIB)], 1),
+        ("thin-delta", [(b"<superblock ", 1), (b"a", 32 * MIB)], 1),
+        ("thin-delta", [(b"<a>", 800)], 1),
+        ("era", [(b"<blocks>", 1), (b" " * 100, 320_000), (b"</blocks>", 1)], 0),
+    ],
+)
+def test_a_long_list_of_extents_takes_no_memory(
+    tmp_path: Path, fmt: str, parts: list[tuple[bytes, int]], code: int
+) -> None:
+    path = tmp_path / "list"
+    with path.open("wb") as file:
+        for part, times in parts:
+            file.write(part * times)
+    options = ("--any-order", "--block-size", "512", "--to", "csv", "--from", fmt)
+    within(TEXT, peak("convert", path, *options), code)
+
+
+def test_extents_that_mark_all_take_what_the_limit_allows(tmp_path: Path) -> None:
+    size = largest_size([512], 64 * MIB)
+    (tmp_path / "list").write_text(f"offset,length\n0,{size}\n")
+    options = ("--memory-limit", "64M", "-g", "512", "--to", "csv")
+    taken = peak("convert", tmp_path / "list", "--size", str(size), *options)
+    within(EXTENTS, taken)
+    assert taken.nbytes > 60 * MIB
+    assert "--memory-limit" in within(EXTENTS, peak("convert", tmp_path / "list", *options), 1)
 
 
 # ---- replay: traces --------------------------------------------------------------------------

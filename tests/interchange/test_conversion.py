@@ -57,8 +57,8 @@ def test_the_size_is_that_of_the_furthest_extent_however_far() -> None:
     ends = [Extent(0, 1), Extent(5 * TIB, 1), Extent(7 * TIB, 5, False)]
     found = gather(iter(ends)).bitmap
     assert found.size == 7 * TIB + 5
-    assert found.group_size == 2048  # the finest in 512 MiB
-    assert list(found.areas()) == [(0, 2048), (5 * TIB, 2048)]
+    assert found.group_size == 4096  # the finest in 256 MiB
+    assert list(found.areas()) == [(0, 4096), (5 * TIB, 4096)]
 
 
 def test_a_coarser_granularity_is_taken_where_the_finest_needs_too_much() -> None:
@@ -66,7 +66,31 @@ def test_a_coarser_granularity_is_taken_where_the_finest_needs_too_much() -> Non
     found = gather(extents(near, far), memory_limit=1 << 20).bitmap
     assert list(found.areas()) == [(0, found.group_size), (1 << 62, 4096)]
     assert found.size == (1 << 62) + 4096
-    assert found.group_size == 1 << 40
+    assert found.group_size == 1 << 41
+
+
+@pytest.mark.parametrize("granularity", [None, 1 << 20])
+def test_bitmaps_grow_rarely(monkeypatch: pytest.MonkeyPatch, granularity: int | None) -> None:
+    """Beside other threads each keeps the memory that it had before."""
+    from pybitmap import extent
+    from pybitmap.interchange import conversion
+
+    sizes: list[int] = []
+    grow = conversion._grow
+
+    def counted(found: conversion.Gathered, size: int, group: int) -> None:
+        sizes.append(size)
+        grow(found, size, group)
+
+    monkeypatch.setattr(extent, "_AT_ONCE", 1)
+    monkeypatch.setattr(conversion, "_grow", counted)
+    found = gather(
+        extents(*((i << 30, 4096) for i in range(3000))),
+        granularity=granularity,
+        memory_limit=1 << 20,
+    )
+    assert found.bitmap.size == (2999 << 30) + 4096
+    assert 5 < len(sizes) < 30
 
 
 def test_a_granularity_that_was_asked_for_is_kept_or_refused() -> None:
