@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: MIT
+"""A copy of a raw disk is brought up to date by a list of what has changed, in whatever format.
+
+The list is what another program says of the disk since the copy was made: `rbd diff`, thin_delta,
+VMware's QueryChangedDiskAreas, CSI's SnapshotMetadata, `nbdinfo --map`, or a bitmap of ours that
+`pybitmap convert` has written. Nobody may write to the disk meanwhile: take a snapshot.
+
+    python examples/apply_changes.py LIST DISK COPY [FORMAT]
+"""
+
+import os
+import sys
+
+from pybitmap.interchange import FormatError, read_bitmap
+
+AT_ONCE = 1 << 20  # bytes
+
+
+def apply(changes: str, disk: str, copy: str, fmt: "str | None" = None) -> int:
+    """Bytes that were copied. Killed on the way, it is to be run again, with the same list."""
+    size = os.path.getsize(disk)
+    dirty = read_bitmap(changes, fmt, size=size)  # beyond the disk: FormatError
+    with open(disk, "rb") as source, open(copy, "r+b") as target:
+        target.truncate(size)
+        for start, length, _ in dirty.to_extents(block_size=AT_ONCE):
+            source.seek(start)
+            target.seek(start)
+            target.write(source.read(length))
+        target.flush()
+        os.fsync(target.fileno())
+    return dirty.count(0, size)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) not in (4, 5):
+        sys.exit(__doc__)
+    try:
+        print(f"{apply(*sys.argv[1:])} bytes are dirty, and copied")
+    except (FormatError, OSError) as error:
+        sys.exit(f"{sys.argv[0]}: {error}")
