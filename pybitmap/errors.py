@@ -66,6 +66,10 @@ class TraceError(InvalidError):
     """
 
 
+class FormatError(InvalidError):
+    """Extents that cannot be read, or that a format cannot have."""
+
+
 class NotFoundError(BitmapError, KeyError):
     """There is no node, or no bitmap, of that name.
 

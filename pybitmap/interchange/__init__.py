@@ -17,9 +17,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, BinaryIO
 
+from ..errors import FormatError
 from ..extent import Extent
 from ..hbitmap import HBitmap
-from .base import LSB, MSB, Format, FormatError, Options, Source
+from .base import LSB, MSB, Format, Options, Source
 from .conversion import gather, replacing, write_as
 from .formats import FORMATS, detect, find_format, format_of_name
 

@@ -17,9 +17,10 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
+from ..errors import FormatError
 from ..extent import Extent
 from ..trace import printable
-from .base import Format, FormatError, Malformed, Options, Order, Output, Source, missing
+from .base import Format, Malformed, Options, Order, Output, Source, missing
 
 _ROWS = 1 << 16
 

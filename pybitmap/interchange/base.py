@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NoReturn, Protocol
 
-from ..errors import InvalidError, UnsupportedError
+from ..errors import FormatError, UnsupportedError
 from ..extent import Extent
 from ..replay import DEFAULT_MEMORY_LIMIT
 from ..sizes import MAX_SIZE
@@ -23,10 +23,6 @@ CHUNK = 1 << 18  # bytes read at once
 HEAD = 1 << 16  # bytes that are looked at to tell a format
 
 LSB, MSB = "lsb", "msb"
-
-
-class FormatError(InvalidError):
-    """Extents that cannot be read, or that a format cannot have."""
 
 
 class Malformed(Exception):

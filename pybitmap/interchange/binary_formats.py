@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from ..compat.roaring_format import dump32, dump64, load32, load64
-from ..errors import InvalidError
+from ..errors import FormatError, InvalidError
 from ..extent import Extent
 from ..hbitmap import HBitmap
 from ..sizes import MAX_SIZE
-from .base import LSB, MSB, Format, FormatError, Malformed, Options, Order, Output, Source
+from .base import LSB, MSB, Format, Malformed, Options, Order, Output, Source
 
 _PIECE = 1 << 20  # bytes of a raw bitmap that are looked at together
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))

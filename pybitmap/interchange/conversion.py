@@ -18,12 +18,13 @@ from pathlib import Path
 
 from .._core import MAX_GROUPS
 from .._fork import Process
+from ..errors import FormatError
 from ..extent import Extent, batches, rounded, with_gaps
 from ..hbitmap import HBitmap
 from ..replay import DEFAULT_MEMORY_LIMIT, bitmaps_nbytes, largest_size
 from ..sizes import exact_size
 from ..store.files import sync_directory, sync_file
-from .base import Format, FormatError, Options, Output
+from .base import Format, Options, Output
 
 #: The granularity that is tried first, in bytes.
 FINEST = 512
@@ -127,7 +128,7 @@ def _fitting(size: int, group: int, exactly: bool, memory_limit: int) -> int:
     :raises FormatError: if it has to be `group`, and does not
     """
     while (nbytes := bitmaps_nbytes(size, [group])) > memory_limit or size > MAX_GROUPS * group:
-        if exactly:
+        if exactly or group > size:
             raise FormatError(
                 f"a bitmap of {size} bytes with a granularity of {exact_size(group)} may take"
                 f" {nbytes} bytes of memory, more than {memory_limit}: take a coarser granularity"
@@ -184,9 +185,9 @@ def replacing(path: str) -> Iterator[Output]:
     """
     try:
         real = os.path.realpath(path)
-        mode = _mode(path, real)
+        mode = _mode(path)
         if mode is not None and not stat.S_ISREG(mode):
-            with open(real, "wb", buffering=0) as file:
+            with open(path, "wb", buffering=0) as file:
                 yield _Whole(file)
             return
         process = Process()
@@ -213,10 +214,10 @@ def replacing(path: str) -> Iterator[Output]:
         raise
 
 
-def _mode(path: str, real: str) -> int | None:
+def _mode(path: str) -> int | None:
     """Of what is there; None if nothing is."""
     try:
-        mode = os.stat(real).st_mode
+        mode = os.stat(path).st_mode
     except FileNotFoundError:
         return None
     if stat.S_ISBLK(mode):

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from ..errors import FormatError
 from . import arrow_formats, binary_formats, json_formats, text_formats, xml_formats
-from .base import Format, FormatError, Source
+from .base import Format, Source
 
 FORMATS: Mapping[str, Format] = {
     each.name: each
@@ -117,7 +118,7 @@ def _json(text: str) -> Iterator[str]:
     for key in keys:
         if key == "changedArea":
             yield "vmware"
-        elif key.replace("_", "").lower() == "blockmetadata":
+        elif key.replace("_", "").lower() in ("blockmetadata", "volumecapacitybytes"):
             yield "csi"
     if inside:
         for wanted, name in _BY_KEYS:

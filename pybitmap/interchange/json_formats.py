@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Callable
 
+from ..errors import FormatError
 from ..extent import Extent
 from ..sizes import MAX_SIZE
 from .base import (
     Format,
-    FormatError,
     Malformed,
     Options,
     Order,

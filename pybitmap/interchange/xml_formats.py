@@ -16,10 +16,10 @@ from dataclasses import replace
 from typing import NoReturn
 from xml.parsers import expat
 
+from ..errors import FormatError
 from ..extent import Extent
 from .base import (
     Format,
-    FormatError,
     Malformed,
     Options,
     Order,
@@ -70,6 +70,8 @@ class _Elements:
                 self._source.refuse(f"no XML: {why}", line=error.lineno)
             except Malformed as error:
                 self._refuse(str(error))
+            except (LookupError, ValueError) as error:  # an encoding that there is not
+                self._refuse(f"no XML: {error}")
             yield from self.extents
             self.extents.clear()
             if not chunk:

@@ -106,6 +106,12 @@ def test_one_beyond_the_size_is_refused() -> None:
         gather(extents((99, 2)), size=100)
 
 
+@pytest.mark.parametrize("size", [None, 100, 1 << 40])
+def test_no_memory_at_all_is_refused(size: int | None) -> None:
+    with pytest.raises(FormatError, match="--memory-limit"):
+        gather(extents((0, 1)), size=size, memory_limit=0)
+
+
 def test_no_extents() -> None:
     found = gather(iter(()))
     assert (found.bitmap.size, found.extents, found.added) == (0, 0, 0)
@@ -205,6 +211,14 @@ def test_a_pipe_is_written_to(hb: HBitmap, tmp_path: Path) -> None:
         assert cat.stdout is not None
         assert cat.stdout.read() == b"offset,length\n0,512\n8192,512\n"
     assert stat.S_ISFIFO(os.stat(path).st_mode)
+
+
+def test_descriptors_by_name_are_written_to(hb: HBitmap, tmp_path: Path) -> None:
+    """As `convert list >(gzip > list.gz)` has them."""
+    reading, writing = os.pipe()
+    with open(reading, "rb") as out, open(writing, "wb"):
+        write_bitmap(hb, f"/dev/fd/{writing}", "csv")
+        assert out.read1() == b"offset,length\n0,512\n8192,512\n"
 
 
 def test_a_block_device_is_refused(hb: HBitmap, tmp_path: Path) -> None:

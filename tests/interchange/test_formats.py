@@ -347,6 +347,13 @@ def test_csi_has_no_more_than_a_few_extents_in_a_message_and_goes_on_at_an_offse
         ]
 
 
+def test_lists_of_nothing() -> None:
+    assert read(b"", "rbd").size == 0
+    assert read(b"[ ]").size == 0
+    assert read(b'[{"block_metadata_type": 2, "volume_capacity_bytes": 512}]').size == 512
+    assert read(b"<blocks></blocks>", block_size=512).size == 0
+
+
 def test_vmware_has_several_calls_in_a_list() -> None:
     calls = [
         {"startOffset": 0, "length": 100, "changedArea": [{"start": 10, "length": 5}]},
@@ -487,6 +494,8 @@ HOSTILE: list[tuple[str, str, str]] = [
     ("thin-delta", "<a><b><c><d><e><f><g><h/>", "not known"),
     ("thin-delta", '<superblock data_block_size="1' + "1" * (2 << 20), "does not end"),
     ("thin-delta", "", "no XML"),
+    ("thin-delta", "<?xml version='1.0' encoding='odd'?><superblock/>", "no XML: .*encoding"),
+    ("thin-delta", "<?xml version='1.0' encoding='gb2312'?><superblock/>", "no XML: .*encoding"),
     ("era", '<blocks>\n<range begin="5" end="4"/></blocks>', "file:2: a range from block 5 to 4"),
     (
         "era-dump",
