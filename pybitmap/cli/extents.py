@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 
 from .common import write
 
 #: The values of an option `--format`.
 FORMATS = ("json", "csv")
 
-_BATCH = 4096  # extents printed at once
+
+class _StandardOutput:
+    def write(self, data: bytes) -> None:
+        write(data.decode())
 
 
 def write_extents(extents: Iterator[tuple[int, int]], form: str) -> None:
@@ -19,20 +21,10 @@ def write_extents(extents: Iterator[tuple[int, int]], form: str) -> None:
 
     Left by an exception, what was printed so far stays: a list without its end, or fewer lines.
     """
-    (_write_json if form == "json" else _write_csv)(extents)
+    from ..extent import Extent
+    from ..interchange.base import Options
+    from ..interchange.json_formats import write_json
+    from ..interchange.text_formats import write_csv
 
-
-def _write_json(extents: Iterator[tuple[int, int]]) -> None:
-    """One extent a line."""
-    before = "[\n"
-    while batch := list(islice(extents, _BATCH)):
-        lines = (f'{{"offset": {offset}, "length": {length}}}' for offset, length in batch)
-        write(before + ",\n".join(lines))
-        before = ",\n"
-    write("[]\n" if before == "[\n" else "\n]\n")
-
-
-def _write_csv(extents: Iterator[tuple[int, int]]) -> None:
-    write("offset,length\n")
-    while batch := list(islice(extents, _BATCH)):
-        write("".join(f"{offset},{length}\n" for offset, length in batch))
+    each = (Extent(*extent) for extent in extents)
+    (write_json if form == "json" else write_csv)(each, _StandardOutput(), Options())

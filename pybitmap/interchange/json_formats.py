@@ -99,8 +99,14 @@ def read_json(source: Source, options: Options) -> Iterator[Extent]:
 
 
 def write_json(extents: Iterable[Extent], out: Output, options: Options) -> None:
-    lines = (f'{{"offset": {each.start}, "length": {each.length}}}' for each in extents)
-    _write_list(lines, out, "[\n", "\n]\n")
+    def parts() -> Iterator[str]:
+        before = "[\n"
+        for start, length, _ in extents:
+            yield f'{before}{{"offset": {start}, "length": {length}}}'
+            before = ",\n"
+        yield "[]\n" if before == "[\n" else "\n]\n"
+
+    batched(parts(), out)
 
 
 # ---- qemu-img map ---------------------------------------------------------------------------
