@@ -35,7 +35,7 @@ def get_sources() -> list[str]:
 
     >>> import os
     >>> [os.path.basename(source) for source in get_sources()][:3]
-    ['block.c', 'check.c', 'clear.c']
+    ['arrow.c', 'block.c', 'check.c']
     """
     return sorted(str(path) for path in _csrc().glob("*.c"))
 

@@ -67,7 +67,14 @@ class TraceError(InvalidError):
 
 
 class FormatError(InvalidError):
-    """Extents that cannot be read, or that a format cannot have."""
+    """Extents that cannot be read, or that a format cannot have.
+
+    >>> import io
+    >>> from pybitmap.interchange import read_extents
+    >>> list(read_extents(io.BytesIO(b"offset,length\\n4096,x\\n")))
+    Traceback (most recent call last):
+    pybitmap.errors.FormatError: <stream>:2: expected a number of bytes in decimal, found 'x'
+    """
 
 
 class NotFoundError(BitmapError, KeyError):
