@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
+ * THREADS.  What is packed is somebody else's memory and may be changing: each byte is
+ * read once.
+ *
  * Workload: masks of some millions of groups, in one call.  Eight bytes at a time, by a
  * multiplication: their bits come to lie beside each other, or are spread.
  */
@@ -33,10 +36,12 @@ uint64_t hbmask_pack(uint8_t *bits, const uint8_t *bools, uint64_t nbits)
 
         memcpy(&eight, bools + at, (size_t)n);
         if (eight & ~HB_ONES) {
-            while (bools[at] <= 1) {
-                at++;
+            uint8_t bytes[8];   /* their memory may have become another meanwhile */
+
+            memcpy(bytes, &eight, sizeof(bytes));
+            for (n = 0; bytes[n] <= 1; n++) {
             }
-            return at;
+            return at + n;
         }
         bits[at / 8] = hb_pack_byte(hb_little_endian(eight));
     }

@@ -767,7 +767,10 @@ def arrow_stream(values: memoryview, nrows: int, ncolumns: int) -> object:
 
     :param values: uint64, row by row, which are copied
     :raises MemoryError: if there is no memory for that
+    :raises InvalidError: if there are fewer values
     """
+    if len(values) < nrows * ncolumns:
+        raise InvalidError(f"{len(values)} numbers are no {nrows} rows of {ncolumns}")
     # The capsule is made before there is anything in it: what an interruption leaves is empty.
     import ctypes
 

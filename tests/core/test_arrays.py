@@ -253,6 +253,29 @@ def test_masks_beside_marks_and_truncates_have_what_was_marked_before() -> None:
         thread.join()
 
 
+def test_a_mask_that_changes_while_it_is_read_is_read_within_its_bounds() -> None:
+    mask, running = bytearray(4096), True
+    told = set()
+
+    def change() -> None:
+        while running:
+            for value in (7, 0):
+                mask[-1] = value
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        for _ in range(2000):
+            try:
+                assert HBitmap.from_mask(mask).empty()
+            except InvalidError as error:
+                told.add(str(error)[:14])
+    finally:
+        running = False
+        thread.join()
+    assert told <= {"mask[4095] is "}
+
+
 # ---- Arrow's streams ------------------------------------------------------------------------
 
 
@@ -303,6 +326,14 @@ def test_a_stream_has_its_columns_by_name_in_one_batch(empty: bool) -> None:
         assert stream.get_next(stream, batch) == 0
         assert not batch.release  # the end
         assert not stream.get_last_error(stream)
+
+
+@capsules
+def test_rows_that_there_are_not_are_no_table() -> None:
+    """Who makes one by hand, or changes a pickle, is not to read beyond the numbers."""
+    made = type(bitmap().areas_array())(memoryview(array("Q", [1, 2])), 1000)
+    with pytest.raises(InvalidError, match="2 numbers are no 1000 rows of 2"):
+        made.__arrow_c_stream__()
 
 
 @capsules
