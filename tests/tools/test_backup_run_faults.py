@@ -250,3 +250,39 @@ def test_a_job_that_somebody_else_cancels_is_a_disk_left_out(
     assert machine.jobs() == []
     nothing_left(to, 1)
     assert set(fulls(backup(["a", "b"], to, qmp=machine.qmp))) == {"a"}
+
+
+@pytest.mark.parametrize("step", ["planned", "prepared", "instant", "closed"])
+@pytest.mark.parametrize("live", [True, False], ids=["live", "off"])
+def test_the_child_of_a_fork_leaves_all_to_its_parent(folder: Path, step: str, live: bool) -> None:
+    """Also where it unwinds the backup, and whatever it returns."""
+    to, path = folder / "to", new_image(folder, "a")
+    write(path, "write -P 1 0 1M", format="qcow2")
+
+    def fork(now: str) -> None:
+        if now == step:
+            child = os.fork()
+            if not child:
+                raise SystemExit
+            os.waitpid(child, 0)
+
+    parent = os.getpid()
+    with Machine({"a": path}) as machine:
+        if not live:
+            machine.stop()
+        places, qmp = (["a"], machine.qmp) if live else ([str(path)], None)
+        first = backup(places, to, qmp=qmp)
+        assert not first.failed
+        try:
+            done = backup(places, to, qmp=qmp, hooks=Hooks(step=fork))
+        finally:
+            if os.getpid() != parent:
+                os._exit(0)
+        assert not fulls(done)
+        assert not done.failed
+        assert done.notes == ()
+        nothing_left(to, 2)
+        if live:
+            settled(machine, done, "a")
+        else:
+            assert ours(Qcow2Store(path)) == needed(done, "a.qcow2")

@@ -37,6 +37,7 @@ from time import monotonic, sleep
 from typing import IO
 
 from ... import offline
+from ..._fork import Process
 from ...block.graph import BlockGraph
 from ...errors import (
     InvalidError,
@@ -361,23 +362,27 @@ def _held(image: _Image) -> BlockGraph:
 class _Daemon:
     """A qemu-storage-daemon of our own: its monitor; gone with us, whatever kills us.
 
+    Fork: a child leaves it to its parent.
+
     :raises StoreError: if it does not start
     """
 
     def __init__(self, timeout: float) -> None:
         self._stack = ExitStack()
+        self._owner = Process()
         try:
             errors = self._stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
             # Not the backup directory: the path of a socket has at most 107 bytes.
-            folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
-            path = folder / "qmp"
-            # wait=on: until we are there. Others are greeted twice, if they come too early.
-            chardev = f"socket,id=qmp,path={str(path).replace(',', ',,')},server=on,wait=on"
-            arguments = ["qemu-storage-daemon", "--chardev", chardev, "--monitor", "chardev=qmp"]
-            self._process = self._stack.enter_context(
-                started(arguments, errors=errors, folder=folder, stdin=subprocess.DEVNULL)
-            )
-            self.monitor = self._stack.enter_context(self._connected(path, timeout, errors))
+            with tempfile.TemporaryDirectory() as name:
+                folder = Path(name)
+                path = folder / "qmp"
+                # wait=on: until we are there. Others are greeted twice, if they come too early.
+                chardev = f"socket,id=qmp,path={str(path).replace(',', ',,')},server=on,wait=on"
+                command = ["qemu-storage-daemon", "--chardev", chardev, "--monitor", "chardev=qmp"]
+                self._process = self._stack.enter_context(
+                    started(command, errors=errors, folder=folder, stdin=subprocess.DEVNULL)
+                )
+                self.monitor = self._stack.enter_context(self._connected(path, timeout, errors))
         except BaseException:
             self._stack.close()
             raise
@@ -397,4 +402,11 @@ class _Daemon:
     def close(self) -> None:
         """It is gone, and had copies closed before; what it has open else is read only. May be
         called twice."""
-        self._stack.close()
+        if self._owner.is_this():
+            self._stack.close()
+        else:
+            _others.append(self._stack)  # if that were collected, its end would come
+
+
+#: Of daemons of a parent.
+_others: list[ExitStack] = []

@@ -32,6 +32,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from uuid import uuid4
 
+from ..._fork import Process
 from ...errors import BitmapError, ExistsError, InvalidError, StoreError
 from ...sizes import is_granularity
 from ...store.base import Progress
@@ -119,7 +120,8 @@ def backup(
 
     Writer: a machine's writes go on; each is in this point's copies, or recorded for the next.
     Kill: the point is listed or it is not; what is left over is found, and goes, with the next
-    backup of the same disks into the same directory. Fork: do not, amid it. Interruption: jobs are
+    backup of the same disks into the same directory. Fork: the child of one, as in a hook, leaves
+    all to its parent, and must not return from the hook. Interruption: jobs are
     cancelled, and new files and bitmaps go, or it is done and listed. Twin: a second backup into
     the directory is refused; one of the same disks into another is not, but a machine has one
     client of its monitor at a time.
@@ -188,6 +190,7 @@ class _Run:
     hooks: Hooks
     progress: Progress | None
     notes: list[str] = field(default_factory=list)
+    process: Process = field(default_factory=Process)
 
     def run(self) -> Backup:
         step = self.hooks.step
@@ -337,6 +340,8 @@ class _Run:
 
     def _put_back(self, tag: str) -> None:
         """As before, as far as that can be: the next run does the rest."""
+        if not self.process.is_this():
+            return  # in the child of a fork: all that is there is its parent's
         for work in (
             lambda: self.disks.recover(self.repository.path),
             self.disks.done,
