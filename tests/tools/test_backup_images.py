@@ -331,3 +331,39 @@ def test_a_file_that_nothing_can_be_written_to_is_refused_and_nothing_is_left(
         with pytest.raises((BitmapError, OSError)):
             backup([a], to)
     assert ours(Qcow2Store(a)) == set()
+
+
+def cut_by_truncate(raw: Raw) -> None:
+    os.truncate(raw.path, M)
+    os.truncate(raw.path, 4 * M)
+
+
+def punch_a_hole(raw: Raw) -> None:
+    write(raw.path, "discard 3M 64k", format="raw")
+
+
+@pytest.mark.parametrize("change", [cut_by_truncate, punch_a_hole])
+def test_holes_that_nobody_marked_are_found(folder: Path, change: Callable[[Raw], None]) -> None:
+    raw, to = Raw(folder, "r"), folder / "to"
+    raw.write(7, 2 * M, 2 * M)
+    backup([raw.source], to)
+    change(raw)
+    raw.write(8, 0, 512)
+    with pytest.raises(InvalidError, match="there is a hole at"):
+        backup([raw.source], to, mode="incremental")
+    done = backup([raw.source], to)
+    assert "which no bitmap tells" in str(fulls(done)["r"])
+    assert copied(to, done, "r") == raw.path.read_bytes()
+
+
+def test_holes_beside_small_data_and_marked_ones_are_no_reason(folder: Path) -> None:
+    raw, to = Raw(folder, "r"), folder / "to"
+    raw.write(7, M, 4096)  # which is copied with the zeroes around it
+    raw.write(7, 2 * M, 128 * K)
+    backup([raw.source], to)
+    raw.write(0, 2 * M, 128 * K)
+    punch = ("discard 2M 128k",)
+    write(raw.path, *punch, format="raw")
+    done = backup([raw.source], to)
+    assert not fulls(done)
+    assert copied(to, done, "r") == raw.path.read_bytes()

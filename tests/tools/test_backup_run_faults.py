@@ -27,7 +27,7 @@ from filesystems import mounted
 from machines import Machine, write
 from peers import package, peer
 
-from pybitmap.errors import BitmapError, StoreError
+from pybitmap.errors import BitmapError, InvalidError, StoreError
 from pybitmap.store import Qcow2Store
 from pybitmap.tools.backup import Hooks, JobError, backup
 from pybitmap.tools.monitor import MonitorError
@@ -286,3 +286,29 @@ def test_the_child_of_a_fork_leaves_all_to_its_parent(folder: Path, step: str, l
             settled(machine, done, "a")
         else:
             assert ours(Qcow2Store(path)) == needed(done, "a.qcow2")
+
+
+@pytest.mark.parametrize("which", ["newest", "oldest"])
+@pytest.mark.parametrize("harm", ["missing", "cut", "leaves"])
+def test_nothing_is_laid_over_a_copy_that_is_broken(
+    machine: Machine, folder: Path, which: str, harm: str
+) -> None:
+    to = folder / "to"
+    points = []
+    for pattern in (1, 2):
+        machine.write("a", f"write -P {pattern} {pattern}M 100k")
+        points.append(backup(["a", "b"], to, qmp=machine.qmp))
+    copy = points[0 if which == "oldest" else 1].point.copy_of("a")
+    assert copy is not None
+    file = to / copy.file
+    if harm == "cut":
+        os.truncate(file, copy.nbytes - 65536)
+    else:
+        Path(f"{file}.leaves" if harm == "leaves" else file).unlink()
+    with pytest.raises(InvalidError, match="is broken"):
+        backup(["a", "b"], to, qmp=machine.qmp, mode="incremental")
+    done = backup(["a", "b"], to, qmp=machine.qmp)
+    assert list(fulls(done)) == ["a"]
+    assert "is broken" in str(fulls(done)["a"])
+    assert copied(to, done, "a") == of(machine, "a")
+    assert not fulls(backup(["a", "b"], to, qmp=machine.qmp))

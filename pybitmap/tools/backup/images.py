@@ -25,11 +25,12 @@ A kill in between leaves NEW, in some images or all, beside OLD, which still rec
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,9 +52,12 @@ from ...store.base import StoredNode
 from ...store.qcow2.file import File
 from ...store.qcow2.image import Image
 from ..monitor import Action, DisconnectedError, Monitor, action
+from .copies import chain_of
+from .hashing import extents
 from .jobs import ALL, END, OLD, Task, add_marks, give, merging
+from .manifest import Copy, Repository
 from .plan import PREFIX, UNCUT, Disk, Found, Names, Plan
-from .qemu import started
+from .qemu import Content, run, started
 from .source import Disks, Source
 
 _SECTOR = 512  # bytes: what QEMU counts disks in
@@ -114,6 +118,17 @@ class Images(Disks):
 
     def bitmaps(self, disk: str) -> list[str]:
         return [each.name for each in _listed(self._images[disk]).bitmaps]
+
+    def doubt(self, plan: Plan, repository: Repository) -> str | None:
+        """Of a raw disk: what is a hole now, and was data, has to be dirty. Whoever cuts it or
+        makes holes in it may not know of the store. Images are changed by who knows bitmaps."""
+        image = self._images[plan.disk.name]
+        if not image.raw or plan.parent is None or plan.old is None:
+            return None
+        at = _unmarked_hole(image, plan.old.name, plan.parent[1], repository)
+        if at is None:
+            return None
+        return f"there is a hole at {at} where there was data, which no bitmap tells"
 
     # ---- before the instant -----------------------------------------------------------------
 
@@ -324,6 +339,60 @@ def _counted(image: _Image, bitmap: str, granularity: int) -> int:
     """Dirty bytes, in whole groups."""
     with offline.areas(image.store, image.name(bitmap), _silent) as areas:
         return sum(-(-length // granularity) * granularity for _, length in areas)
+
+
+def _unmarked_hole(image: _Image, bitmap: str, parent: Copy, repository: Repository) -> int | None:
+    """Where the disk has a hole, a copy of it something else than zeroes, and a bitmap nothing."""
+    folder = repository.path
+    below = chain_of(repository, repository.manifest.chain(parent))
+    data = [(each.start, each.end) for each in extents(below, folder) if not each.zero]
+    place = os.path.abspath(image.source.place)
+    _, told = run("qemu-img", "map", "--output=json", "-f", "raw", place, folder=folder)
+    holes = [
+        (each["start"], each["start"] + each["length"])
+        for each in json.loads(told)
+        if each["zero"] and not each["data"]
+    ]
+    with offline.areas(image.store, image.name(bitmap), _silent) as areas:
+        clean = list(_gaps(((start, start + length) for start, length in areas), image.size))
+    suspects = [
+        (offset, min(Content.MOST, end - offset))
+        for start, end in _common(_common(data, holes), clean)
+        for offset in range(start, end, Content.MOST)
+    ]
+    if suspects:
+        with Content(below, folder=folder) as content:
+            for (offset, nbytes), piece in zip(suspects, content.read(suspects)):
+                if piece.count(0) != nbytes:
+                    return offset
+    return None
+
+
+def _gaps(areas: Iterable[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
+    """What is between areas, ``(start, end)`` in order."""
+    last = 0
+    for start, end in areas:
+        if start > last:
+            yield last, start
+        last = max(last, end)
+    if last < size:
+        yield last, size
+
+
+def _common(
+    some: Iterable[tuple[int, int]], others: Iterable[tuple[int, int]]
+) -> Iterator[tuple[int, int]]:
+    """What is in both, each in order and without overlaps."""
+    left, right = iter(some), iter(others)
+    one, other = next(left, None), next(right, None)
+    while one is not None and other is not None:
+        start, end = max(one[0], other[0]), min(one[1], other[1])
+        if start < end:
+            yield start, end
+        if one[1] < other[1]:
+            one = next(left, None)
+        else:
+            other = next(right, None)
 
 
 def _add(image: _Image, names: Names, granularity: int) -> None:

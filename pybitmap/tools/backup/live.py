@@ -28,6 +28,7 @@ from ...block.graph import BlockGraph
 from ...errors import InvalidError, NotFoundError, StateError
 from ..monitor import Action, Monitor, action
 from .jobs import ALL, END, Task, add_marks, bitmaps_of, give, merging, nodes_of, recover
+from .manifest import Repository
 from .plan import UNCUT, Disk, Found, Names, Plan, was_cut
 from .source import Disks, Source
 
@@ -59,6 +60,10 @@ class Live(Disks):
         if twice:
             raise InvalidError(f"{' and '.join(map(repr, twice))} are the same disk")
         return disks
+
+    def doubt(self, plan: Plan, repository: Repository) -> str | None:
+        """QEMU has marked whatever came to the disk."""
+        return None
 
     def recover(self, folder: Path) -> list[str]:
         return recover(self.monitor, folder)

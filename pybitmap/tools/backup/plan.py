@@ -158,15 +158,22 @@ def plan(manifest: Manifest, disk: Disk, mode: str) -> Plan:
     last = _newest(manifest, disk.name)
     reason = _why_full(last, disk) if mode != "full" else "a full one was asked for"
     if reason is not None:
-        if mode == "incremental":
-            raise InvalidError(
-                f"disk '{disk.name}' has to be copied in full: {reason}. "
-                "Nothing was done; --auto or --full copies it so"
-            )
-        return Plan(disk, reason=reason)
+        return full(disk, reason, mode)
     assert last is not None
     assert last[1].bitmap is not None
     return Plan(disk, parent=last, old=disk.bitmaps[last[1].bitmap])
+
+
+def full(disk: Disk, reason: str, mode: str) -> Plan:
+    """
+    :raises InvalidError: if an increment is asked for
+    """
+    if mode == "incremental":
+        raise InvalidError(
+            f"disk '{disk.name}' has to be copied in full: {reason}. "
+            "Nothing was done; --auto or --full copies it so"
+        )
+    return Plan(disk, reason=reason)
 
 
 def _newest(manifest: Manifest, disk: str) -> tuple[str, Copy] | None:

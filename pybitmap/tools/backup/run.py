@@ -37,12 +37,13 @@ from ...errors import BitmapError, ExistsError, InvalidError, StoreError
 from ...sizes import is_granularity
 from ...store.base import Progress
 from ..monitor import TIMEOUT, Monitor
+from .copies import check_chain
 from .hashing import new_copy
 from .images import Images
 from .jobs import JobError, Task, begin, copied, finish, open_target
 from .live import Live
-from .manifest import MANIFEST, Copy, Point, Repository
-from .plan import GRANULARITY, MODES, Names, Plan, kept, leftovers, plan, tag_of
+from .manifest import MANIFEST, Copy, Point, Repository, check_regular
+from .plan import GRANULARITY, MODES, Disk, Names, Plan, full, kept, leftovers, plan, tag_of
 from .qemu import run
 from .source import Disks, Source, check_names
 
@@ -199,13 +200,12 @@ class _Run:
         step("locked")
         self.disks.recover(folder)
         self.repository.sweep()
-        manifest = self.repository.manifest
         found = self.disks.look()
         for each in found:
             if not each.size:
                 raise InvalidError(f"disk '{each.name}' has 0 bytes: leave it out")
         step("recovered")
-        plans = [plan(manifest, each, self.mode) for each in found]
+        plans = [self._planned(each) for each in found]
         self._tidy(tag)
         step("planned")
         names = Names(tag, uuid4().hex)
@@ -219,6 +219,24 @@ class _Run:
             self._sweep()
         step("removed")
         return Backup(point, failed, tuple(self.notes))
+
+    def _planned(self, disk: Disk) -> Plan:
+        made = plan(self.repository.manifest, disk, self.mode)
+        if made.parent is None:
+            return made
+        doubt = self._broken(made.parent[1]) or self.disks.doubt(made, self.repository)
+        return made if doubt is None else full(disk, doubt, self.mode)
+
+    def _broken(self, parent: Copy) -> str | None:
+        """Why nothing should lie over a copy. Its content is not looked at: verify does that."""
+        chain = self.repository.manifest.chain(parent)
+        try:
+            check_chain(self.repository, chain)
+            for each in chain:
+                check_regular(self.repository.leaves_of(each))
+        except StoreError as error:
+            return f"the copy that an increment would lie over is broken: {error}"
+        return None
 
     # ---- the way to a point -----------------------------------------------------------------
 

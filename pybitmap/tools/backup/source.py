@@ -12,6 +12,7 @@ from pathlib import Path
 from ...errors import InvalidError
 from ..monitor import Action, Monitor
 from .jobs import Task
+from .manifest import Repository
 from .plan import Disk, Names, Plan
 
 
@@ -68,6 +69,13 @@ class Disks(ABC):
 
         :raises NotFoundError: if there is none of such a name
         :raises BitmapError: if one cannot be looked at
+        """
+
+    @abstractmethod
+    def doubt(self, plan: Plan, repository: Repository) -> str | None:
+        """Why an increment would be wrong, if only a look at the disk tells. None: it is not.
+
+        :raises StoreError: if that cannot be read
         """
 
     @abstractmethod
