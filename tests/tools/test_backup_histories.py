@@ -152,6 +152,8 @@ class History:
         self._resize(name, sizes)
 
     def _resize(self, name: str, sizes: list[int]) -> None:
+        if self.machine is not None and self.machine.jobs():
+            return  # of a killed backup: QEMU lets nobody resize such disks
         self.say(f"resize {name} {sizes}")
         self._remove_inconsistent(name)
         if name == "s":
