@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,10 @@ from backing_up import (
 from machines import Machine, content, write
 from peers import package, peer
 
+from pybitmap.errors import LockedError
 from pybitmap.store import LocalStore, Qcow2Store
+from pybitmap.store.qcow2 import store
+from pybitmap.store.qcow2.file import File
 from pybitmap.tools.backup import Hooks, backup
 from pybitmap.tools.backup.run import STEPS
 from pybitmap.tools.monitor import MonitorError
@@ -106,8 +110,6 @@ def test_killed_beside_disks_that_are_off_nothing_is_left_and_nothing_is_missed(
 
 
 def _is_locked(image: Path) -> bool:
-    from pybitmap.errors import LockedError
-
     try:
         Qcow2Store(image).open("x", None, read_only=False).close()
     except LockedError:
@@ -188,3 +190,50 @@ def _daemons() -> list[int]:
         if int(words[1]) == os.getpid() and b"qemu-storage-daemon" in command and words[0] != "Z":
             found.append(int(each.parent.name))
     return found
+
+
+def test_killed_at_every_write_to_an_image_it_stays_usable(folder: Path) -> None:
+    """And to the copies that are made: whatever our own code writes to an image."""
+    to, path = folder / "to", new_image(folder, "a")
+    write(path, "write -P 1 0 1M", format="qcow2")
+    backup([path], to)
+    for number in range(1, 200):
+        if not _killed_at_write(path, to, number):
+            break
+        while _is_locked(path):
+            pass
+        assert ours(Qcow2Store(path))  # none of them in use
+        write(path, f"write -P {number} {number * 8}k 8k", format="qcow2")
+        done = backup([path], to)
+        assert not fulls(done)
+        assert ours(Qcow2Store(path)) == needed(done, "a.qcow2")
+        assert copied(to, done, "a.qcow2") == content(path)
+    assert 8 < number < 100
+
+
+def _killed_at_write(path: Path, to: Path, number: int) -> bool:
+    """Runs a backup that is killed at the n-th write or sync of ours; False: there were less."""
+    child = os.fork()
+    if child:
+        _, status = os.waitpid(child, 0)
+        return os.WIFSIGNALED(status)
+    left = [number]
+
+    def call() -> None:
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    class Killed(File):
+        def _pwritev(self, pieces: Sequence[memoryview], offset: int) -> int:
+            call()
+            return super()._pwritev(pieces, offset)
+
+        def _fdatasync(self) -> None:
+            call()
+            super()._fdatasync()
+
+    setattr(store, "File", Killed)  # noqa: B010
+    with suppress(BaseException):
+        backup([path], to)
+    os._exit(0)

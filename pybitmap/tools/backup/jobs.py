@@ -105,7 +105,9 @@ def give(
     :param sources: by name, node and bitmap of the graph that they are merged from
     :raises StoreError: if they cannot be stored
     """
-    target = graph.add_node("\0target", store=Qcow2Store(path))
+    store = Qcow2Store(path)
+    store.at_rest = True  # so one switch does
+    target = graph.add_node("\0target", store=store)
     with graph.transaction() as tx:
         for name, source in sources.items():
             tx.add(target.name, name, granularity, persistent=True, disabled=True)
