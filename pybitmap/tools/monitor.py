@@ -47,6 +47,7 @@ Action = dict[str, Any]
 TIMEOUT = 30.0  # seconds for an answer
 PATIENCE = 5.0  # seconds for the greeting
 
+_FAREWELL = 1.0  # seconds for what is left of a connection to end
 _LONGEST = 64 << 20  # bytes of an answer
 _MOST_EVENTS = 1 << 14  # that are kept for whoever asks
 
@@ -155,8 +156,7 @@ class Monitor(Guard):
         try:
             self._connected()
         except BaseException:
-            self._closed = True
-            self._discard()
+            self._close()
             raise
 
     # ---- life -------------------------------------------------------------------------------
@@ -170,13 +170,16 @@ class Monitor(Guard):
             return
         self._refuse_within()
         with self._turn:
-            try:
-                self._closed = True
-                self._discard()
-            except BaseException:
-                self._closed = True
-                self._discard()
-                raise
+            self._close()
+
+    def _close(self) -> None:
+        try:
+            self._closed = True
+            self._discard()
+        except BaseException:
+            self._closed = True
+            self._discard()
+            raise
 
     @property
     def closed(self) -> bool:
@@ -317,37 +320,54 @@ class Monitor(Guard):
     ) -> _T | None:
         """None: an event did not come."""
         self._refuse()
-        qmp = _package()
+        # Errors are raised outside: where one is on its way out of the block, Python 3.9 lets an
+        # interruption come that keeps the lock.
         with self._turn:
+            found, error = self._answer(command, ask, seconds)
+        if error is not None:
             try:
-                link = self._connected()
-                return link.run(ask, seconds)
-            except qmp.ExecuteError as error:
-                kind, text = error.error_class, str(error)
-                raise CommandError(f"{command}: {text}", command, kind, text) from None
-            except _Late:
-                if command is None:
-                    return None
-                raise UnansweredError(
-                    f"{self.path}: {command} was not answered within {seconds:g} s; it may have "
-                    "been done, or be done later",
-                    command,
-                ) from None
-            except (qmp.ExecInterruptedError, qmp.StateError):
-                why = self._link.why() if self._link is not None else "it was closed"
-                self._end = f"{self.path}: the connection to QEMU is gone: {why}"
-                self._discard()
-                what = "" if command is None else f"; whether {command} was done is not known"
-                raise DisconnectedError(self._end + what, command) from None
-            except MonitorError:
-                raise
-            except qmp.QMPError as error:
-                self._end = f"{self.path}: QEMU does not answer as QMP has it: {error}"
-                self._discard()
-                raise MonitorError(self._end, command) from None
-            except BaseException:
-                self._discard()
-                raise
+                raise error from None
+            finally:
+                del error  # or its traceback and this frame refer to each other
+        return found
+
+    def _answer(
+        self,
+        command: str | None,
+        ask: Callable[[_Link], Coroutine[Any, Any, _T]],
+        seconds: float,
+    ) -> tuple[_T | None, MonitorError | None]:
+        """It, or what is to be raised."""
+        qmp = _package()
+        try:
+            link = self._connected()
+            return link.run(ask, seconds), None
+        except qmp.ExecuteError as error:
+            error.__traceback__ = None  # by which it, asyncio's future and this keep each other
+            kind, text = error.error_class, str(error)
+            return None, CommandError(f"{command}: {text}", command, kind, text)
+        except _Late:
+            if command is None:
+                return None, None
+            what = f"{command} was not answered within {seconds:g} s"
+            return None, UnansweredError(
+                f"{self.path}: {what}; it may have been done, or be done later", command
+            )
+        except (qmp.ExecInterruptedError, qmp.StateError):
+            why = self._link.why() if self._link is not None else "it was closed"
+            self._end = f"{self.path}: the connection to QEMU is gone: {why}"
+            self._discard()
+            what = "" if command is None else f"; whether {command} was done is not known"
+            return None, DisconnectedError(self._end + what, command)
+        except MonitorError as error:
+            return None, error
+        except qmp.QMPError as error:
+            self._end = f"{self.path}: QEMU does not answer as QMP has it: {error}"
+            self._discard()
+            return None, MonitorError(self._end, command)
+        except BaseException:
+            self._discard()
+            raise
 
     def _refuse(self) -> None:
         assert self._process is not None
@@ -436,6 +456,7 @@ class _Link:
         self._socket: socket.socket | None = None
         self._client: QMPClient | None = None
         self._arrived: asyncio.Event | None = None
+        self._process = Process()
         #: Has each call of this come to an end of its own?
         self.whole = True
         _links.add(self)
@@ -473,20 +494,34 @@ class _Link:
         client.logger = logging.Logger("pybitmap.tools.monitor")
         client.logger.addHandler(logging.NullHandler())  # all that is told is an exception here
         client.events.event_filter = self._event
-        await client.connect(self._socket)
         self._client = client
+        await client.connect(self._socket)
 
     def close(self) -> None:
         """May be called twice, and again where it was interrupted."""
-        if self._socket is not None:
-            self._socket.close()  # QEMU knows from now on, whatever becomes of the rest
-        loop = self._loop
-        if loop is None or loop.is_closed():
-            return
-        # In a finalizer, another loop may run in this thread: then the rest is garbage.
-        with suppress(RuntimeError):
-            loop.run_until_complete(_cancelled())
-            loop.close()
+        sock, loop = self._socket, self._loop
+        if sock is not None and self._process.is_this():
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)  # whatever waits ends
+        elif sock is not None:
+            sock.close()  # the parent goes on with it
+        if loop is not None and not loop.is_closed():
+            # In a finalizer, another loop may run in this thread: then the rest is garbage.
+            with suppress(RuntimeError):
+                loop.run_until_complete(self._ended())
+                loop.close()
+        if sock is not None:
+            sock.close()
+
+    async def _ended(self) -> None:
+        """All that the client does in this loop."""
+        if self._client is not None:
+            with suppress(Exception):  # why it has ended
+                await asyncio.wait_for(self._client.disconnect(), _FAREWELL)
+        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
 
     # ---- calls ------------------------------------------------------------------------------
 
@@ -600,14 +635,6 @@ def _package() -> Any:
             "pip install qemu.qmp"
         ) from None
     return qmp
-
-
-async def _cancelled() -> None:
-    """All tasks of this loop but this one, and those that they begin when they end."""
-    while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
 
 
 def _socket(path: str, end: float) -> socket.socket:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import pickle
@@ -358,11 +359,15 @@ def test_without_the_package_it_says_what_to_install() -> None:
     assert issubclass(UnsupportedError, OSError)
 
 
+#: An interruption may come in the finalizer of what is closed already.
+in_finalizers = pytest.mark.filterwarnings(
+    "ignore:.*<function Monitor.__del__:pytest.PytestWarning"
+)
+
 # ---- the five visitors --------------------------------------------------------------------------
 
 
-# An interruption may come in the finalizer of what is closed already.
-@pytest.mark.filterwarnings("ignore:.*<function Monitor.__del__:pytest.PytestWarning")
+@in_finalizers
 def test_interrupted_at_any_line_it_leaves_no_socket_and_no_thread(daemon: Daemon) -> None:
     threads = threading.active_count()
     with Monitor(daemon.monitor):
@@ -379,6 +384,7 @@ def test_interrupted_at_any_line_it_leaves_no_socket_and_no_thread(daemon: Daemo
         assert threading.active_count() == threads
 
 
+@in_finalizers
 def test_interrupted_at_any_line_of_a_call_it_goes_on(monitor: Monitor) -> None:
     def attempt() -> None:
         assert monitor.execute("query-version")["qemu"]["major"] == monitor.version[0]
@@ -395,6 +401,7 @@ def test_interrupted_at_any_line_of_a_call_it_goes_on(monitor: Monitor) -> None:
                 monitor.execute("block-export-del", id="x")
 
 
+@in_finalizers
 def test_an_interruption_of_close_closes(daemon: Daemon) -> None:
     before = descriptors()
     number = 1
@@ -496,6 +503,21 @@ def test_dropped_it_is_closed_and_said_so(daemon: Daemon) -> None:
         del monitor
         collect()
     assert descriptors() == before
+
+
+def test_an_error_does_not_keep_its_monitor(daemon: Daemon) -> None:
+    before = descriptors()
+    gc.disable()
+    try:
+        monitor = Monitor(daemon.monitor)
+        with suppress(CommandError):
+            monitor.execute("none")
+        if sys.implementation.name == "cpython":
+            with pytest.warns(ResourceWarning, match="was dropped without close"):
+                del monitor
+            assert descriptors() == before
+    finally:
+        gc.enable()
 
 
 def test_closed_it_refuses(daemon: Daemon) -> None:
