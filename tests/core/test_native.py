@@ -279,7 +279,7 @@ def test_a_native_hook_that_holds_a_node_hears_of_truncate_and_close() -> None:
 @pytest.mark.skipif(
     sys.implementation.name == "pypy", reason="SQLite keeps its locks until PyPy has collected it"
 )
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.filterwarnings("ignore:unclosed (file|database):ResourceWarning")
 def test_a_pin_keeps_the_node_that_nobody_else_has(tmp_path: Path) -> None:
     graph = BlockGraph()
     node = graph.add_node("disk", size=1 << 20, store=LocalStore(tmp_path / "store"))
