@@ -8,12 +8,11 @@ VMware's QueryChangedDiskAreas, CSI's SnapshotMetadata, `nbdinfo --map`, or a bi
     python examples/apply_changes.py LIST DISK COPY [FORMAT]
 """
 
+import mmap
 import os
 import sys
 
 from pybitmap.interchange import FormatError, read_bitmap
-
-AT_ONCE = 1 << 20  # bytes
 
 
 def apply(changes: str, disk: str, copy: str, fmt: "str | None" = None) -> int:
@@ -22,19 +21,20 @@ def apply(changes: str, disk: str, copy: str, fmt: "str | None" = None) -> int:
     dirty = read_bitmap(changes, fmt, size=size)  # beyond the disk: FormatError
     with open(disk, "rb") as source, open(copy, "r+b") as target:
         target.truncate(size)
-        for start, length, _ in dirty.to_extents(block_size=AT_ONCE):
-            source.seek(start)
-            target.seek(start)
-            target.write(source.read(length))
-        target.flush()
+        if not dirty:
+            return 0
+        changed = mmap.mmap(source.fileno(), size, access=mmap.ACCESS_READ)
+        with changed, mmap.mmap(target.fileno(), size) as mapped:
+            copied = dirty.copy_areas(mapped, changed)
+            mapped.flush()
         os.fsync(target.fileno())
-    return dirty.count(0, size)
+    return copied
 
 
 if __name__ == "__main__":
     if len(sys.argv) not in (4, 5):
         sys.exit(__doc__)
     try:
-        print(f"{apply(*sys.argv[1:])} bytes are dirty, and copied")
+        print(f"{apply(*sys.argv[1:])} bytes copied")
     except (FormatError, OSError) as error:
         sys.exit(f"{sys.argv[0]}: {error}")

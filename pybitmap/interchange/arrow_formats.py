@@ -19,6 +19,7 @@ from typing import Any
 
 from ..errors import FormatError
 from ..extent import Extent
+from ..sizes import MAX_SIZE
 from ..trace import printable
 from .base import Format, Malformed, Options, Order, Output, Source, missing
 
@@ -122,8 +123,10 @@ def _extents(
                 furthest = max(furthest, extent.end)
                 row += 1
     size = (schema.metadata or {}).get(_SIZE, b"")
-    if size.isdigit() and len(size) < 20 and int(size) > furthest and options.size is None:
-        yield Order(options).extent(furthest, int(size) - furthest, False)
+    if options.size is None and size.isdigit() and len(size) < 20:
+        end = min(int(size), MAX_SIZE)
+        if end > furthest:
+            yield Extent(furthest, end - furthest, False)
 
 
 @contextmanager

@@ -343,14 +343,14 @@ def test_interrupted_while_it_reads_it_leaves_all_as_before(tmp_path: Path, stor
 def test_the_example_brings_a_copy_up_to_date(tmp_path: Path) -> None:
     disk, copy, changes = tmp_path / "disk", tmp_path / "copy", tmp_path / "changes.json"
     old, new = bytearray(b"a" * 3 * MIB), bytearray(b"a" * 3 * MIB)
-    new[5:7], new[-1:], old[1000:1001] = b"bc", b"d", b"z"
+    new[5:7], new[-1:], old[400:401] = b"bc", b"d", b"z"
     disk.write_bytes(new)
     copy.write_bytes(old)
     changes.write_text('[{"offset": 5, "length": 2}, {"offset": 3145727, "length": 1}]')
     example = Path(__file__).parents[2] / "examples" / "apply_changes.py"
     command = [sys.executable, *map(str, [example, changes, disk, copy])]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (0, "1024 bytes are dirty, and copied\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "1024 bytes copied\n"), done.stderr
     assert copy.read_bytes() == new
     changes.write_text('[{"offset": 5, "length": 20000000}]')
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)

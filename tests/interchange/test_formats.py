@@ -644,6 +644,18 @@ def test_columns_of_another_kind_are_refused(fmt: str, extras: Any) -> None:
     refused("row 1: .*before the end", offset=[1, 0], length=[1, 1])
 
 
+@pytest.mark.parametrize("size", [b"9" * 20, b"9" * 19, b"-1", b"x", b"5"])
+def test_a_size_that_cannot_be_is_no_error(extras: Any, size: bytes) -> None:
+    import pyarrow as pa
+
+    out = io.BytesIO()
+    schema = pa.schema([("offset", pa.int64()), ("length", pa.int32())], {"pybitmap.size": size})
+    with pa.ipc.new_stream(out, schema) as writer:
+        writer.write_batch(pa.record_batch([[0], [10]], schema=schema))
+    ends = [each.end for each in read_extents(io.BytesIO(out.getvalue()))]
+    assert ends in ([10], [10, (1 << 63) - 1])
+
+
 def test_without_pyarrow_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
