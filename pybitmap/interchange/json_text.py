@@ -22,6 +22,9 @@ from .base import MAX_LINE, Malformed, Order, Source, shown
 
 _Made = TypeVar("_Made")
 
+#: Of an object that is not read as a whole; those of the formats have a few.
+_MOST_KEYS = 64
+
 _BLANKS = " \t\r\n"
 _BLANK = re.compile(f"[{_BLANKS}]*")
 
@@ -111,8 +114,8 @@ class JsonText:
             key = str(self.value())
             if key in known:
                 self.refuse(f"key {shown(key)} comes twice")
-            if len(known) == MAX_LINE:
-                self.refuse(f"an object of more than {MAX_LINE} keys")
+            if len(known) == _MOST_KEYS:
+                self.refuse(f"an object of more than {_MOST_KEYS} keys")
             known.add(key)
             self.take(":")
             yield key

@@ -436,6 +436,8 @@ HOSTILE: list[tuple[str, str, str]] = [
     ("json", J.format("[" * 100_000), "file:2: "),
     ("json", J.format('{"a": ' * 5000), "file:2: "),
     ("json", J.format('{"offset": 5, "length": 1, "x": "' + "y" * (2 * CHUNK)), "65536 characters"),
+    ("json", '[{"offset": 5, \n', "file:2: it ends within a value"),
+    ("json", '[{"offset": 5\n', "file:2: it ends within a value"),
     ("json", "{}", "expected '\\['"),
     ("json", "", "expected '\\[', found the end"),
     ("json", '[{"offset": 0, "length": 1, "dirty": 1}]', "true or false"),
@@ -473,6 +475,7 @@ HOSTILE: list[tuple[str, str, str]] = [
     ),
     ("csi", '[{"block_metadata": [{"size_bytes": 5}], "volume_capacity_bytes": 4}]', "ends at 5"),
     ("csi", '[{"a": 1, "a": 2}]', "key 'a' comes twice"),
+    ("csi", "{" + "".join(f'"{i}": 1, ' for i in range(100)), "more than 64 keys"),
     ("vmware", '{"changedArea": []}', "without startOffset"),
     (
         "vmware",
