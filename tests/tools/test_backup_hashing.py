@@ -273,6 +273,19 @@ def test_a_missing_program_is_told(memory_path: Path, monkeypatch: pytest.Monkey
         write_leaves(memory_path / "a.qcow2", [])
 
 
+def test_a_setpriv_that_knows_no_deaths_is_not_used(
+    memory_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of busybox."""
+    folder = memory_path / "bin"
+    folder.mkdir()
+    (folder / "setpriv").write_text("#!/bin/sh\necho unrecognized option >&2; exit 1\n")
+    (folder / "setpriv").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    qemu_img("create", "-q", "-f", "qcow2", memory_path / "a.qcow2", "3M")
+    assert write_leaves(memory_path / "a.qcow2", []) == root_by_the_book(bytes(3 * MIB))
+
+
 def test_the_hash_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(b"x" * 10_000_000)

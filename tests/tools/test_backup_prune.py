@@ -281,8 +281,11 @@ def test_what_was_begun_is_brought_to_its_end(
     assert copy.new is not None
     assert repository.path_of(copy).name == copy.new
     check(history, leftovers=2)
-    with repository.reading([copy]), pytest.raises(LockedError, match="is being read"):
-        prune(history.path, keep=100)
+    with repository.reading([copy]):
+        with pytest.raises(LockedError, match="is being read"):
+            prune(history.path, keep=100)
+        with Repository.open(history.path, writing=True) as writer:
+            assert writer.sweep() == []
     assert repository.path_of(copy).name == copy.new
     history.point(2 * MIB, ["write -P 9 0 64k"])  # a backup may go on
     check(history, leftovers=2)

@@ -17,6 +17,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import IO
@@ -52,16 +53,28 @@ def program(name: str) -> str:
     return path
 
 
+def _dying(arguments: Sequence[str]) -> list[str]:
+    """The command that runs a program so that it ends when this process is killed, where it can."""
+    command = [program(arguments[0]), *arguments[1:]]
+    setpriv = shutil.which("setpriv")
+    if setpriv and _knows_deaths(setpriv):
+        command = [setpriv, "--pdeathsig", "KILL", "--", *command]
+    return command
+
+
+@cache
+def _knows_deaths(setpriv: str) -> bool:
+    """Not that of util-linux before 2.33, nor of busybox."""
+    done = subprocess.run([setpriv, "--pdeathsig", "KILL", "true"], capture_output=True)
+    return done.returncode == 0
+
+
 @contextmanager
 def started(
     arguments: Sequence[str | os.PathLike[str]], *, errors: IO[bytes], folder: Path, stdin: int
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A program in a folder, killed when the block is left."""
-    command = [os.fspath(each) for each in arguments]
-    command[0] = program(command[0])
-    setpriv = shutil.which("setpriv")
-    if setpriv:
-        command = [setpriv, "--pdeathsig", "KILL", "--", *command]
+    command = _dying([os.fspath(each) for each in arguments])
     process = subprocess.Popen(
         command,
         stdin=stdin,
@@ -183,10 +196,7 @@ class Content:
     def _start(self, folder: Path) -> None:
         # systemd's way to hand over a socket: descriptor 3, and the process that it is for.
         shell = 'LISTEN_FDS=1 LISTEN_PID=$$ exec "$@" 3<&0 0</dev/null'
-        command = [program(self._arguments[0]), *self._arguments[1:]]
-        setpriv = shutil.which("setpriv")
-        if setpriv:
-            command = [setpriv, "--pdeathsig", "KILL", "--", *command]
+        command = _dying(self._arguments)
         with tempfile.TemporaryDirectory() as place, socket.socket(socket.AF_UNIX) as listener:
             listener.bind(f"{place}/s")
             listener.listen(1)
