@@ -244,7 +244,8 @@ def shown(text: object) -> str:
 def missing(package: str, error: ImportError) -> UnsupportedError:
     """For a module of an extra that is not there."""
     return UnsupportedError(
-        f"this needs the package {package}, which cannot be imported ({error}): pip install {package}"
+        f"this needs the package {package}, which cannot be imported ({error}): "
+        f"pip install {package}"
     )
 
 
