@@ -98,7 +98,7 @@ lockstep: $(VENV)/.test ## Send N=20000 steps to a real QEMU and to ours, and co
 
 interrupts: $(VENV)/.test ## Raise at every line of every change of bitmaps, at every allocation, by signals (half an hour)
 	PYBITMAP_ALL_LINES=1 $(BIN)/python -m pytest -n auto tests/block/test_interrupts.py \
-	    tests/block/test_no_memory.py tests/block/test_signals.py
+	    tests/block/test_no_memory.py tests/block/test_signals.py tests/tools/test_backup_interrupts.py
 
 histories: $(VENV)/.test ## Back up 500 random histories of disks, killed and resized, and restore each point (ten minutes)
 	PYBITMAP_HISTORIES=500 $(BIN)/python -m pytest -n auto tests/tools/test_backup_histories.py

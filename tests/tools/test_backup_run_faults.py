@@ -27,7 +27,7 @@ from filesystems import mounted
 from machines import Machine, write
 from peers import package, peer
 
-from pybitmap.errors import BitmapError, InvalidError, StoreError
+from pybitmap.errors import BitmapError, InvalidError, StoreError, UnsupportedError
 from pybitmap.store import Qcow2Store
 from pybitmap.tools.backup import Hooks, JobError, backup
 from pybitmap.tools.monitor import MonitorError
@@ -312,3 +312,19 @@ def test_nothing_is_laid_over_a_copy_that_is_broken(
     assert "is broken" in str(fulls(done)["a"])
     assert copied(to, done, "a") == of(machine, "a")
     assert not fulls(backup(["a", "b"], to, qmp=machine.qmp))
+
+
+@pytest.mark.parametrize("missing", ["qemu-img", "qemu-storage-daemon"])
+def test_without_qemus_programs_nothing_is_touched(
+    folder: Path, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = new_image(folder, "a")
+    before = path.read_bytes()
+    bin = folder / "bin"
+    bin.mkdir()
+    for name in {"qemu-img", "qemu-storage-daemon", "setpriv"} - {missing}:
+        (bin / name).symlink_to(peer(name, "qemu-utils"))
+    monkeypatch.setenv("PATH", str(bin))
+    with pytest.raises(UnsupportedError, match=f"{missing} is not installed"):
+        backup([path], folder / "to")
+    assert path.read_bytes() == before

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import tempfile
@@ -46,6 +47,7 @@ from ...errors import (
     MismatchError,
     NotFoundError,
     StoreError,
+    UnsupportedError,
 )
 from ...store import LocalStore, Qcow2Store, Store, probe
 from ...store.base import StoredNode
@@ -60,6 +62,7 @@ from .plan import PREFIX, UNCUT, Disk, Found, Names, Plan
 from .qemu import Content, run, started
 from .source import Disks, Source
 
+_DAEMON = "qemu-storage-daemon"
 _SECTOR = 512  # bytes: what QEMU counts disks in
 
 
@@ -107,6 +110,11 @@ class Images(Disks):
     # ---- looking ----------------------------------------------------------------------------
 
     def look(self) -> list[Disk]:
+        if shutil.which(_DAEMON) is None:  # before anything is changed
+            raise UnsupportedError(
+                f"{_DAEMON} is not installed (Debian: qemu-system-common; Fedora: qemu-img; macOS: "
+                "brew install qemu), and copies disks that are off"
+            )
         for number, source in enumerate(self._sources):
             self._images[source.name] = _found(source, f"{PREFIX}disk-{number:x}")
         _check_apart([each.source for each in self._images.values()])
@@ -447,7 +455,7 @@ class _Daemon:
                 path = folder / "qmp"
                 # wait=on: until we are there. Others are greeted twice, if they come too early.
                 chardev = f"socket,id=qmp,path={str(path).replace(',', ',,')},server=on,wait=on"
-                command = ["qemu-storage-daemon", "--chardev", chardev, "--monitor", "chardev=qmp"]
+                command = [_DAEMON, "--chardev", chardev, "--monitor", "chardev=qmp"]
                 self._process = self._stack.enter_context(
                     started(command, errors=errors, folder=folder, stdin=subprocess.DEVNULL)
                 )
@@ -465,7 +473,7 @@ class _Daemon:
             if self._process.poll() is not None or monotonic() > end:
                 errors.seek(0)
                 said = errors.read(1 << 16).decode("utf-8", "replace").strip()
-                raise StoreError(f"qemu-storage-daemon does not start: {said or 'no answer'}")
+                raise StoreError(f"{_DAEMON} does not start: {said or 'no answer'}")
             sleep(0.005)
 
     def close(self) -> None:

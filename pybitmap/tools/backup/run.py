@@ -44,7 +44,7 @@ from .jobs import JobError, Task, begin, copied, finish, open_target
 from .live import Live
 from .manifest import MANIFEST, Copy, Point, Repository, check_regular
 from .plan import GRANULARITY, MODES, Disk, Names, Plan, full, kept, leftovers, plan, tag_of
-from .qemu import run
+from .qemu import program, run
 from .source import Disks, Source, check_names
 
 #: What :attr:`Hooks.step` is told, in this order.
@@ -160,6 +160,7 @@ def backup(
     if speed < 0:
         raise InvalidError(f"a speed of {speed} bytes a second cannot be")
     hooks = Hooks() if hooks is None else hooks
+    program("qemu-img")  # before anything is changed
     with ExitStack() as stack:
         monitor = None
         if qmp is not None:
