@@ -107,13 +107,16 @@ def test_a_disk_that_cannot_be_read_is_left_out_and_keeps_its_bitmap(
         assert copied(to, done, disk) == of(machine, disk)
 
 
-def test_no_room_for_an_increment_is_told_before_it_begins(machine: Machine, small: Path) -> None:
+@pytest.mark.parametrize("full", [False, True])
+def test_no_room_is_told_before_it_begins(machine: Machine, small: Path, full: bool) -> None:
+    """Since QEMU fails the guest's writes while a job finds no room."""
     to = small / "to"
     machine.write("a", "write -P 1 0 256k")
     first = backup(["a"], to, qmp=machine.qmp)
-    machine.write("a", "write -P 2 0 4M")
+    machine.write("b" if full else "a", "write -P 2 0 4M")
     with pytest.raises(StoreError, match="make room"):
-        backup(["a"], to, qmp=machine.qmp)
+        backup(["a", "b"] if full else ["a"], to, qmp=machine.qmp)
+    assert machine.bitmaps("b") == {}
     settled(machine, first, "a")
     nothing_left(to, 1)
 
@@ -122,9 +125,16 @@ def test_no_room_while_it_is_copied_puts_all_back(machine: Machine, small: Path)
     to = small / "to"
     machine.write("a", "write -P 1 0 256k")
     first = backup(["a"], to, qmp=machine.qmp)
-    machine.write("b", "write -P 2 0 4M")
+    machine.write("b", "write -P 2 0 1M")
+
+    def fill(step: str) -> None:
+        if step == "before":
+            fill_up(small)
+            os.truncate(small / "fill", (small / "fill").stat().st_size - 256 * K)
+
     with pytest.raises(JobError, match="No space left"):
-        backup(["b"], to, qmp=machine.qmp)
+        backup(["b"], to, qmp=machine.qmp, hooks=Hooks(step=fill))
+    (small / "fill").unlink()
     nothing_left(to, 1)
     assert machine.bitmaps("b") == {}
     settled(machine, first, "a")

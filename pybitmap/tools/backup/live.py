@@ -178,6 +178,7 @@ def _disk(source: Source, node: Mapping[str, Any]) -> Disk:
         bitmaps=bitmaps_of(node),
         grows=_grows_by_zeroes(node),
         cluster=image.get("cluster-size", 0) if node["drv"] == "qcow2" else 0,
+        allocated=image.get("actual-size"),
     )
 
 

@@ -70,6 +70,7 @@ class Disk:
     :param bitmaps: on it, by name
     :param grows: what it shows where it has grown: zeroes (True), or nobody knows what
     :param cluster: bytes of its format's cluster; 0: it has none
+    :param allocated: bytes that a full copy takes, about; None: not known
     """
 
     name: str
@@ -78,6 +79,7 @@ class Disk:
     bitmaps: Mapping[str, Found]
     grows: bool = True
     cluster: int = 0
+    allocated: int | None = None
 
 
 @dataclass(frozen=True)

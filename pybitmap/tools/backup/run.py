@@ -325,9 +325,10 @@ class _Run:
             return  # nobody knows how much that will be
         need = 0
         for task in tasks:
-            old = task.plan.old
-            if old is not None and old.count is not None:
-                need += min(old.count, task.plan.disk.size)
+            disk, old = task.plan.disk, task.plan.old
+            most = disk.allocated if old is None else old.count
+            if most is not None:
+                need += min(most, disk.size)
         free = shutil.disk_usage(self.repository.path).free
         if need > free:
             raise StoreError(
