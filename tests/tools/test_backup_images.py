@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from backing_up import K, M, Raw, copied, fulls, needed, new_image, ours
+from backing_up import K, M, Place, Raw, copied, fulls, needed, new_image, ours
 from daemon import qemu_img
 from filesystems import mounted
 from machines import Machine, content, write
@@ -24,6 +24,7 @@ from pybitmap.errors import (
     LockedError,
     MismatchError,
     NotFoundError,
+    StateError,
 )
 from pybitmap.store import LocalStore, Qcow2Store
 from pybitmap.tools.backup import Hooks, Repository, Source, backup
@@ -367,3 +368,34 @@ def test_holes_beside_small_data_and_marked_ones_are_no_reason(folder: Path) -> 
     done = backup([raw.source], to)
     assert not fulls(done)
     assert copied(to, done, "r") == raw.path.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["image", "raw"])
+@pytest.mark.parametrize("step", ["recovered", "planned"])
+def test_a_disk_resized_before_it_is_locked_is_not_copied_wrong(
+    folder: Path, kind: str, step: str
+) -> None:
+    a, raw, to = new_image(folder, "a"), Raw(folder, "r"), folder / "to"
+    write(a, "write -P 7 0 4M", format="qcow2")
+    raw.write(7, 0, 4 * M)
+    source: Place = a if kind == "image" else raw.source
+    backup([source], to)
+
+    def resize(now: str) -> None:
+        if now != step:
+            return
+        if kind == "raw":
+            raw.resize(M, 4 * M)
+        else:
+            qemu_img("resize", "-q", "--shrink", str(a), str(M))
+            qemu_img("resize", "-q", str(a), "4M")
+
+    with pytest.raises(StateError, match="resized while the backup began"):
+        backup([source], to, hooks=Hooks(step=resize))
+    with Repository.open(to) as repository:
+        assert len(repository.manifest.points) == 1
+        assert repository.leftovers() == []
+    done = backup([source], to)
+    copy = done.point.copies[0]
+    assert copy.parent is None
+    assert content(to / copy.file) == (content(a) if kind == "image" else raw.path.read_bytes())

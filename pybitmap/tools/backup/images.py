@@ -56,11 +56,11 @@ from ...store.qcow2.image import Image
 from ..monitor import Action, DisconnectedError, Monitor, action
 from .copies import chain_of
 from .hashing import extents
-from .jobs import ALL, END, OLD, Task, add_marks, give, merging
+from .jobs import ALL, END, OLD, Task, add_marks, bitmaps_of, give, merging, nodes_of
 from .manifest import Copy, Repository
 from .plan import PREFIX, UNCUT, Disk, Found, Names, Plan
 from .qemu import Content, run, started
-from .source import Disks, Source
+from .source import Disks, Source, refuse_cut
 
 _DAEMON = "qemu-storage-daemon"
 _SECTOR = 512  # bytes: what QEMU counts disks in
@@ -187,7 +187,17 @@ class Images(Disks):
         ]
 
     def check(self, plans: Sequence[Plan]) -> None:
-        """Nobody can resize what is held, or locked."""
+        """Locks are there now, so sizes stay."""
+        nodes = nodes_of(self.monitor)
+        for plan in plans:
+            if plan.old is None:
+                continue
+            name = plan.old.name + UNCUT
+            image = self._images[plan.disk.name]
+            if not image.raw:
+                refuse_cut(plan, bitmaps_of(nodes[image.label]).get(name))
+            else:
+                refuse_cut(plan, _of_held(image, name))
 
     # ---- afterwards -------------------------------------------------------------------------
 
@@ -419,6 +429,17 @@ def _add(image: _Image, names: Names, granularity: int) -> None:
             tx.merge(label, names.bitmap, [marks[END]])
             tx.add(label, names.uncut, granularity, persistent=True, disabled=True)
             tx.merge(label, names.uncut, [marks[ALL]])
+
+
+def _of_held(image: _Image, name: str) -> Found | None:
+    """A bitmap of a store that is held."""
+    assert image.held is not None
+    assert image.node is not None
+    bitmap = image.held.find_node(image.node).bitmaps.get(name)
+    if bitmap is None:
+        return None
+    count = -(-bitmap.count() // bitmap.granularity) * bitmap.granularity
+    return Found(name, bitmap.granularity, bitmap.enabled, count, bitmap.reason)
 
 
 def _held(image: _Image) -> BlockGraph:

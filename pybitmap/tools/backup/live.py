@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from ...block.graph import BlockGraph
-from ...errors import InvalidError, NotFoundError, StateError
+from ...errors import InvalidError, NotFoundError
 from ..monitor import Action, Monitor, action
 from .jobs import ALL, END, Task, add_marks, bitmaps_of, give, merging, nodes_of, recover
 from .manifest import Repository
-from .plan import UNCUT, Disk, Found, Names, Plan, was_cut
-from .source import Disks, Source
+from .plan import UNCUT, Disk, Found, Names, Plan
+from .source import Disks, Source, refuse_cut
 
 
 class Live(Disks):
@@ -100,14 +100,8 @@ class Live(Disks):
     def check(self, plans: Sequence[Plan]) -> None:
         """Jobs are there now, so sizes stay."""
         for plan in plans:
-            if plan.parent is None or plan.old is None:
-                continue
-            found = self._bitmaps(plan.disk.name).get(plan.old.name + UNCUT)
-            if found is None or was_cut(found, plan.parent[1].size, plan.disk.size):
-                raise StateError(
-                    f"disk '{plan.disk.name}' was resized while the backup began: nothing was "
-                    "done, try again"
-                )
+            if plan.old is not None:
+                refuse_cut(plan, self._bitmaps(plan.disk.name).get(plan.old.name + UNCUT))
 
     def done(self) -> None:
         """The machine goes on."""

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import InvalidError
+from ...errors import InvalidError, StateError
 from ..monitor import Action, Monitor
 from .jobs import Task
 from .manifest import Repository
-from .plan import Disk, Names, Plan
+from .plan import Disk, Found, Names, Plan, was_cut
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,20 @@ def check_names(sources: Sequence[Source]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise InvalidError(f"two disks are called '{name}': call one OTHER=PLACE")
+
+
+def refuse_cut(plan: Plan, uncut: Found | None) -> None:
+    """Of an increment, when sizes cannot change any more: was the disk cut since it was planned?
+
+    :param uncut: the bitmap that tells
+    :raises StateError: if it was
+    """
+    assert plan.parent is not None
+    if uncut is None or was_cut(uncut, plan.parent[1].size, plan.disk.size):
+        raise StateError(
+            f"disk '{plan.disk.name}' was resized while the backup began: nothing was done, try "
+            "again"
+        )
 
 
 class Disks(ABC):
