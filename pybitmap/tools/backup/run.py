@@ -122,13 +122,12 @@ def backup(
     Writer: a machine's writes go on; each is in this point's copies, or recorded for the next.
     Kill: the point is listed or it is not; what is left over is found, and goes, with the next
     backup of the same disks into the same directory. Fork: the child of one, as in a hook, leaves
-    all to its parent, and must not return from the hook. Interruption: jobs are
-    cancelled, and new files and bitmaps go, or it is done and listed. Twin: a second backup into
-    the directory is refused; one of the same disks into another is not, but a machine has one
-    client of its monitor at a time.
+    all to its parent, and must not return from the hook. Interruption: jobs are cancelled, and new
+    files and bitmaps go, or it is done and listed. Twin: a second backup into the directory is
+    refused; one of the same disks into another is not, but a machine has one client of its monitor
+    at a time.
 
-    :param sources: names of devices or nodes; or paths of qcow2 images, and of raw disks with
-    stores
+    :param sources: names of devices or nodes; or paths of qcow2 images, and raw disks with stores
     :param to: a directory; made if it is not there
     :param qmp: the machine's monitor
     :param mode: "auto"; "full", also where an increment could be; "incremental": refuse all else
@@ -163,10 +162,10 @@ def backup(
     program("qemu-img")  # before anything is changed
     with ExitStack() as stack:
         monitor = None
-        if qmp is not None:
-            monitor = qmp if isinstance(qmp, Monitor) else Monitor(qmp, timeout=timeout)
-            if monitor is not qmp:
-                stack.enter_context(monitor)
+        if isinstance(qmp, Monitor):
+            monitor = qmp
+        elif qmp is not None:
+            monitor = stack.enter_context(Monitor(qmp, timeout=timeout))
         repository = stack.enter_context(_opened(to))
         disks: Disks = Images(found, timeout) if monitor is None else Live(monitor, found)
         stack.callback(disks.close)
