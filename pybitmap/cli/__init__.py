@@ -7,7 +7,8 @@ people give is in targets.py.  Errors are exceptions everywhere; `main` alone
 turns them into words on stderr and an exit code:
 
     0    done; with --expect, equal; with check, all good
-    1    done, and different from what was expected, or broken; what a machine, or a rescue, refuses
+    1    done, and different from what was expected, or broken; what a machine, a rescue or a
+         backup refuses
     2    wrong usage, or input that cannot be used
     129, 143  SIGHUP, SIGTERM, where something of a machine's was put back
     130  Ctrl-C (see __main__.py)

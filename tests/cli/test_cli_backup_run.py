@@ -20,6 +20,8 @@ from peers import package, peer
 
 from pybitmap.cli.backup_run import source_of
 from pybitmap.tools.backup import Source, backup
+from pybitmap.tools.backup.jobs import Task, finish
+from pybitmap.tools.monitor import Monitor
 
 package("qemu.qmp")
 peer("qemu-storage-daemon", "qemu-system-common")
@@ -164,3 +166,35 @@ def test_a_signal_puts_all_back(folder: Path, number: int, live: bool) -> None:
         [copy] = done.point.copies
         assert copy.parent == first.point.id
         assert content(to / copy.file) == of(machine, "a")
+
+
+def test_a_guest_that_cannot_be_frozen_is_not_backed_up(
+    run: Run, machine: Machine, folder: Path
+) -> None:
+    to = folder / "to"
+    words = ["backup", "a", "--qmp", machine.qmp, "--to", to]
+    result = run(*words, "--freeze", folder / "none")
+    assert result.code == 1
+    assert "none" in result.err
+    assert machine.bitmaps("a") == {}
+    assert machine.jobs() == []
+    nothing_left(to, 0)
+
+
+def test_a_disk_that_is_left_out_is_exit_code_1_and_the_others_are_listed(
+    run: Run, machine: Machine, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.write("a", "write -P 1 0 1M")
+
+    def failing(monitor: Monitor, task: Task) -> str | None:
+        return "it is worn out" if task.plan.disk.name == "a" else finish(monitor, task)
+
+    monkeypatch.setattr("pybitmap.tools.backup.run.finish", failing)
+    result = run("backup", "a", "b", "--qmp", machine.qmp, "--to", folder / "to", "--json")
+    assert result.code == 1
+    assert "disk 'a' was left out: it is worn out" in result.err
+    told = json.loads(result.out)
+    assert told["failed"] == {"a": "it is worn out"}
+    assert [each["disk"] for each in told["copies"]] == ["b"]
+    assert machine.bitmaps("a") == {}
+    assert machine.jobs() == []
