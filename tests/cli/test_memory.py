@@ -20,8 +20,10 @@ from typing import Any
 
 import pytest
 from commands import Run
+from daemon import Daemon, Disk
 from images import MIB, create
 from peak import Peak, peak
+from peers import package
 
 pytest.importorskip("click", reason="the command line is an extra: pip install '.[cli]'")
 pytest.importorskip("rich", reason="the command line is an extra: pip install '.[cli]'")
@@ -49,9 +51,10 @@ BOUNDS = {
     "`convert --memory-limit 64M`, all dirty": 64 + 32,
     "`info`, `dump`, `check`": 16,
     "`add`, `remove`, `clear`, `enable`, `disable`, `merge`, `repair`": 16,
+    "`info`, `dump`, `take` and the like with `--qmp`, of QEMU": 16,
     "`serve`": 32,
 }
-TRACE, FULL, TRUTH, TEXT, EXTENTS, ASK, CHANGE, SERVE = BOUNDS
+TRACE, FULL, TRUTH, TEXT, EXTENTS, ASK, CHANGE, LIVE, SERVE = BOUNDS
 
 
 def within(bound: str, taken: Peak, code: int = 0) -> str:
@@ -364,6 +367,17 @@ def test_commands_for_bitmaps_take_little(tmp_path: Path, make: Any) -> None:
         command, *rest = words
         options = rest if command != "add" or make is image else ["vm/more"]
         within(ASK if command in ASK else CHANGE, peak(command, target, *options))
+
+
+def test_commands_for_a_machine_that_runs_take_little() -> None:
+    package("qemu.qmp")
+    with Daemon({"q": Disk(1 << 37, cluster_size=65536)}) as daemon:
+        qmp = ("--qmp", str(daemon.monitor))
+        # 32 MiB of bits
+        within(LIVE, peak("add", "q", "b", "-g", "512", *qmp))
+        daemon.write("q", [(at << 27, 512) for at in range(1000)])
+        for words in (["info", "q", "--json"], ["dump", "q", "b"], ["take", "q", "b"]):
+            within(LIVE, peak(*words, *qmp))
 
 
 def test_serving_takes_little(tmp_path: Path) -> None:
