@@ -23,7 +23,7 @@ later run removes the one, and puts back the other, once their process has ended
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -39,7 +39,7 @@ from ..store import Qcow2Store
 from ..store.base import Progress, StoredBitmap, StoredNode
 from .carrier import write_carrier
 from .leftovers import Folder, is_left, new_name
-from .monitor import Action, CommandError, Monitor, action
+from .monitor import Action, CommandError, Monitor, MonitorError, action
 
 #: Why a bitmap is inconsistent. QEMU does not tell more.
 INCONSISTENT = "it was in use when QEMU opened the image, which was not closed in an orderly way"
@@ -88,39 +88,56 @@ def device_names(monitor: Monitor) -> list[str]:
 def _devices(monitor: Monitor) -> dict[str, str]:
     """The node of each name that a device has."""
     found: dict[str, str] = {}
-    for each in monitor.execute("query-block"):
-        if "inserted" in each:
-            path = each.get("qdev", "")
-            # A device may be /machine/peripheral/ID, or a part of that.
-            words = path.split("/")
-            by_id = words[3] if words[:3] == ["", "machine", "peripheral"] else ""
-            for name in (each.get("device"), path, by_id):
-                if name:
-                    found.setdefault(name, each["inserted"]["node-name"])
+    with _believed(monitor, "query-block") as devices:
+        for each in devices:
+            if "inserted" in each:
+                path = each.get("qdev", "")
+                # A device may be /machine/peripheral/ID, or a part of that.
+                words = path.split("/")
+                by_id = words[3] if words[:3] == ["", "machine", "peripheral"] else ""
+                for name in (each.get("device"), path, by_id):
+                    if name:
+                        found.setdefault(name, each["inserted"]["node-name"])
     return found
 
 
 def _infos(monitor: Monitor) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = monitor.execute("query-named-block-nodes", flat=True)
-    return found
+    with _believed(monitor, "query-named-block-nodes", flat=True) as infos:
+        for each in infos:
+            _node(each)
+    return infos
+
+
+@contextmanager
+def _believed(monitor: Monitor, query: str, **arguments: Any) -> Iterator[list[dict[str, Any]]]:
+    """The answer to a query, which is to be looked at in the block.
+
+    :raises MonitorError: if it does not have what QEMU's answers have
+    """
+    found = monitor.execute(query, **arguments)
+    try:
+        yield found
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        what = f"{type(error).__name__} {error}"
+        raise MonitorError(f"{monitor.path}: {query} was not answered as by QEMU: {what}") from None
 
 
 def _node(info: dict[str, Any]) -> StoredNode:
     # Without those of jobs, which have no names; the newest comes first.
     bitmaps = [_bitmap(each) for each in reversed(info.get("dirty-bitmaps", [])) if "name" in each]
-    return StoredNode(info["node-name"], info["image"]["virtual-size"], bitmaps)
+    return StoredNode(str(info["node-name"]), int(info["image"]["virtual-size"]), bitmaps)
 
 
 def _bitmap(info: dict[str, Any]) -> StoredBitmap:
     broken = info.get("inconsistent", False)
     return StoredBitmap(
-        info["name"],
-        info["granularity"],
-        info["recording"],
+        str(info["name"]),
+        int(info["granularity"]),
+        bool(info["recording"]),
         reason=INCONSISTENT if broken else None,
-        in_use=info["busy"],
-        count=None if broken else info["count"],
-        persistent=info["persistent"],
+        in_use=bool(info["busy"]),
+        count=None if broken else int(info["count"]),
+        persistent=bool(info["persistent"]),
     )
 
 

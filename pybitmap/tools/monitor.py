@@ -227,7 +227,13 @@ class Monitor(Guard):
         """
         if self._commands is None:
             found = self.execute("query-commands")
-            self._commands = frozenset(each["name"] for each in found)
+            try:
+                self._commands = frozenset(each["name"] for each in found)
+            except (KeyError, TypeError) as error:
+                raise MonitorError(
+                    f"{self.path}: query-commands was not answered as by QEMU: {error}",
+                    "query-commands",
+                ) from None
         return name in self._commands
 
     # ---- commands ---------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import pytest
 from daemon import Daemon, Disk
+from fake_monitor import GREETING, fake
 from filesystems import mounted
 from lines import at_every_line
 from peers import package, peer
@@ -33,7 +34,7 @@ from pybitmap.store import Qcow2Store
 from pybitmap.tools import live
 from pybitmap.tools.leftovers import new_name
 from pybitmap.tools.live import Extents, Taken
-from pybitmap.tools.monitor import CommandError, DisconnectedError, Monitor
+from pybitmap.tools.monitor import CommandError, DisconnectedError, Monitor, MonitorError
 
 SIZE = 1 << 20
 DAILY = ("disk", "daily")
@@ -464,6 +465,30 @@ def test_refusals_leave_all_as_it_was(machine: Machine, monitor: Monitor, folder
             kind(monitor, ("disk", "none")).__enter__()
     assert nothing_is_left(monitor, folder)
     assert extents(monitor) == expected(WRITES)
+
+
+NODE = {"node-name": "n", "image": {"virtual-size": 512}}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        None,
+        3,
+        [3],
+        [{}],
+        [{**NODE, "image": {"virtual-size": "x"}}],
+        [{**NODE, "dirty-bitmaps": 3}],
+        [{**NODE, "dirty-bitmaps": [{"name": "b"}]}],
+    ],
+)
+def test_what_no_qemu_would_say_is_an_error(tmp_path: Path, said: Any) -> None:
+    replies = [GREETING, {"return": {}}, {"return": said}, {"return": said}]
+    with fake(tmp_path / "s", *replies) as path, Monitor(path, timeout=5) as monitor:
+        with pytest.raises(MonitorError, match="query-named-block-nodes was not answered as by"):
+            live.nodes(monitor)
+        with suppress(MonitorError):  # or it is an answer, of machines without devices
+            assert live.device_names(monitor) == []
 
 
 def test_a_busy_bitmap_cannot_be_taken(qemu: Qemu, folder: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import os
 import pickle
 import signal
@@ -15,12 +14,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from daemon import Daemon, Disk
+from fake_monitor import GREETING, fake
 from lines import Interruption, at_every_line, interrupted
 from peers import package
 from support import collect, run_python
@@ -36,8 +36,6 @@ from pybitmap.tools.monitor import (
     UnansweredError,
     action,
 )
-
-GREETING = {"QMP": {"version": {"qemu": {"major": 9, "minor": 1, "micro": 0}}, "capabilities": []}}
 
 
 @pytest.fixture(autouse=True)
@@ -55,43 +53,6 @@ def daemon() -> Iterator[Daemon]:
 def monitor(daemon: Daemon) -> Iterator[Monitor]:
     with Monitor(daemon.monitor) as monitor:
         yield monitor
-
-
-@contextmanager
-def fake(path: Path, *replies: Any, then: str = "silence") -> Iterator[Path]:
-    """Whoever connects gets these, one for each request, and then silence or the end.
-
-    :param replies: bytes are sent as they are
-    """
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen(1)
-        stop = threading.Event()
-
-        def serve() -> None:
-            with listener.accept()[0] as client:
-                client.settimeout(20)
-                for number, reply in enumerate(replies):
-                    request: Any = {}
-                    if number:
-                        request = json.loads(client.recv(1 << 16))
-                    if not isinstance(reply, bytes):
-                        reply = dict(reply)
-                        if number and "id" in request:
-                            reply["id"] = request["id"]
-                        reply = json.dumps(reply).encode() + b"\n"
-                    with suppress(OSError):
-                        client.sendall(reply)
-                if then == "silence":
-                    stop.wait(20)
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield path
-        finally:
-            stop.set()
-            thread.join()
 
 
 def descriptors() -> int:
