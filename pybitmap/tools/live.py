@@ -45,6 +45,7 @@ from .monitor import Action, CommandError, Monitor, MonitorError, action
 INCONSISTENT = "it was in use when QEMU opened the image, which was not closed in an orderly way"
 
 _AREAS = "__org.pybitmap_areas"  # of our own server
+_PAGE = 10_000  # areas that it tells at once
 _CARRIER = "pybitmap-carrier-"  # nodes begin so
 _INSIDE = "carried"  # the bitmap of a carrier
 _CUT = ":"  # behind the name of what is to be put back: that of its source
@@ -468,7 +469,7 @@ def _areas(monitor: Monitor, name: Name) -> Iterator[tuple[int, int]]:
     """Of our own server."""
     start: int | None = 0
     while start is not None:
-        found = monitor.execute(_AREAS, node=name[0], name=name[1], start=start)
+        found = monitor.execute(_AREAS, node=name[0], name=name[1], start=start, limit=_PAGE)
         for each in found["areas"]:
             yield each["offset"], each["length"]
         start = found.get("next")

@@ -176,6 +176,21 @@ def test_extents_are_those_of_the_writes(machine: Machine, monitor: Monitor, fol
     assert nothing_is_left(monitor, folder)
 
 
+def test_our_server_tells_more_than_a_page(ours: Ours) -> None:
+    with Monitor(ours.socket) as monitor:
+        live.add(monitor, ("raw", "many"), granularity=512, persistent=False)
+        node = ours.graph.nodes["raw"]
+        for at in range(0, SIZE, 1024):
+            node.mark_dirty(at, 1)
+        page, live._PAGE = live._PAGE, 100
+        try:
+            with Extents(monitor, ("raw", "many")) as found:
+                assert list(found) == [(at, 512) for at in range(0, SIZE, 1024)]
+        finally:
+            live._PAGE = page
+        live.remove(monitor, [("raw", "many")])
+
+
 def test_what_is_written_meanwhile_is_not_there_and_stays_dirty(
     machine: Machine, monitor: Monitor
 ) -> None:
