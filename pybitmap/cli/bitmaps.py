@@ -275,7 +275,7 @@ def _as_json(target: Target, nodes: Sequence[StoredNode]) -> dict[str, Any]:
                 "granularity": bitmap.granularity,
                 "count": bitmap.count,
                 "enabled": bitmap.enabled,
-                "persistent": bitmap.persistent,
+                "persistent": target.keeps(bitmap),
                 "in_use": bitmap.in_use,
                 "inconsistent": bitmap.inconsistent,
                 "reason": bitmap.reason,
@@ -310,7 +310,7 @@ def _print_info(target: Target, nodes: Sequence[StoredNode], console: Console, c
         row = [printable(label), exact_size(bitmap.granularity)]
         if count:
             row.append("-" if bitmap.count is None else _bytes(bitmap.count))
-        table.add_row(*row, ", ".join(_flags(bitmap)))
+        table.add_row(*row, ", ".join(_flags(target, bitmap)))
     console.print(table)
     broken = [(label, bitmap.reason) for label, bitmap in bitmaps if bitmap.inconsistent]
     live = [label for label, bitmap in bitmaps if bitmap.live]
@@ -328,11 +328,11 @@ def _print_info(target: Target, nodes: Sequence[StoredNode], console: Console, c
         )
 
 
-def _flags(bitmap: StoredBitmap) -> Iterator[str]:
+def _flags(target: Target, bitmap: StoredBitmap) -> Iterator[str]:
     if bitmap.inconsistent:
         yield "inconsistent"
     yield "enabled" if bitmap.enabled else "disabled"
-    if not bitmap.persistent:
+    if not target.keeps(bitmap):
         yield "transient"
     if bitmap.in_use:
         yield "in use"

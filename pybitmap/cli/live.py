@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import click
 
 from ..errors import BitmapError, InvalidError, UnsupportedError
 from ..offline import Name
-from ..store import StoredNode
+from ..store import StoredBitmap, StoredNode
 from ..store.base import Progress
 from ..tools import live
 from ..tools.monitor import CommandError, Monitor
@@ -37,7 +37,10 @@ class Live(Target):
     def repairable(self) -> bool:
         return False
 
-    def nodes(self) -> list[StoredNode]:
+    def keeps(self, bitmap: StoredBitmap) -> bool:
+        return isinstance(bitmap, live.LiveBitmap) and bitmap.persistent
+
+    def nodes(self) -> Sequence[StoredNode]:
         """
         :raises MonitorError: if it does not answer
         :raises NotFoundError: if there is no such node

@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from ..errors import InvalidError, NotFoundError, UnsupportedError
 from ..offline import Name
-from ..store import Store, StoredNode, probe
+from ..store import Store, StoredBitmap, StoredNode, probe
 
 
 class Target(ABC):
@@ -33,7 +33,11 @@ class Target(ABC):
         """Can `pybitmap repair` be proposed?"""
         return self.store.lock
 
-    def nodes(self) -> list[StoredNode]:
+    def keeps(self, bitmap: StoredBitmap) -> bool:
+        """Is it there also when whatever has it open has ended?"""
+        return True
+
+    def nodes(self) -> Sequence[StoredNode]:
         """What is stored, without reading bits.
 
         :raises LockedError: if another program has it open
@@ -61,7 +65,7 @@ class Target(ABC):
             nodes = [self._named(node, nodes)]
         return list(dict.fromkeys(self._find(name, nodes, node is not None) for name in names))
 
-    def _find(self, name: str, nodes: list[StoredNode], literally: bool) -> Name:
+    def _find(self, name: str, nodes: Sequence[StoredNode], literally: bool) -> Name:
         bitmaps = [(node.name, bitmap.name) for node in nodes for bitmap in node.bitmaps]
         found = [each for each in bitmaps if len(nodes) == 1 and each[1] == name]
         if not found and not literally:
@@ -139,7 +143,7 @@ class Local(Target):
         super().__init__(path, store)
         self._new = new
 
-    def nodes(self) -> list[StoredNode]:
+    def nodes(self) -> Sequence[StoredNode]:
         return [] if self._new else super().nodes()
 
     def node(self, name: str | None) -> str:

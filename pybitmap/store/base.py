@@ -135,7 +135,6 @@ class StoredBitmap:
     :param reason: why it is inconsistent, a sentence for its user; None if it is not; or LIVE
     :param in_use: it was not closed in an orderly way, or is open now
     :param count: dirty bytes in whole groups, for whoever has counted them
-    :param persistent: one of a running machine may end with it
 
     >>> from pybitmap import BlockGraph, LocalStore
     >>> with BlockGraph() as graph:
@@ -155,7 +154,6 @@ class StoredBitmap:
     reason: str | None = None
     in_use: bool = False
     count: int | None = None
-    persistent: bool = True
 
     @property
     def inconsistent(self) -> bool:

@@ -22,8 +22,9 @@ later run removes the one, and puts back the other, once their process has ended
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -51,10 +52,28 @@ _INSIDE = "carried"  # the bitmap of a carrier
 _CUT = ":"  # behind the name of what is to be put back: that of its source
 
 
+@dataclass(frozen=True)
+class LiveBitmap(StoredBitmap):
+    """A bitmap of a machine.
+
+    :param persistent: is it stored when the image is closed? Others end with the machine
+    :param in_use: an operation of QEMU's works with it
+    """
+
+    persistent: bool = False
+
+
+@dataclass(frozen=True)
+class LiveNode(StoredNode):
+    """A node of a machine."""
+
+    bitmaps: Sequence[LiveBitmap]
+
+
 # ---- questions ------------------------------------------------------------------------------
 
 
-def nodes(monitor: Monitor) -> list[StoredNode]:
+def nodes(monitor: Monitor) -> list[LiveNode]:
     """All nodes, those below others, too; without what this package has there for a while.
 
     :raises MonitorError: if QEMU does not tell
@@ -62,7 +81,7 @@ def nodes(monitor: Monitor) -> list[StoredNode]:
     return [_node(each) for each in _infos(monitor) if not _is_carrier(each)]
 
 
-def find_node(monitor: Monitor, name: str) -> StoredNode:
+def find_node(monitor: Monitor, name: str) -> LiveNode:
     """A node by its name, or by a device: the ``id`` of a ``-drive`` or ``-device``, or a path.
 
     :raises NotFoundError: if there is none; the error says which there are
@@ -123,15 +142,15 @@ def _believed(monitor: Monitor, query: str, **arguments: Any) -> Iterator[list[d
         raise MonitorError(f"{monitor.path}: {query} was not answered as by QEMU: {what}") from None
 
 
-def _node(info: dict[str, Any]) -> StoredNode:
+def _node(info: dict[str, Any]) -> LiveNode:
     # Without those of jobs, which have no names; the newest comes first.
     bitmaps = [_bitmap(each) for each in reversed(info.get("dirty-bitmaps", [])) if "name" in each]
-    return StoredNode(str(info["node-name"]), int(info["image"]["virtual-size"]), bitmaps)
+    return LiveNode(str(info["node-name"]), int(info["image"]["virtual-size"]), bitmaps)
 
 
-def _bitmap(info: dict[str, Any]) -> StoredBitmap:
+def _bitmap(info: dict[str, Any]) -> LiveBitmap:
     broken = info.get("inconsistent", False)
-    return StoredBitmap(
+    return LiveBitmap(
         str(info["name"]),
         int(info["granularity"]),
         bool(info["recording"]),
@@ -142,7 +161,7 @@ def _bitmap(info: dict[str, Any]) -> StoredBitmap:
     )
 
 
-def _find(monitor: Monitor, name: Name) -> tuple[StoredNode, StoredBitmap]:
+def _find(monitor: Monitor, name: Name) -> tuple[LiveNode, LiveBitmap]:
     """
     :raises NotFoundError: if it is not there
     """
@@ -255,7 +274,7 @@ def _merge(target: Name, sources: Collection[Name]) -> Action:
     )
 
 
-def _rotation(name: Name, other: str, bitmap: StoredBitmap) -> list[Action]:
+def _rotation(name: Name, other: str, bitmap: LiveBitmap) -> list[Action]:
     """What is dirty goes to a new bitmap."""
     node = name[0]
     new = _act(
@@ -328,7 +347,7 @@ class Extents(Guard):
             return self._told(node, bitmap)
         return self._carried(node, bitmap)
 
-    def _told(self, node: StoredNode, bitmap: StoredBitmap) -> Iterator[tuple[int, int]]:
+    def _told(self, node: LiveNode, bitmap: LiveBitmap) -> Iterator[tuple[int, int]]:
         """By our own server, of another bitmap that stays as it is meanwhile."""
         if self._other is None:
             self._other = (node.name, new_name())
@@ -339,7 +358,7 @@ class Extents(Guard):
         self._read()
         return rounded(dirty.areas(), self._granularity, node.size)
 
-    def _carried(self, node: StoredNode, bitmap: StoredBitmap) -> Iterator[tuple[int, int]]:
+    def _carried(self, node: LiveNode, bitmap: LiveBitmap) -> Iterator[tuple[int, int]]:
         """By a carrier."""
         monitor, folder = self._monitor, self._folder
         folder.make()
@@ -373,7 +392,7 @@ class Extents(Guard):
 
     # ---- what Taken does otherwise ----------------------------------------------------------
 
-    def _apart(self, bitmap: StoredBitmap) -> list[Action]:
+    def _apart(self, bitmap: LiveBitmap) -> list[Action]:
         """What else is done in the transaction."""
         if self._other is None:
             return []
@@ -446,7 +465,7 @@ class Taken(Extents):
             raise StateError(f"what was taken of '{self._name[1]}' is put back")
         self._done = True
 
-    def _apart(self, bitmap: StoredBitmap) -> list[Action]:
+    def _apart(self, bitmap: LiveBitmap) -> list[Action]:
         assert self._other is not None
         return _rotation(self._name, self._other[1], bitmap)
 
