@@ -42,6 +42,14 @@ def completed(monkeypatch: pytest.MonkeyPatch, run: Run) -> Complete:
     return completed
 
 
+def install(command: Path) -> None:
+    """The command, with more patience than a person has, for a machine that is busy."""
+    patient = "import pybitmap.cli.completion as c; c.PATIENCE = 600.0"
+    run = "from pybitmap.__main__ import main; raise SystemExit(main())"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{patient}; {run}" "$@"\n')
+    command.chmod(0o755)
+
+
 @pytest.fixture
 def plain(completed: Complete) -> Complete:
     """The same of words that are no files."""
@@ -185,8 +193,7 @@ def test_bash_completes_a_line(run: Run, tmp_path: Path, store: Path) -> None:
     script, bin = tmp_path / "script", tmp_path / "bin"
     script.write_text(run("completion", "bash").out)
     bin.mkdir()
-    (bin / "pybitmap").write_text(f'#!/bin/sh\nexec {sys.executable} -m pybitmap "$@"\n')
-    (bin / "pybitmap").chmod(0o755)
+    install(bin / "pybitmap")
     ask = (
         f"source {script}; COMP_WORDS=(pybitmap clear {store} vm1/); COMP_CWORD=3;"
         "_pybitmap_completion pybitmap vm1/; printf '%s\\n' \"${COMPREPLY[@]}\""
@@ -201,8 +208,7 @@ def test_fish_completes_a_line(run: Run, tmp_path: Path, store: Path) -> None:
     script, bin = tmp_path / "script", tmp_path / "bin"
     script.write_text(run("completion", "fish").out)
     bin.mkdir()
-    (bin / "pybitmap").write_text(f'#!/bin/sh\nexec {sys.executable} -m pybitmap "$@"\n')
-    (bin / "pybitmap").chmod(0o755)
+    install(bin / "pybitmap")
     ask = f"source {script}; complete -C 'pybitmap clear {store} vm1/'"
     env = {**os.environ, "PATH": f"{bin}:{os.environ['PATH']}", "HOME": str(tmp_path)}
     done = subprocess.run([fish, "-c", ask], env=env, capture_output=True, text=True)
