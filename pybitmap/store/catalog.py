@@ -408,6 +408,13 @@ class Catalog:
         with suppress(sqlite3.Error):
             _inside(self._sql.close)
 
+    def __del__(self) -> None:
+        """As when it is closed. SQLite's locks would stay as long as somebody has the connection,
+        and who records warnings has it: from Python 3.13 on, that of its own end names it."""
+        with suppress(AttributeError, sqlite3.Error):  # the first: there is none
+            if not self._forked:
+                self._sql.close()
+
     # ---- rows -------------------------------------------------------------------------------
 
     def nodes(self) -> list[tuple[str, int]]:

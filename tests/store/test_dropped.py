@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import sqlite3
 import warnings
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from stores import PLACES, SIZE, Place
 from support import run_python
 
-from pybitmap import BlockGraph, LockedError
+from pybitmap import BlockGraph, LocalStore, LockedError
 
 G = 4096
 
@@ -49,6 +50,21 @@ def test_a_graph_that_nobody_has_gives_its_store_back(place: Place, read_only: b
     assert issubclass(told.category, ResourceWarning)
     assert "node 'n' of " in str(told.message)
     assert ("still in use" in str(told.message)) is not read_only
+
+
+def test_who_looks_at_a_connection_keeps_no_lock(tmp_path: Path) -> None:
+    """As what records warnings does: that of a connection's own end names it (Python 3.13)."""
+    store = tmp_path / "store"
+    graph = BlockGraph()
+    graph.add_node("n", SIZE, LocalStore(store))
+    kept = [each for each in gc.get_objects() if isinstance(each, sqlite3.Connection)]
+    assert kept
+    del graph
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph = BlockGraph()
+        graph.add_node("n", SIZE, LocalStore(store))
+    graph.close()
 
 
 def test_marks_in_a_dropped_graph(place: Place) -> None:
