@@ -18,7 +18,7 @@ from images import MIB, qemu_img, qemu_io
 from points import KIB, History, root_by_the_book
 
 from pybitmap.errors import CorruptError, NotFoundError, StoreError
-from pybitmap.tools.backup.copies import chain
+from pybitmap.tools.backup.copies import image_of
 from pybitmap.tools.backup.hashing import (
     GROUP,
     LEAF,
@@ -134,7 +134,7 @@ def test_a_tree_follows_increments(history: History) -> None:
         assert copy.size == len(data)
         assert copy.root == root_by_the_book(data)
         assert listed_root(repository, copies) == copy.root
-        image = chain([each.file for each in copies])
+        image = image_of(copy.file)
         found = content_hashes(image, history.path, flat=True)
         assert found == (copy.root, hashlib.sha256(data).hexdigest())
         assert copy.sha256 == hashlib.sha256(repository.path_of(copy).read_bytes()).hexdigest()
@@ -235,6 +235,22 @@ def test_what_is_no_copy_of_that_kind_is_refused(history: History) -> None:
         assert not path.with_name(path.name + LEAVES).exists()
 
 
+def test_nothing_is_read_over_a_copy_whose_header_names_another_file(history: History) -> None:
+    """A new one over the second point, whose own backing file is no longer the first point's."""
+    with Repository.open(history.path, writing=True) as repository:
+        _, second, _ = repository.manifest.points
+        [copy] = second.copies
+        path = repository.new_file("vda", second.id)
+        qemu_img("create", "-q", "-f", "qcow2", "-b", copy.file, "-F", "qcow2", path)
+        secret = history.path.with_name("secret")
+        secret.write_bytes(b"s" * MIB)
+        where = repository.path_of(copy)
+        qemu_img("rebase", "-u", "-f", "qcow2", "-b", secret, "-F", "raw", where)
+        with pytest.raises(CorruptError, match="the backing file of"):
+            history.copy(repository, path, second.id)
+        assert not path.with_name(path.name + LEAVES).exists()
+
+
 def test_a_copy_that_cannot_be_read_leaves_no_leaves(memory_path: Path) -> None:
     path = memory_path / "a.qcow2"
     qemu_img("create", "-q", "-f", "qcow2", path, "3M")
@@ -255,10 +271,10 @@ def test_a_copy_that_cannot_be_read_leaves_no_leaves(memory_path: Path) -> None:
 
 def test_an_exit_of_the_server_is_an_error_with_its_words(memory_path: Path) -> None:
     with pytest.raises(StoreError, match=r"qemu-nbd: .*No such file"):
-        Content(chain(["nothing.qcow2"]), folder=memory_path)
+        Content(image_of("nothing.qcow2"), folder=memory_path)
     path = memory_path / "a.qcow2"
     qemu_img("create", "-q", "-f", "qcow2", path, "3M")
-    with Content(chain([path.name]), folder=memory_path) as content:
+    with Content(image_of(path.name), folder=memory_path) as content:
         assert content._process is not None
         content._process.kill()
         with pytest.raises(StoreError, match="killed by signal 9"):
@@ -268,7 +284,7 @@ def test_an_exit_of_the_server_is_an_error_with_its_words(memory_path: Path) -> 
 def test_a_missing_program_is_told(memory_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(StoreError, match="qemu-nbd is not installed"):
-        Content(chain(["a.qcow2"]), folder=memory_path)
+        Content(image_of("a.qcow2"), folder=memory_path)
     with pytest.raises(StoreError, match="qemu-img is not installed"):
         write_leaves(memory_path / "a.qcow2", [])
 

@@ -148,7 +148,11 @@ def test_nothing_is_opened_that_a_header_names(history: History) -> None:
     secret = history.path.with_name("secret")
     secret.write_bytes(bytes(MIB))
     for number, options, words in (
-        (3, ["-b", f'json:{{"driver":"raw","file.filename":"{secret}"}}'], "the backing file of"),
+        (
+            3,
+            ["-b", f'json:{{"driver":"raw","file.filename":"{secret}"}}', "-F", "raw"],
+            "the backing file of",
+        ),
         (2, ["-b", str(secret), "-F", "raw"], "the backing file of"),
         (0, ["-o", f"data_file={secret}"], "has its data in another file"),
     ):

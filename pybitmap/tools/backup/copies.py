@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The files of a copy: what they have to be, and how QEMU is to open them.
 
-Whoever writes a header decides which other files QEMU opens. So headers are read by us first, and
-QEMU is told which files to open; it finds nothing out by itself.
+Whoever writes a header decides which other files QEMU opens. So headers are read by us first: a
+copy may name the file over which it is listed, without a folder, and nothing else.
 """
 
 from __future__ import annotations
@@ -17,19 +17,23 @@ from ...store.qcow2.image import Image
 from .manifest import Copy, Repository, check_regular
 
 
-def chain(files: Sequence[str]) -> str:
-    """As QEMU's programs are to open a copy, in its directory: these files and no others, whatever
-    their headers say; the newest first. Without the last one's parents if it has any."""
-    node: dict[str, object] | None = None
-    for name in reversed(files):
-        file = {"driver": "file", "filename": name}
-        node = {"driver": "qcow2", "file": file, "backing": node}
+def image_of(name: str, *, alone: bool = False) -> str:
+    """As QEMU's programs are to open a copy, in its directory: over the files that headers name,
+    which who opens it has checked (:func:`check_chain`).
+
+    (Not with all of them named in one tree of options: QEMU takes minutes for one of some hundred.)
+
+    :param alone: without those below
+    """
+    node: dict[str, object] = {"driver": "qcow2", "file": {"driver": "file", "filename": name}}
+    if alone:
+        node["backing"] = None
     return "json:" + json.dumps(node)
 
 
 def chain_of(repository: Repository, copies: Sequence[Copy]) -> str:
-    """The same, of a chain of copies."""
-    return chain([repository.path_of(each).name for each in copies])
+    """The same, of the newest of a chain that has been checked."""
+    return image_of(repository.path_of(copies[0]).name)
 
 
 def check_chain(repository: Repository, copies: Sequence[Copy]) -> None:

@@ -43,7 +43,7 @@ from typing import NamedTuple
 
 from ...errors import CorruptError, StoreError
 from ...store.base import Progress
-from .copies import chain, check_image
+from .copies import check_chain, check_image, image_of
 from .manifest import LEAVES, Copy, Repository, check_regular, open_regular, write_all
 from .qemu import Content, run
 
@@ -262,7 +262,7 @@ def content_hashes(
 ) -> Hashes:
     """By reading all that is not zero.
 
-    :param image: as QEMU's programs are to open it there, see :func:`chain`
+    :param image: as QEMU's programs are to open it there, see :func:`~.copies.image_of`
     :param flat: also the hash of its bytes, for which zeroes are hashed as well
     :raises StoreError: if QEMU cannot read it
     """
@@ -389,17 +389,16 @@ def write_leaves(path: Path, parents: Sequence[Path], progress: Progress | None 
     Of the disk, the leaves are read that the copy itself has something of. Nothing is left of it if
     it fails; it is not synced.
 
-    :param path: of the copy
+    :param path: of the copy, of which the header has been checked, and those of the files below
     :param parents: of the copies below, the newest first, all in the same folder; they have theirs
     :raises CorruptError: if one of those is missing or damaged
     :raises StoreError: if the copy cannot be read, or the file not written
     """
-    files = [path.name, *(each.name for each in parents)]
     target = path.with_name(path.name + LEAVES)
-    own = extents(chain(files[:1]), path.parent)
+    own = extents(image_of(path.name, alone=True), path.parent)
     with ExitStack() as stack:
         below = _opened(stack, [each.with_name(each.name + LEAVES) for each in parents])
-        content = stack.enter_context(Content(chain(files), folder=path.parent))
+        content = stack.enter_context(Content(image_of(path.name), folder=path.parent))
         size = content.size
         if below and size < below[0].size and size % GROUP:
             # In the last group, leaves may be cut short or gone.
@@ -514,6 +513,7 @@ def new_copy(
     below: list[Copy] = []
     if parent is not None:
         below = manifest.chain(manifest.copy(disk, parent)[1])
+        check_chain(repository, below)
     size = check_image(path, below[0].file if below else None)
     root = write_leaves(path, [repository.path_of(each) for each in below], progress)
     sha256 = sha256_of(path, progress)

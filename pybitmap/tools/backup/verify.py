@@ -22,7 +22,7 @@ from pathlib import Path
 from ...errors import CorruptError, InvalidError, StoreError
 from ...store.base import Progress
 from ...store.qcow2.image import version_of
-from .copies import chain, chain_of, check_copy
+from .copies import chain_of, check_copy, image_of
 from .hashing import content_hashes, listed_root, sha256_of
 from .manifest import Copy, Manifest, Point, Repository
 from .qemu import ProgramError, run
@@ -190,7 +190,7 @@ class _Looks:
         path = repository.path_of(copy)
         if sha256_of(path, self._progress) != copy.sha256:
             raise CorruptError(f"'{path}' has changed: its SHA-256 is another")
-        image = chain([path.name])
+        image = image_of(path.name, alone=True)
         run("qemu-img", "check", "-q", image, folder=repository.path, good=(0, _LEAKS))
 
 
@@ -216,7 +216,15 @@ def _difference(
         if size != copies[0].size:
             return f"'{other}' has {size} bytes, and the copy {copies[0].size}"
         code, told = run(
-            *("qemu-img", "compare", "-p", "-f", kind, path, chain_of(repository, copies)),
+            *(
+                "qemu-img",
+                "compare",
+                "-p",
+                "-f",
+                kind,
+                path,
+                chain_of(repository, copies),
+            ),
             folder=repository.path,
             good=(0, 1),
             progress=progress,
