@@ -322,6 +322,8 @@ def test_a_name_that_is_taken_gets_a_number(tmp_path: Path) -> None:
 def test_a_directory_is_made_where_nothing_else_is(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="no backup directory"):
         Repository.open(tmp_path)
+    with pytest.raises(NotFoundError, match="nothing is there"):
+        Repository.open(tmp_path / "x")
     with pytest.raises(StoreError, match="No such file"):
         Repository.create(tmp_path / "x" / "y")
     Repository.create(tmp_path / "b").close()

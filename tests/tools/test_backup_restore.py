@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -130,6 +131,28 @@ def test_what_comes_meanwhile_is_not_replaced(history: History) -> None:
         restore(history.path, to=target, progress=come)
     assert target.read_text() == "precious"
     assert folder_of(history) == before | {"x"}
+
+
+def test_a_file_system_without_links_will_do(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As FAT: what is there is looked for, and then renamed."""
+
+    def refused(*arguments: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refused)
+    target = history.path.with_name("x")
+    restore(history.path, to=target)
+    assert target.read_bytes() == list(history.contents.values())[-1]
+    target.unlink()
+
+    def come(what: str, done: int, total: int | None) -> None:
+        target.write_text("precious")
+
+    with pytest.raises(ExistsError, match="meanwhile"):
+        restore(history.path, to=target, progress=come)
+    assert target.read_text() == "precious"
 
 
 # ---- damage ---------------------------------------------------------------------------------

@@ -382,12 +382,14 @@ class Repository:
     def open(cls, path: str | os.PathLike[str], *, writing: bool = False) -> Repository:
         """
         :param writing: as the only one
-        :raises NotFoundError: if there is no manifest
+        :raises NotFoundError: if there is no directory, or no manifest in it
         :raises CorruptError, UnsupportedError: if it is none, or of a newer version
         :raises LockedError: if another process has it open for writing, and wants to as well
         :raises StoreError: if it cannot be read
         """
         folder = Path(os.path.abspath(path))
+        if not os.path.lexists(folder):
+            raise NotFoundError(f"'{path}' is no backup directory: nothing is there")
         _check_directory(folder)
         if not os.path.lexists(folder / MANIFEST):
             raise NotFoundError(f"'{path}' is no backup directory: it has no {MANIFEST}")
