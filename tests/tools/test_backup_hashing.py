@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -22,7 +23,9 @@ from pybitmap.tools.backup.copies import image_of
 from pybitmap.tools.backup.hashing import (
     GROUP,
     LEAF,
+    Extent,
     _Leaves,
+    _planned,
     _state,
     content_hashes,
     listed_root,
@@ -110,6 +113,29 @@ def test_files_of_leaves_lie_over_each_other_as_disks_do(chain: list[Layer]) -> 
             stack.callback(files[-1].close)
         found = list(_state(files[::-1], chain[-1].ngroups * GROUP))
     assert found == [(group, bytes([value]) * 512) for group, value in sorted(state.items())]
+
+
+class Counted(list[Extent]):
+    """How often an extent was looked at."""
+
+    looks = 0
+
+    def __getitem__(self, index: Any) -> Any:
+        self.looks += 1
+        return super().__getitem__(index)
+
+    def __iter__(self) -> Iterator[Extent]:
+        for each in super().__iter__():
+            self.looks += 1
+            yield each
+
+
+def test_each_extent_is_looked_at_a_few_times_however_many_there_are() -> None:
+    extents = Counted(
+        Extent(number * GROUP + 512, number * GROUP + 1024, False) for number in range(1000)
+    )
+    assert [number for number, _, _ in _planned(extents)] == list(range(1000))
+    assert extents.looks < 10 * 1000
 
 
 # ---- with QEMU ------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from heapq import merge
 from io import BufferedReader
-from itertools import groupby, islice, tee
+from itertools import groupby, tee
 from pathlib import Path
 from typing import NamedTuple
 
@@ -199,7 +199,8 @@ def _planned(extents: Sequence[Extent]) -> Iterator[_Touched]:
             number += count
         else:
             leaves: dict[int, bytes] = {}
-            for each in islice(extents, at, None):
+            for i in range(at, len(extents)):
+                each = extents[i]
                 if each.start >= after:
                     break
                 start, end = max(each.start, first), min(each.end, after)
