@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -97,8 +98,8 @@ def layers(draw: st.DrawFn) -> Layer:
 def test_files_of_leaves_lie_over_each_other_as_disks_do(chain: list[Layer]) -> None:
     """The oldest first; what is cut off does not come back."""
     state: dict[int, int] = {}
-    folder = Path(os.environ.get("TMPDIR", "/tmp"))
     with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         files = []
         for number, layer in enumerate(chain):
             state = {group: value for group, value in state.items() if group < layer.ngroups}
@@ -106,8 +107,7 @@ def test_files_of_leaves_lie_over_each_other_as_disks_do(chain: list[Layer]) -> 
                 state.pop(group, None)
                 if value is not None:
                     state[group] = value
-            path = folder / f"pybitmap-{os.getpid()}-{number}.leaves"
-            stack.callback(path.unlink)
+            path = folder / f"{number}.leaves"
             layer.write(path, layer.ngroups * GROUP)
             files.append(_Leaves(path))
             stack.callback(files[-1].close)
