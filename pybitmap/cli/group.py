@@ -44,6 +44,7 @@ COMMANDS = {
     "list": ("backup", "List the points of a backup."),
     "prune": ("backup", "Take points out of a backup, and delete their files."),
     "replay": ("replay", "Replay a trace of block writes and show what is dirty."),
+    "fleet": ("fleet", "Ask what many disks have to copy."),
     "serve": ("serve", "Serve named bitmaps over QEMU's monitor protocol, QMP."),
     "completion": ("completion", "Print what makes a shell complete commands and names."),
 }
@@ -61,15 +62,19 @@ def _flag(level: int, short: str, long: str, help: str) -> click.Option:
     )
 
 
+def _flags() -> list[click.Parameter]:
+    return [
+        _flag(QUIET, "-q", "--quiet", "Only errors on standard error: no progress, no notes."),
+        _flag(VERBOSE, "-v", "--verbose", "Say on standard error what is being done."),
+    ]
+
+
 class Command(click.Command):
     """A command with -q and -v, which says in its help what a SIZE is if it takes any."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.params += [
-            _flag(QUIET, "-q", "--quiet", "Only errors on standard error: no progress, no notes."),
-            _flag(VERBOSE, "-v", "--verbose", "Say on standard error what is being done."),
-        ]
+        self.params += _flags()
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         if any("SIZE" in f"{each.metavar} {getattr(each, 'help', '')}" for each in self.params):
@@ -104,21 +109,32 @@ command: Callable[..., Callable[[Callable[..., Any]], Command]] = partial(
 
 
 class Group(click.Group):
-    """The commands of :data:`COMMANDS`."""
+    """Commands, each loaded when it is called; by default :data:`COMMANDS`.
+
+    :param known: they, as there; a group that is a command itself has -q and -v
+    """
+
+    def __init__(
+        self, *args: Any, known: dict[str, tuple[str, str]] | None = None, **options: Any
+    ) -> None:
+        super().__init__(*args, **options)
+        self._known = COMMANDS if known is None else known
+        if known is not None:
+            self.params += _flags()
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return list(self._known)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in COMMANDS:
+        if name not in self._known:
             return None
-        module = import_module(f".{COMMANDS[name][0]}", __package__)
+        module = import_module(f".{self._known[name][0]}", __package__)
         found: click.Command = getattr(module, f"{name.replace('-', '_')}_command")
         return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, words) for name, (_, words) in COMMANDS.items()])
+            formatter.write_dl([(name, words) for name, (_, words) in self._known.items()])
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         words = list(args)
@@ -132,9 +148,9 @@ class Group(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in COMMANDS and not ctx.resilient_parsing:
+        if args[0] not in self._known and not ctx.resilient_parsing:
             raise click.UsageError(
-                f"No such command {args[0]!r}{did_you_mean(args[0], COMMANDS)}", ctx
+                f"No such command {args[0]!r}{did_you_mean(args[0], self._known)}", ctx
             )
         return super().resolve_command(ctx, args)
 
