@@ -244,3 +244,7 @@ class AbortedError(BitmapError):
     Traceback (most recent call last):
     pybitmap.errors.AbortedError: Transaction aborted using Abort action
     """
+
+
+class ExecutorError(BitmapError, RuntimeError):
+    """The executor that was to run something broke, or could not be started."""

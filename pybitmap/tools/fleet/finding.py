@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: MIT
+"""Which targets are meant: files, stores, backup directories, whole folders, globs, lists.
+
+Names are bytes that anybody may have chosen. They are compared and passed on, and never taken apart
+but by the file system.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import os
+import socket
+from collections.abc import Iterable, Iterator, Sequence
+
+from ...errors import InvalidError, UnsupportedError
+from ...store import probe
+from .reading import MANIFEST
+from .rows import Target, absolute
+
+
+def find(
+    names: Iterable[str | os.PathLike[str]],
+    *,
+    host: str | None = None,
+    bitmaps: Iterable[str] = (),
+    force_share: bool = False,
+) -> list[Target]:
+    """The targets that are meant, in the order of their paths; each once, however many links lead
+    to it, by the path that is the least deep.
+
+    :param names: of images, local stores and backup directories; of folders, in which all that are
+        such are meant, however deep; or globs, as ``glob.glob`` has them, if nothing has that name.
+        What is not there is a target that has vanished: it is for the scan to say so
+    :param host: of all of them; None: this one
+    :param bitmaps: names of those that count; none: all
+    :param force_share: read them without locks
+    :raises InvalidError: if the host has no name
+
+    Folders are walked without following links, so that none is walked twice. One that cannot be
+    read is a target, which the scan says of.
+    """
+    if host is None:
+        host = socket.gethostname()
+    if not host:
+        raise InvalidError("a host has a name of one character at least")
+    names_of = tuple(bitmaps)
+    found = {path for name in names for path in _paths(absolute(name), os.fsdecode(name))}
+    named: dict[object, str] = {}
+    for path in sorted(found, key=lambda path: (path.count("/"), os.fsencode(path))):
+        named.setdefault(_identity(path), path)
+    paths = sorted(named.values(), key=os.fsencode)
+    return [Target(path, host, names_of, force_share) for path in paths]
+
+
+def listed(
+    path: str | os.PathLike[str], *, bitmaps: Iterable[str] = (), force_share: bool = False
+) -> list[Target]:
+    """The targets of a list: CSV with the columns ``host`` and ``path``, and any others.
+
+    Names with commas, quotes or newlines are quoted as CSV has it; bytes that are no UTF-8 are
+    taken as they are. Relative paths start at the folder that the list is in. What stands there
+    twice is meant once; each path is one target, never a folder or a glob.
+
+    :raises InvalidError: for a list without these columns, or a row without one of them
+    :raises OSError: if it cannot be read
+    """
+    folder = os.path.dirname(os.path.abspath(os.fsdecode(path)))
+    names_of = tuple(bitmaps)
+    targets = {
+        Target(
+            absolute(os.path.join(folder, row["path"])), row["host"], names_of, force_share
+        ): None
+        for _, row in rows_of(path, ("host", "path"))
+    }
+    return list(targets)
+
+
+def rows_of(
+    path: str | os.PathLike[str], columns: Sequence[str]
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Of a CSV file with a heading: where each row ends, for messages, and what is in it.
+
+    :param columns: that have to be there, and to have something in them
+    :raises InvalidError: if it is no such file
+    :raises OSError: if it cannot be read
+    """
+    name = os.fspath(path)
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        rows = csv.DictReader(file, strict=True)
+        try:
+            if not set(columns) <= set(rows.fieldnames or []):
+                raise InvalidError(
+                    f"{name}: its first line is to name the columns: {','.join(columns)}"
+                )
+            for row in rows:
+                where = f"{name}: line {rows.line_num}"
+                for column in columns:
+                    if not row[column]:
+                        raise InvalidError(f"{where} has no {column}")
+                yield where, row
+        except csv.Error as error:
+            raise InvalidError(f"{name}: line {rows.line_num}: {error}") from None
+
+
+def _identity(path: str) -> object:
+    """The same of all paths to one file."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return path
+    return status.st_dev, status.st_ino
+
+
+def _paths(path: str, pattern: str) -> Iterator[str]:
+    if not os.path.lexists(path) and glob.has_magic(pattern):
+        matches = sorted(glob.glob(pattern, recursive=True))
+        if not matches:
+            yield path
+        for match in matches:
+            yield from _paths(absolute(match), glob.escape(match))
+    elif os.path.isdir(path) and not _is_target(path):
+        yield from _walk(path)
+    else:
+        yield path
+
+
+def _walk(folder: str) -> Iterator[str]:
+    unreadable: list[str] = []
+    for where, folders, files in os.walk(
+        folder, onerror=lambda error: unreadable.append(error.filename)
+    ):
+        targets = [name for name in folders if _is_target(os.path.join(where, name))]
+        folders[:] = [name for name in folders if name not in targets]
+        for name in [*targets, *files]:
+            path = os.path.join(where, name)
+            if name in targets or _is_target(path):
+                yield path
+        yield from unreadable
+        unreadable.clear()
+    yield from unreadable
+
+
+def _is_target(path: str) -> bool:
+    try:
+        if os.path.isfile(os.path.join(path, MANIFEST)):
+            return True
+        return probe(path) is not None
+    except UnsupportedError:  # an image, which the scan says of that it has no bitmaps
+        return True
+    except OSError:
+        # A file that cannot be opened may be one. A folder is told of when it is walked.
+        return not os.path.isdir(path) and os.path.isfile(path)

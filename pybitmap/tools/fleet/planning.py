@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: MIT
+"""Questions to the tables of a fleet: SQL in files, which a user can copy and change.
+
+A query is a file ``NAME.sql`` in a folder; ``common.sql`` there is read before it, and where there
+is none, ours is. The answer is that of its last statement. It says in comments at its head what it
+asks. Whoever hands over queries can do with them what SQL can do as this user.
+
+Visitors. Writer, twin: a query sees the tables of one scan, whole, and these are not deleted
+meanwhile. Kill, drop, Ctrl-C: nothing is written. Fork: not in the child of one that is in a query.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Union
+
+from ...errors import InvalidError, NotFoundError, StoreError
+from ...sizes import parse_size
+from .finding import rows_of
+from .folder import reading, reported
+from .rows import text_of
+from .tables import connected, lay_open, translated
+
+#: What variables of queries can be.
+Value = Union[str, int, float, None]
+
+_OURS = Path(__file__).with_name("queries")
+_COMMON = "common"
+_VARIABLE = re.compile(r"getvariable\(\s*'([^']+)'\s*\)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Query:
+    """A question that can be asked.
+
+    :param about: what it asks, the first line of its comments
+    :param variables: that it looks at, and those that common.sql does
+    """
+
+    name: str
+    path: Path
+    about: str
+    variables: frozenset[str]
+
+    @property
+    def text(self) -> str:
+        """
+        :raises StoreError: if it cannot be read
+        """
+        return _read(self.path)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A table.
+
+    :param columns: their names
+    :param rows: a tuple of values each
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[tuple[Any, ...]]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """The rows, as a dict each."""
+        return (dict(zip(self.columns, row)) for row in self.rows)
+
+
+def queries(folder: str | os.PathLike[str] | None = None) -> dict[str, Query]:
+    """Those of a folder, by name; None: ours.
+
+    :raises StoreError: if it cannot be read
+    """
+    where = _OURS if folder is None else Path(folder)
+    with reported(f"cannot read '{where}'"):
+        paths = sorted(path for path in where.iterdir() if path.suffix == ".sql")
+    common = _variables(_common(where))
+    found = {}
+    for path in paths:
+        if path.stem != _COMMON:
+            text = _read(path)
+            found[path.stem] = Query(path.stem, path, _about(text), _variables(text) | common)
+    return found
+
+
+def plan(
+    folder: str | os.PathLike[str],
+    query: str,
+    *,
+    queries: str | os.PathLike[str] | None = None,
+    links: str | os.PathLike[str] | None = None,
+    **variables: Value,
+) -> Answer:
+    """Ask the tables of a folder.
+
+    :param query: the name of one
+    :param queries: the folder that it is in; None: ours
+    :param links: a list of which host sends over which link: CSV with the columns ``host``,
+        ``link`` and ``bandwidth``, in bytes a second, with units as other sizes; a host that is not
+        in it has a link of its own
+    :param variables: for queries, by name: ``bandwidth`` (bytes a second of a link that is not
+        listed), ``window`` (seconds), ``bitmap`` (its name), and what the query says
+    :raises NotFoundError: if there are no tables, or no such query
+    :raises InvalidError: for a variable that the query does not look at, or a list of links that is
+        none
+    :raises StoreError: if the tables cannot be read, or the query is none
+    """
+    known = _queries(queries)
+    if query not in known:
+        there = ", ".join(known) or "none"
+        raise NotFoundError(f"there is no query '{query}'; queries there: {there}")
+    asked = known[query]
+    for name in variables:
+        if name not in asked.variables and name not in ("bandwidth", "window", "bitmap"):
+            there = ", ".join(sorted(asked.variables))
+            raise InvalidError(f"query '{query}' looks at no variable '{name}'; at these: {there}")
+    routes = [] if links is None else _links(links)
+    with ExitStack() as stack:
+        tables = stack.enter_context(reading(folder))
+        spill = stack.enter_context(TemporaryDirectory(prefix="pybitmap-plan-"))
+        stack.enter_context(translated(f"query '{query}'"))
+        db = connected(Path(spill))
+        try:
+            lay_open(db, tables)
+            db.execute("CREATE TABLE links (host VARCHAR, link VARCHAR, bandwidth BIGINT)")
+            if routes:
+                db.executemany("INSERT INTO links VALUES (?, ?, ?)", routes)
+            for name, value in variables.items():
+                db.execute(f'SET VARIABLE "{name}" = ?', [value])
+            db.execute(_common(asked.path.parent))
+            answer = db.execute(asked.text)
+            if answer.description is None:
+                raise InvalidError(f"'{asked.path}' asks nothing: its last statement is no SELECT")
+            columns = [each[0] for each in answer.description]
+            return Answer(columns, answer.fetchall())
+        finally:
+            db.close()
+
+
+_queries = queries  # of which `plan` has an argument
+
+
+def _common(folder: Path) -> str:
+    path = folder / f"{_COMMON}.sql"
+    return _read(path if path.exists() else _OURS / path.name)
+
+
+def _read(path: Path) -> str:
+    with reported(f"cannot read '{path}'"):
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise StoreError(f"cannot read '{path}': it is no UTF-8 ({error.reason})") from None
+
+
+def _variables(text: str) -> frozenset[str]:
+    return frozenset(_VARIABLE.findall(text))
+
+
+def _about(text: str) -> str:
+    for line in text.splitlines():
+        words = line.lstrip("- ").strip()
+        if not line.startswith("--"):
+            break
+        if words and not words.startswith("SPDX-"):
+            return words
+    return ""
+
+
+def _links(path: str | os.PathLike[str]) -> list[tuple[str, str, int]]:
+    found: dict[str, tuple[str, str, int]] = {}
+    bandwidths: dict[str, int] = {}
+    for where, row in rows_of(path, ("host", "link", "bandwidth")):
+        host, link = text_of(row["host"]), text_of(row["link"])
+        try:
+            bandwidth = parse_size(row["bandwidth"])
+        except ValueError as error:
+            raise InvalidError(f"{where}: bandwidth: {error}") from None
+        if not bandwidth:
+            raise InvalidError(f"{where}: over a link of 0 bytes a second nothing is sent")
+        if host in found:
+            raise InvalidError(f"{where}: host '{host}' is there twice")
+        if bandwidths.setdefault(link, bandwidth) != bandwidth:
+            raise InvalidError(f"{where}: link '{link}' has another bandwidth above")
+        found[host] = (host, link, bandwidth)
+    return list(found.values())
