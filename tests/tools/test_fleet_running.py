@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: MIT
+"""Executors of all kinds, and what happens when they die: nothing is left out, or counted twice."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+from peers import package
+
+pytest.importorskip("duckdb", reason="fleets are an extra: pip install '.[fleet]'")
+pytest.importorskip("numpy", reason="fleets are an extra: pip install '.[fleet]'")
+
+import fleet_run
+from commands import heed_signals
+from fleet_run import dying, named, noting
+from fleets import made, rows_in
+
+from pybitmap import StoreError
+from pybitmap.errors import ExecutorError
+from pybitmap.tools import fleet
+from pybitmap.tools.fleet import State, Target, running
+
+SUPPORT = Path(fleet_run.__file__).parent
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    path = tmp_path / "notes"
+    path.mkdir()
+    return path
+
+
+def each_once(folder: Path, targets: list[Target], states: dict[State, int]) -> None:
+    """In the tables, all of these and nothing else."""
+    rows = rows_in(folder, "SELECT host, disk, state, dirty_bytes FROM disks")
+    assert sorted(row[:2] for row in rows) == sorted((each.host, each.path) for each in targets)
+    found = {state: [row[2] for row in rows].count(state.value) for state in State}
+    assert {state: count for state, count in found.items() if count} == states
+    sums = dict(rows_in(folder, "SELECT disk, sum(length)::BIGINT FROM extents GROUP BY disk"))
+    assert sums == {disk: nbytes for _, disk, state, nbytes in rows if state == "ready"}
+    for target in targets:
+        if target.path in sums:
+            [row] = made(target).disks
+            assert sums[target.path] == row.dirty_bytes
+
+
+# ---- processes of our own -------------------------------------------------------------------
+
+
+def test_a_process_that_dies_is_made_anew_and_the_rest_goes_on(tmp_path: Path, notes: Path) -> None:
+    targets = named(*["h"] * 5, "once", *["h"] * 10)
+    report = fleet.scan(targets, tmp_path / "f", reader=partial(dying, notes), processes=2)
+    assert report.states == {State.READY: 16}
+    each_once(tmp_path / "f", targets, {State.READY: 16})
+    pids = {pid for note in notes.glob("h-*") for pid in note.read_text().split()}
+    assert str(os.getpid()) not in pids
+
+
+def test_who_kills_its_process_each_time_is_a_row_and_the_others_are_read(
+    tmp_path: Path, notes: Path
+) -> None:
+    targets = named("h", "always", *["h"] * 6, "always", "h")
+    report = fleet.scan(targets, tmp_path / "f", reader=partial(dying, notes), processes=2)
+    assert report.unread == 2
+    each_once(tmp_path / "f", targets, {State.READY: 8, State.DIED: 2})
+    for note in notes.glob("always-*"):
+        assert len(note.read_text().split()) <= 3
+    reasons = rows_in(tmp_path / "f", "SELECT DISTINCT reason FROM disks WHERE state = 'died'")
+    assert reasons == [("the process that read it died, twice: a crash, or a lack of memory",)]
+
+
+def test_a_program_that_cannot_be_imported_again_is_told_so(tmp_path: Path) -> None:
+    code = (
+        "from pybitmap.tools import fleet\n"
+        "from pybitmap.errors import ExecutorError\n"
+        f"try: fleet.scan([fleet.Target('/x', 'h')], {str(tmp_path / 'f')!r})\n"
+        "except ExecutorError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-"], input=code, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.startswith("processes cannot be started: ")
+    assert "__main__" in done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_killed_leaves_no_process_and_is_taken_up(
+    tmp_path: Path, notes: Path, number: int
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, str(SUPPORT / "fleet_run.py"), str(tmp_path / "f"), str(notes), "6"],
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_signals,
+    )
+    assert process.stdout is not None
+    with process.stdout:
+        while process.stdout.readline() != "done 6\n":
+            assert process.poll() is None
+        process.send_signal(number)
+        assert process.wait(60) == (130 if number == signal.SIGINT else -number)
+    for note in notes.iterdir():
+        gone(int(note.name))
+    targets = named(*["h"] * 6, "hang", *["h"] * 5)
+    with ThreadPoolExecutor(1) as threads:
+        report = fleet.scan(targets, tmp_path / "f", reader=made, executor=threads)
+    assert 6 <= report.resumed <= 11
+    each_once(tmp_path / "f", targets, {State.READY: 12})
+
+
+def gone(pid: int) -> None:
+    """Waits until there is no such process, or only what its parent has not heard of."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            os.kill(pid, 0)
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (ProcessLookupError, FileNotFoundError):
+            return
+        if state == "Z":
+            return
+        assert time.monotonic() < deadline, f"process {pid} is still there"
+        time.sleep(0.01)
+
+
+def test_a_progress_that_raises_ends_processes_that_hang(tmp_path: Path, notes: Path) -> None:
+    def stop(what: str, done: int, total: int | None) -> None:
+        if done == 3:
+            raise ValueError("enough")
+
+    targets = named("h", "h", "h", "hang", "hang", "h")
+    with pytest.raises(ValueError, match="enough"):
+        fleet.scan(
+            targets, tmp_path / "f", reader=partial(noting, notes), processes=2, progress=stop
+        )
+    for note in notes.iterdir():
+        gone(int(note.name))
+
+
+def test_a_child_of_a_fork_can_neither_go_on_nor_undo(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def fork(what: str, done: int, total: int | None) -> None:
+        if done != 2 or said:
+            return
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child:
+            os.close(writing)
+            with open(reading) as answer:
+                said.append(answer.read())
+            os.waitpid(child, 0)
+        else:
+            children.append(writing)
+
+    children: list[int] = []
+    targets = named(*["h"] * 6)
+    try:
+        with ThreadPoolExecutor(1) as threads:
+            report = fleet.scan(
+                targets, tmp_path / "f", reader=made, executor=_AtOnce(), progress=fork
+            )
+    except BaseException as error:
+        if children:
+            os.write(children[0], str(error).encode())
+            os._exit(0)
+        raise
+    if children:
+        os.write(children[0], b"it went on")
+        os._exit(0)
+    assert threads is not None
+    assert f"is being changed by process {os.getpid()}" in said[0]
+    assert report.states == {State.READY: 6}
+    each_once(tmp_path / "f", targets, {State.READY: 6})
+
+
+# ---- a caller's executors -------------------------------------------------------------------
+
+
+class _AtOnce(Executor):
+    """Runs tasks when they are submitted, and knows how many had no answer yet."""
+
+    def __init__(self) -> None:
+        self.submitted = 0
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
+        self.submitted += 1
+        future: Future[Any] = Future()
+        future.set_result(function(*args, **options))
+        return future
+
+
+def test_any_executor_will_do(tmp_path: Path) -> None:
+    targets = named(*["h"] * 8)
+    with ThreadPoolExecutor(2) as threads:
+        for executor in (threads, _AtOnce()):
+            fleet.scan(targets, tmp_path / "f", reader=made, executor=executor)
+            each_once(tmp_path / "f", targets, {State.READY: 8})
+
+
+def test_only_some_tasks_are_under_way_at_a_time() -> None:
+    executor = _AtOnce()
+    answers = running.answers(str, range(1000), str, executor=executor)
+    for answered in range(1, 900):
+        next(answers)
+        assert executor.submitted <= answered + running.AHEAD
+    answers.close()
+
+
+def test_a_callers_pool_that_breaks_ends_the_run_and_the_next_goes_on(
+    tmp_path: Path, notes: Path
+) -> None:
+    targets = named(*["h"] * 40, "once", *["h"] * 10)
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        with pytest.raises(ExecutorError, match="run the same again for the others") as error:
+            fleet.scan(targets, tmp_path / "f", reader=partial(dying, notes), executor=pool)
+        assert isinstance(error.value.__cause__, ExecutorError)
+        assert isinstance(error.value.__cause__.__cause__, BrokenProcessPool)
+        # And one that is broken from the start.
+        with pytest.raises(ExecutorError):
+            fleet.scan(targets, tmp_path / "f", reader=partial(dying, notes), executor=pool)
+    report = fleet.scan(targets, tmp_path / "f", reader=partial(dying, notes), executor=_AtOnce())
+    assert report.resumed >= 8  # it had a window of 32 tasks when it broke
+    each_once(tmp_path / "f", targets, {State.READY: 51})
+    assert f"{report.resumed} of 51 targets are read" in str(error.value)
+
+
+def test_an_executor_that_is_shut_down_is_one_that_broke(tmp_path: Path) -> None:
+    executor = ThreadPoolExecutor(1)
+    executor.shutdown()
+    with pytest.raises(ExecutorError, match="the executor broke: RuntimeError"):
+        fleet.scan(named("h"), tmp_path / "f", reader=made, executor=executor)
+    assert not (tmp_path / "f" / "current").exists()
+
+
+# ---- dask.distributed -----------------------------------------------------------------------
+
+
+@contextmanager
+def cluster(failures: int) -> Iterator[Any]:
+    """Two worker processes, and a client of theirs.
+
+    :param failures: how many workers a task may kill before it is given up
+    """
+    distributed = package("distributed")
+    import dask
+
+    settings = {"distributed.scheduler.allowed-failures": failures}
+    with (
+        dask.config.set(settings),
+        distributed.LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=":0",
+            silence_logs=logging.CRITICAL,
+            env={"PYTHONPATH": str(SUPPORT)},
+        ) as workers,
+        distributed.Client(workers) as client,
+    ):
+        yield client
+
+
+@pytest.mark.filterwarnings("default")
+def test_two_workers_of_dask_of_which_one_dies_in_the_middle(tmp_path: Path, notes: Path) -> None:
+    targets = named(*["h"] * 20, "once", *["h"] * 20)
+    with cluster(failures=3) as client:
+        executor = client.get_executor()
+        report = fleet.scan(
+            targets, tmp_path / "f", reader=partial(dying, notes), executor=executor
+        )
+        assert report.states == {State.READY: 41}
+        each_once(tmp_path / "f", targets, {State.READY: 41})
+        [once] = notes.glob("once-*")
+        assert len(set(once.read_text().split())) == 2, "by the one that died, and by another"
+        # A task that kills workers again and again ends the run, and it is taken up.
+        targets = named(*["h"] * 5, "always", *["h"] * 5)
+        with pytest.raises(ExecutorError, match="the executor broke: KilledWorker"):
+            fleet.scan(
+                targets,
+                tmp_path / "g",
+                reader=partial(dying, notes),
+                executor=client.get_executor(),
+            )
+    report = fleet.scan(targets, tmp_path / "g", reader=made, executor=_AtOnce())
+    assert report.states == {State.READY: 11}
+    each_once(tmp_path / "g", targets, {State.READY: 11})
+
+
+def test_what_is_read_is_refused_in_the_child_of_a_fork(tmp_path: Path) -> None:
+    from pybitmap.tools.fleet.folder import Folder
+
+    with Folder(tmp_path / "f") as folder:
+        child = os.fork()
+        if not child:
+            try:
+                folder.forget()
+            except StoreError:
+                os._exit(7)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
