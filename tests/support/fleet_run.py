@@ -12,8 +12,10 @@ import os
 import signal
 import sys
 import time
+from concurrent.futures import Executor, Future
 from functools import partial
 from pathlib import Path
+from typing import Any, Callable
 
 from fleets import made
 
@@ -43,6 +45,19 @@ def dying(notes: Path, target: Target) -> Result:
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return made(target)
+
+
+class AtOnce(Executor):
+    """Runs tasks when they are submitted, and knows how many that were."""
+
+    def __init__(self) -> None:
+        self.submitted = 0
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
+        self.submitted += 1
+        future: Future[Any] = Future()
+        future.set_result(function(*args, **options))
+        return future
 
 
 def main(folder: str, notes: str, count: str) -> None:

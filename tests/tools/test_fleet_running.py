@@ -10,13 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import pytest
 from peers import package
@@ -26,7 +26,7 @@ pytest.importorskip("numpy", reason="fleets are an extra: pip install '.[fleet]'
 
 import fleet_run
 from commands import heed_signals
-from fleet_run import dying, named, noting
+from fleet_run import AtOnce, dying, named, noting
 from fleets import made, rows_in
 
 from pybitmap import StoreError
@@ -172,7 +172,7 @@ def test_a_child_of_a_fork_can_neither_go_on_nor_undo(tmp_path: Path) -> None:
     try:
         with ThreadPoolExecutor(1) as threads:
             report = fleet.scan(
-                targets, tmp_path / "f", reader=made, executor=_AtOnce(), progress=fork
+                targets, tmp_path / "f", reader=made, executor=AtOnce(), progress=fork
             )
     except BaseException as error:
         if children:
@@ -191,29 +191,16 @@ def test_a_child_of_a_fork_can_neither_go_on_nor_undo(tmp_path: Path) -> None:
 # ---- a caller's executors -------------------------------------------------------------------
 
 
-class _AtOnce(Executor):
-    """Runs tasks when they are submitted, and knows how many had no answer yet."""
-
-    def __init__(self) -> None:
-        self.submitted = 0
-
-    def submit(self, function: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
-        self.submitted += 1
-        future: Future[Any] = Future()
-        future.set_result(function(*args, **options))
-        return future
-
-
 def test_any_executor_will_do(tmp_path: Path) -> None:
     targets = named(*["h"] * 8)
     with ThreadPoolExecutor(2) as threads:
-        for executor in (threads, _AtOnce()):
+        for executor in (threads, AtOnce()):
             fleet.scan(targets, tmp_path / "f", reader=made, executor=executor)
             each_once(tmp_path / "f", targets, {State.READY: 8})
 
 
 def test_only_some_tasks_are_under_way_at_a_time() -> None:
-    executor = _AtOnce()
+    executor = AtOnce()
     answers = running.answers(str, range(1000), str, executor=executor)
     for answered in range(1, 900):
         next(answers)
@@ -233,7 +220,7 @@ def test_a_callers_pool_that_breaks_ends_the_run_and_the_next_goes_on(
         # And one that is broken from the start.
         with pytest.raises(ExecutorError):
             fleet.scan(targets, tmp_path / "f", reader=partial(dying, notes), executor=pool)
-    report = fleet.scan(targets, tmp_path / "f", reader=partial(dying, notes), executor=_AtOnce())
+    report = fleet.scan(targets, tmp_path / "f", reader=partial(dying, notes), executor=AtOnce())
     assert report.resumed >= 8  # it had a window of 32 tasks when it broke
     each_once(tmp_path / "f", targets, {State.READY: 51})
     assert f"{report.resumed} of 51 targets are read" in str(error.value)
@@ -296,7 +283,7 @@ def test_two_workers_of_dask_of_which_one_dies_in_the_middle(tmp_path: Path, not
                 reader=partial(dying, notes),
                 executor=client.get_executor(),
             )
-    report = fleet.scan(targets, tmp_path / "g", reader=made, executor=_AtOnce())
+    report = fleet.scan(targets, tmp_path / "g", reader=made, executor=AtOnce())
     assert report.states == {State.READY: 11}
     each_once(tmp_path / "g", targets, {State.READY: 11})
 

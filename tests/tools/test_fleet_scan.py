@@ -6,11 +6,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from images import asked, create, qemu_img, qemu_io
 pytest.importorskip("duckdb", reason="fleets are an extra: pip install '.[fleet]'")
 pytest.importorskip("numpy", reason="fleets are an extra: pip install '.[fleet]'")
 
+from fleet_run import AtOnce
 from fleets import extents_in, rows_in
 
 from pybitmap import BlockGraph, InvalidError, LockedError, StoreError
@@ -638,6 +641,55 @@ def test_the_old_tables_count_until_the_new_are_whole(
     assert scan(ten[:6]).resumed == 6
     assert rows_in(tmp_path / "fleet", "SELECT count(*) FROM disks") == [(6,)]
     assert len(list((tmp_path / "fleet").glob("tables-*"))) == 1
+
+
+def killed_at(step: int, work: Any) -> bool:
+    """Does it in a child, which is killed before that step on the file system; was it?"""
+    child = os.fork()
+    if not child:
+        steps = iter(range(step))
+
+        def counted(function: Any) -> Any:
+            def call(*args: Any, **options: Any) -> Any:
+                if next(steps, None) is None:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return function(*args, **options)
+
+            return call
+
+        for name in ("rename", "replace", "symlink", "mkdir", "rmdir", "unlink"):
+            setattr(os, name, counted(getattr(os, name)))
+        try:
+            work()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, -signal.SIGKILL)
+    return code != 0
+
+
+def test_a_kill_at_any_step_leaves_the_old_tables_or_the_new(
+    tmp_path: Path, ten: list[Target]
+) -> None:
+    """With a child whose scan reads in its own thread, since threads are not forked."""
+    where = tmp_path / "fleet"
+    fleet.scan(ten[:1], where, executor=AtOnce())
+    found = []
+    for step in range(200):
+        new = ten[: 2 + step % 2]
+        again = killed_at(step, partial(fleet.scan, new, where, executor=AtOnce()))
+        [(count,)] = rows_in(where, "SELECT count(*) FROM disks")
+        assert rows_in(where, "SELECT count(*) FROM extents") == [(count,)]
+        found.append(count)
+        if not again:
+            break
+    assert not again
+    assert step > 8, "those of the results, the tables, the link, and what is swept"
+    assert found[0] == 1
+    assert found[-1] == len(new)
+    names = {path.name for path in where.iterdir()}
+    assert names == {"lock", "results", "current", os.readlink(where / "current")}
 
 
 def test_a_reader_keeps_its_tables_while_a_scan_replaces_them(
