@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -29,10 +30,11 @@ from commands import heed_signals
 from fleet_run import AtOnce, dying, named, noting
 from fleets import made, rows_in
 
-from pybitmap import StoreError
+from pybitmap import BlockGraph, StoreError
 from pybitmap.errors import ExecutorError
 from pybitmap.tools import fleet
 from pybitmap.tools.fleet import State, Target, running
+from pybitmap.tools.fleet.reading import keyed, read
 
 SUPPORT = Path(fleet_run.__file__).parent
 
@@ -232,6 +234,29 @@ def test_an_executor_that_is_shut_down_is_one_that_broke(tmp_path: Path) -> None
     with pytest.raises(ExecutorError, match="the executor broke: RuntimeError"):
         fleet.scan(named("h"), tmp_path / "f", reader=made, executor=executor)
     assert not (tmp_path / "f" / "current").exists()
+
+
+def test_a_worker_needs_no_duckdb(tmp_path: Path) -> None:
+    from pybitmap.store import LocalStore
+
+    with BlockGraph() as graph:
+        node = graph.add_node("n", 1 << 30, LocalStore(tmp_path / "s"))
+        node.add_bitmap("daily", persistent=True)
+    [target] = fleet.find([tmp_path / "s"])
+    code = (
+        "import pickle, sys; sys.modules['duckdb'] = None\n"
+        "task, target = pickle.load(sys.stdin.buffer)\n"
+        "sys.stdout.buffer.write(pickle.dumps(task(target)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=pickle.dumps((partial(keyed, read), target)),
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    key, result = pickle.loads(done.stdout)
+    assert key == target.key
+    assert [row.state for row in result.disks] == [State.READY]
 
 
 # ---- dask.distributed -----------------------------------------------------------------------

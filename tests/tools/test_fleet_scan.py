@@ -27,6 +27,8 @@ from fleets import extents_in, rows_in
 
 from pybitmap import BlockGraph, InvalidError, LockedError, StoreError
 from pybitmap.store import LocalStore, Qcow2Store, Store
+from pybitmap.store import local as local_store
+from pybitmap.store.qcow2 import store as qcow2_store
 from pybitmap.tools import fleet
 from pybitmap.tools.fleet import State, Target
 from pybitmap.tools.fleet.reading import read
@@ -157,6 +159,22 @@ def test_only_bitmaps_that_were_asked_for(tmp_path: Path, scan: Any) -> None:
         ("a", "daily", "ready", None),
         ("b", None, "no bitmap", "it has no bitmap 'daily'"),
     ]
+
+
+@pytest.mark.parametrize("kind", ["image", "store"])
+def test_an_extent_over_many_pieces_is_one(
+    tmp_path: Path, scan: Any, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    for module in (local_store, qcow2_store):
+        monkeypatch.setattr(module, "_PIECE", 512)  # bytes of bits: 256 MiB of the disk
+    store: Store = LocalStore(tmp_path / "s")
+    if kind == "image":
+        store = Qcow2Store(create(tmp_path / "a.qcow2", SIZE, cluster_size=512))
+    mark(store, "n", [(GROUP, SIZE - GROUP)])
+    scan(fleet.find([store.path]))
+    [(disk, count)] = rows_in(tmp_path / "fleet", "SELECT disk, extents FROM disks")
+    assert count == 1
+    assert extents_in(tmp_path / "fleet", disk) == [(GROUP, SIZE - GROUP)]
 
 
 # ---- what cannot be read --------------------------------------------------------------------

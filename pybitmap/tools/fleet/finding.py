@@ -107,7 +107,7 @@ def _identity(path: str) -> object:
     """The same of all paths to one file."""
     try:
         status = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # nothing there, or no name that a file can have
         return path
     return status.st_dev, status.st_ino
 

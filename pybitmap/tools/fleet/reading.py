@@ -47,6 +47,11 @@ def answered(reader: Reader, target: Target) -> Result:
         return failed(target, _state_of(error), _words(error), now)
 
 
+def keyed(reader: Reader, target: Target) -> tuple[str, Result]:
+    """The same, and which target it is of: what a worker hands back. It needs no DuckDB."""
+    return target.key, answered(reader, target)
+
+
 def read(target: Target) -> Result:
     """A qcow2 image, a local store or a backup directory.
 

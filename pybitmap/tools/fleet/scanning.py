@@ -24,7 +24,7 @@ from functools import partial
 from ...errors import CorruptError, ExecutorError, InvalidError
 from ...store.base import Progress
 from .folder import Folder, StoredResult
-from .reading import Reader, answered, read
+from .reading import Reader, keyed, read
 from .rows import Extents, Result, State, Target, failed
 from .running import answers
 from .tables import Writer, check_name
@@ -98,7 +98,7 @@ def scan(
             folder.forget()
         missing = _missing(folder, todo, max_age)
         resumed = len(todo) - len(missing)
-        function = partial(_answer, reader)
+        function = partial(keyed, reader)
         running = answers(function, missing, _died, executor=executor, processes=processes)
         _read(folder, running, resumed, len(todo), tell)
         report = _tabulate(folder, list(todo), resumed, tell)
@@ -147,11 +147,6 @@ def _is_young(stored: StoredResult | None, oldest: float) -> bool:
     except FileNotFoundError:
         return False
     return oldest <= when <= time.time() + 60
-
-
-def _answer(reader: Reader, target: Target) -> tuple[str, Result]:
-    """What a worker does."""
-    return target.key, answered(reader, target)
 
 
 def _died(target: Target) -> tuple[str, Result]:

@@ -40,12 +40,12 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 #: Of DuckDB, in bytes: what does not fit goes to files beside the tables.
-MEMORY = 512 << 20
+MEMORY = 256 << 20
 
 #: Rows of extents that are handed to DuckDB at once.
 _BATCH = 1 << 18
 #: Rows of disks, likewise.
-_ROWS = 1 << 12
+_ROWS = 1 << 9
 
 _FORMAT = "FORMAT parquet, PARQUET_VERSION v2, COMPRESSION zstd"
 
