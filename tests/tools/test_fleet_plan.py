@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +32,7 @@ from pybitmap.tools.fleet import Disk, Result, State, Target
 from pybitmap.tools.fleet.rows import Packed, areas_of, packed
 
 COUNT = 10_000
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -514,6 +517,20 @@ def test_tables_that_are_damaged_are_told(tables: Any) -> None:
     shutil.rmtree(current)
     with pytest.raises(BitmapError, match="are missing"):
         fleet.plan(folder, "order")
+
+
+def test_the_picture_of_a_night_is_that_of_the_real_plan(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "fleet_night.py"), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("40 disks, ")
+    assert done.stdout.endswith(" of 40 disks are done in 6 h\n")
+    picture = (ROOT / "docs" / "pictures" / "fleet-night.svg").read_text(encoding="utf-8")
+    assert (tmp_path / "night.svg").read_text(encoding="utf-8") == picture
 
 
 # ---- how extents travel ---------------------------------------------------------------------
