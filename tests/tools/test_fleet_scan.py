@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -740,6 +741,20 @@ def test_a_full_disk_ends_the_run_and_the_next_goes_on(
             fleet.scan(ten, small / "fleet", executor=threads)
         (filler / "results" / "filler").unlink()
         assert fleet.scan(ten, small / "fleet", executor=threads).states == {State.READY: 10}
+
+        def fill(what: str, done: int, total: int | None) -> None:
+            if what == "writing tables" and done == 1:
+                with suppress(OSError), open(small / "other", "wb", buffering=0) as file:
+                    while True:
+                        file.write(bytes(4096))
+
+        before = os.readlink(small / "fleet" / "current")
+        with pytest.raises(StoreError, match=r"No space left|cannot write"):
+            fleet.scan(ten[:5], small / "fleet", executor=threads, progress=fill)
+        assert os.readlink(small / "fleet" / "current") == before
+        assert rows_in(small / "fleet", "SELECT count(*) FROM disks") == [(10,)]
+        (small / "other").unlink()
+        assert fleet.scan(ten[:5], small / "fleet", executor=threads).resumed == 5
 
 
 def test_the_report_is_what_the_command_prints(tmp_path: Path, run: Any) -> None:
