@@ -27,12 +27,13 @@ from pybitmap.tools.backup.plan import (
 K = 1 << 16
 POINT, TAG = "1" * 32, "0a0b0c0d"
 NAMES = Names(TAG, POINT)
-OLD = Found(NAMES.bitmap, K, True, 3 * K)
-WHOLE = Found(NAMES.uncut, K, False, 8 * K)
+BITMAP = NAMES.bitmap("d")
+OLD = Found(BITMAP, K, True, 3 * K)
+WHOLE = Found(NAMES.uncut("d"), K, False, 8 * K)
 NOW = datetime.now(timezone.utc)
 
 
-def listed(bitmap: str | None = NAMES.bitmap, size: int = 8 * K) -> Manifest:
+def listed(bitmap: str | None = BITMAP, size: int = 8 * K) -> Manifest:
     file = f"d-{POINT}.qcow2"
     copy = Copy("d", file, None, size, bitmap, K, None, "0" * 64, "0" * 64, 1)
     return Manifest((Point(POINT, NOW, NOW, (copy,)),))
@@ -103,13 +104,13 @@ def test_cuts_are_told_by_whole_groups() -> None:
 
 
 def test_leftovers_are_what_this_directory_made_and_does_not_need() -> None:
-    other = Names("ffffffff", POINT).bitmap
+    other = Names("ffffffff", POINT).bitmap("d")
     unlisted = Names(TAG, "2" * 32)
-    there = [NAMES.bitmap, NAMES.uncut, unlisted.bitmap, unlisted.uncut, other, "daily"]
-    there.append("pybitmap-mine")
+    gone = [unlisted.bitmap("d"), unlisted.uncut("d"), NAMES.bitmap("e")]
+    there = [BITMAP, NAMES.uncut("d"), *gone, other, "daily", "pybitmap-mine"]
     keep = kept(listed(), "d")
-    assert set(keep) == {NAMES.bitmap, NAMES.bitmap + UNCUT}
-    assert leftovers(there, TAG, keep) == [unlisted.bitmap, unlisted.uncut]
+    assert set(keep) == {BITMAP, BITMAP + UNCUT}
+    assert leftovers(there, TAG, keep) == gone
     assert kept(listed(), "another") == ()
 
 

@@ -425,10 +425,11 @@ def _add(image: _Image, names: Names, granularity: int) -> None:
             store.at_rest = False
         marks = add_marks(graph, image.size, granularity)
         with graph.transaction(close=True) as tx:
-            tx.add(label, names.bitmap, granularity, persistent=True)
-            tx.merge(label, names.bitmap, [marks[END]])
-            tx.add(label, names.uncut, granularity, persistent=True, disabled=True)
-            tx.merge(label, names.uncut, [marks[ALL]])
+            name, uncut = names.bitmap(image.source.name), names.uncut(image.source.name)
+            tx.add(label, name, granularity, persistent=True)
+            tx.merge(label, name, [marks[END]])
+            tx.add(label, uncut, granularity, persistent=True, disabled=True)
+            tx.merge(label, uncut, [marks[ALL]])
 
 
 def _of_held(image: _Image, name: str) -> Found | None:

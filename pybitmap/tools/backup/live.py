@@ -81,9 +81,11 @@ class Live(Disks):
         return tuple(marks)
 
     def actions(self, task: Task, names: Names, granularity: int) -> list[Action]:
-        persistent = self._persistent[task.plan.disk.name]
+        disk = task.plan.disk.name
+        persistent = self._persistent[disk]
+        bitmap, uncut = names.bitmap(disk), names.uncut(disk)
         made: list[Action] = []
-        for name, disabled, marks in ((names.bitmap, False, END), (names.uncut, True, ALL)):
+        for name, disabled, marks in ((bitmap, False, END), (uncut, True, ALL)):
             made.append(
                 action(
                     "block-dirty-bitmap-add",

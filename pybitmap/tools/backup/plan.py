@@ -5,9 +5,12 @@ No files, no QEMU: what was found goes in, a :class:`Plan` comes out.
 
 **Two bitmaps a point.** On each disk of a point there are, until the next point is listed,
 
-    pybitmap-TAG-POINT         records what is written from the instant of the point on
-    pybitmap-TAG-POINT-uncut   records nothing, and is all dirty: what is cut off when the disk
-                               shrinks is dirty in it no more, also when the disk grows again
+    pybitmap-TAG-COPY         records what is written from the instant of the point on
+    pybitmap-TAG-COPY-uncut   records nothing, and is all dirty: what is cut off when the disk
+                              shrinks is dirty in it no more, also when the disk grows again
+
+COPY is of the point and of the disk's name: bitmaps of one point have another name on each disk, so
+that disks which have changed places are not taken for each other.
 
 QEMU, and a store, forget what was dirty behind the end of a disk that shrinks, and what it grows by
 is clean. So a bitmap alone does not tell that the parent of an increment has old data there, which
@@ -106,8 +109,15 @@ class Names:
 
     def __init__(self, tag: str, point: str) -> None:
         self.tag, self.point = tag, point
-        self.bitmap = f"{PREFIX}{tag}-{point}"
-        self.uncut = self.bitmap + UNCUT
+
+    def bitmap(self, disk: str) -> str:
+        """That records, on a disk: begins as the point's id does, and no other disk has it."""
+        own = hashlib.sha256(f"{self.point} {disk}".encode("utf-8", "surrogatepass")).hexdigest()
+        return f"{PREFIX}{self.tag}-{self.point[:16]}{own[:16]}"
+
+    def uncut(self, disk: str) -> str:
+        """The other one."""
+        return self.bitmap(disk) + UNCUT
 
     def node(self, number: int) -> str:
         """Of a target, in QEMU, which takes 31 characters at most; jobs are found by it."""

@@ -312,7 +312,7 @@ class _Run:
             task.path,
             disk=plan.disk.name,
             parent=None if plan.parent is None else plan.parent[0],
-            bitmap=names.bitmap,
+            bitmap=names.bitmap(plan.disk.name),
             granularity=self.granularity,
             reason=plan.reason,
             progress=self.progress,
