@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ from .plan import PREFIX, Found, Plan, node_of
 #: Bitmaps of a new target, which go at the instant: what QEMU merges from them has no other way in.
 ALL, END, OLD = "all", "end", "old"
 
+_TARGET = re.compile(f"{PREFIX}[0-9a-f]{{16}}-[0-9a-f]+", re.ASCII)
 _LOOK = 0.5  # seconds between two looks at jobs, where no event comes
 
 
@@ -269,11 +271,12 @@ def recover(monitor: Monitor, folder: Path) -> list[str]:
     """Ends the jobs that write to copies in a backup directory, and closes these; which ones.
 
     Of a directory that is open for writing here: whoever began them is dead, or it is us, leaving.
+    Those of copies that are nowhere any more go, too: their directory was moved, or deleted.
 
     :raises MonitorError: if they do not end
     """
     ended = []
-    ours = {name for name, node in nodes_of(monitor).items() if _is_in(node, folder)}
+    ours = {name for name, node in nodes_of(monitor).items() if _ends(node, folder)}
     if not ours:
         return []
     for job in list(jobs_of(monitor)):
@@ -290,12 +293,21 @@ def recover(monitor: Monitor, folder: Path) -> list[str]:
     return ended
 
 
-def _is_in(node: Mapping[str, Any], folder: Path) -> bool:
-    if not node["node-name"].startswith(PREFIX):
+def _ends(node: Mapping[str, Any], folder: Path) -> bool:
+    if not _TARGET.fullmatch(node["node-name"]):
         return False
     name = str(node["file"])
     if name.startswith("json:"):
         with suppress(ValueError, KeyError, TypeError):
             name = json.loads(name[len("json:") :])["file"]["filename"]
-    here = os.path.realpath(folder)
-    return os.path.realpath(os.path.dirname(name)) == here
+    if os.path.realpath(os.path.dirname(name)) == os.path.realpath(folder):
+        return True
+    if not os.path.isabs(name):
+        return False
+    try:
+        os.stat(name)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):  # it is somebody's whose directories we may not look into
+        pass
+    return False
