@@ -27,7 +27,8 @@ when it grows, show what an earlier, larger one had left in the rest of it.
 
 The tag is the backup directory's: several of them may take from the same disk. The names are data
 of the manifest; the tag of its newest bitmap is the directory's, and before there is one its path
-makes one, so that what a killed first backup left is known again.
+makes one, so that what a killed first backup left is known again. And the time at which its lock
+was made: disks that are mounted at one path by turns have a directory each.
 """
 
 from __future__ import annotations
@@ -36,11 +37,12 @@ import hashlib
 import os
 import re
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import InvalidError
-from .manifest import Copy, Manifest
+from .manifest import LOCK, Copy, Manifest
 
 #: Before the names of bitmaps, jobs, nodes and exports of ours.
 PREFIX = "pybitmap-"
@@ -141,7 +143,10 @@ def tag_of(manifest: Manifest, folder: Path) -> str:
             found = _NAME.fullmatch(copy.bitmap or "")
             if found:
                 return found[1]
-    return hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:8]
+    made = 0
+    with suppress(OSError):
+        made = os.lstat(folder / LOCK).st_mtime_ns
+    return hashlib.sha256(b"%d %b" % (made, os.fsencode(os.path.realpath(folder)))).hexdigest()[:8]
 
 
 def kept(manifest: Manifest, disk: str) -> Collection[str]:
