@@ -2,8 +2,9 @@
 """QEMU's programs, run: to their end, or to ours.
 
 A program that is started here gets no signals of the terminal, is killed when the call that started
-it is left, and, where ``setpriv`` is there, when this process is killed. What they print is of no
-interest but for progress; what they complain about is in the error.
+it is left, and, where ``setpriv`` is there, when this process is killed. Files that it makes are
+for our user alone, whatever the umask. What they print is of no interest but for progress; what
+they complain about is in the error.
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ def started(
         stderr=errors,
         cwd=folder,
         start_new_session=True,
+        umask=0o077,
     )
     try:
         yield process
