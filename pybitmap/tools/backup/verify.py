@@ -16,12 +16,14 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import CorruptError, InvalidError, StoreError
 from ...store.base import Progress
-from ...store.qcow2.image import version_of
+from ...store.qcow2.file import File
+from ...store.qcow2.image import Image, version_of
 from .copies import chain_of, check_copy, image_of
 from .hashing import content_hashes, listed_root, sha256_of
 from .manifest import Copy, Manifest, Point, Repository
@@ -74,7 +76,7 @@ def verify(
     :param at: only those of this point: its id, or the first digits of it
     :param against: compare with this disk or image, which nobody may be writing to, the copy of its
         disk: the newest, or that of `at`. All of both is read
-    :param against_format: "raw" or "qcow2"; None: as it begins
+    :param against_format: "raw" or "qcow2"; None: as it begins, if that names no other file
     :raises NotFoundError: if there is no such directory, point or disk
     :raises InvalidError: if it is not clear what is to be compared
     :raises CorruptError, UnsupportedError: if the manifest is none
@@ -238,9 +240,24 @@ def _difference(
 
 
 def _format_of(path: str) -> str:
-    """As a disk begins: a raw one may begin in any way, so who knows it should say."""
+    """As a disk begins: a raw one may begin in any way, so who knows it should say.
+
+    :raises InvalidError: if it may be raw, and written so that QEMU would read other files
+    """
     try:
         with open(path, "rb", buffering=0) as file:
-            return "raw" if version_of(file.read(8)) is None else "qcow2"
+            if version_of(file.read(8)) is None:
+                return "raw"
     except OSError as error:
         raise StoreError(f"cannot read '{path}': {error.strerror}", error.errno) from error
+    with closing(File(path, read_only=True, lock=False)) as file:
+        image = Image(file, read_only=True)
+        named = image.backing_name
+        if named is None and image.has_data_file:
+            named = b"a data file"
+    if named is not None:
+        raise InvalidError(
+            f"'{path}' begins as a qcow2 image that names {named.decode('utf-8', 'replace')!r}, and"
+            " may be a raw disk that somebody has written so: say which it is, by its format"
+        )
+    return "qcow2"
