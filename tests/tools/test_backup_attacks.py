@@ -1,22 +1,24 @@
 # SPDX-License-Identifier: MIT
-"""Backups of disks that were tampered with: changed places, resized at the wrong moment, written by
-a guest to look like something else; and directories that are moved, or take turns.
+"""Backups of disks that have changed places, or that a guest has written to look like something
+else; and directories that are moved, or take turns.
 
 Each listed point has what its disk had, or nothing is listed.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
-from backing_up import K, M, Raw, copied, fulls, new_image, nothing_left, ours
+from backing_up import M, Raw, copied, fulls, killed, new_image, of
 from daemon import qemu_img
 from machines import Machine, content, write
 
 from pybitmap import errors
-from pybitmap.store import LocalStore, Qcow2Store
-from pybitmap.tools.backup import Hooks, Source, backup
+from pybitmap.tools.backup import Source, backup, restore, verify
 
 
 def filled(folder: Path, name: str, pattern: int, size: int = 1 * M) -> Path:
@@ -64,3 +66,84 @@ def test_nodes_of_a_store_that_have_changed_places_are_copied_in_full(tmp_path: 
     done = backup(swapped, to)
     assert set(fulls(done)) == {"a", "b"}
     assert copied(to, done, "a") == b.path.read_bytes()
+
+
+# ---- directories that go elsewhere ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["moved", "deleted", "kept"])
+def test_a_job_whose_directory_is_elsewhere_is_in_nobodys_way(tmp_path: Path, how: str) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    with Machine({"a": filled(tmp_path, "a", 1)}) as machine:
+        backup(["a"], old, qmp=machine.qmp)
+        machine.write("a", "write -P 2 0 1M")
+        assert killed(["a"], old, "instant", qmp=machine.qmp, speed=65536) == signal.SIGKILL
+        assert len(machine.jobs()) == 1
+        if how == "moved":
+            old.rename(new)
+        elif how == "deleted":
+            shutil.rmtree(old)
+        done = backup(["a"], new, qmp=machine.qmp)
+        assert copied(new, done, "a") == of(machine, "a")
+        assert bool(fulls(done)) == (how != "moved")
+        if how == "kept":  # another's, who may be at it
+            assert len(machine.jobs()) == 1
+            done = backup(["a"], old, qmp=machine.qmp)
+            assert not fulls(done)
+        assert machine.jobs() == []
+        assert [each for each in machine.nodes() if each.startswith("pybitmap-")] == []
+
+
+def test_directories_at_one_path_by_turns_each_go_on(tmp_path: Path) -> None:
+    place, disk = tmp_path / "mounted", filled(tmp_path, "a", 1)
+    for number in range(6):
+        other = tmp_path / f"disk-{number % 2}"
+        if other.exists():
+            other.rename(place)
+        write(disk, f"write -P {number} {number * 64}k 64k", format="qcow2")
+        done = backup([disk], place)
+        assert bool(fulls(done)) == (number < 2)
+        assert copied(place, done, disk.name) == content(disk)
+        place.rename(other)
+
+
+# ---- what a guest writes into its disk, and who may read it ---------------------------------
+
+
+def looks_like_an_image(disk: Path, names: Path) -> None:
+    """Begins as a qcow2 image over another file, as a guest could write it."""
+    fake = disk.with_name("fake.qcow2")
+    qemu_img("create", "-q", "-f", "qcow2", "-b", str(names), "-F", "raw", str(fake), "1M")
+    with disk.open("r+b") as file:
+        file.write(fake.read_bytes())
+    fake.unlink()
+
+
+def test_a_raw_disk_that_looks_like_an_image_is_raw(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"secret" * 100000)
+    to, disk = tmp_path / "to", Raw(tmp_path, "a", size=2 * M)
+    for _ in range(2):
+        disk.write(1, 0, M)
+        looks_like_an_image(disk.path, secret)
+        done = backup([disk.source], to)
+        restored = restore(to, to=tmp_path / "restored.raw", force=True)
+        assert restored.path.read_bytes() == disk.path.read_bytes()
+        assert b"secretsecret" not in copied(to, done, "a")
+    with pytest.raises(errors.InvalidError, match="that names"):
+        verify(to, against=disk.path)
+    assert verify(to, against=disk.path, against_format="raw").good
+
+
+def test_copies_and_restored_disks_are_for_their_user_alone(tmp_path: Path) -> None:
+    to, disk = tmp_path / "to", filled(tmp_path, "a", 1)
+    to.mkdir(mode=0o755)
+    before = os.umask(0o022)
+    try:
+        for _ in range(2):
+            backup([disk], to)
+        made = [restore(to, to=tmp_path / each, format=each).path for each in ("raw", "qcow2")]
+    finally:
+        os.umask(before)
+    for path in [*to.iterdir(), *made]:
+        assert path.stat().st_mode & 0o077 == 0, path
