@@ -15,6 +15,7 @@ from itertools import islice
 from operator import index
 from typing import TYPE_CHECKING, Any, NamedTuple, Union, cast
 
+from .arrays import Areas
 from .errors import InvalidError, RangeError
 from .sizes import MAX_SIZE
 
@@ -86,10 +87,12 @@ def _parts(number: int, extent: Any, size: int | None) -> tuple[int, int, bool]:
         start, count, *more = extent
         [dirty] = more or [True]
         start, count = index(start), index(count)
+        if dirty not in (True, False):  # None, or "false", are no answer
+            raise ValueError
     except (TypeError, ValueError):
         raise TypeError(
             f"extent {number} is {extent!r:.60}, and is to be (start, count) or (start, count, "
-            "dirty)"
+            "dirty), dirty True or False"
         ) from None
     _check(number, start, count, size)
     return start, count, bool(dirty)
@@ -107,6 +110,14 @@ def _table(extents: Any) -> tuple[Any, Any] | None:
     """Starts and counts of an array; None if it is none."""
     if isinstance(extents, (bytes, bytearray, str)):
         raise TypeError("extents are pairs of numbers, not bytes")
+    if isinstance(extents, Areas):
+        extents = extents.data
+    elif hasattr(extents, "columns") or hasattr(extents, "column_names"):
+        kind = type(extents)
+        raise TypeError(
+            f"extents are no table ({kind.__module__.partition('.')[0]}'s {kind.__name__}), but an"
+            " array of its columns: numpy.column_stack((table['offset'], table['length']))"
+        )
     shape = getattr(extents, "shape", None)
     if shape is None:
         return None

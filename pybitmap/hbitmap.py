@@ -992,7 +992,8 @@ class HBitmap(Base, MutableSet[int]):
         :param granularity: as ``group_size``: see :class:`HBitmap`
         :raises RangeError: if one is negative, or not inside ``size``; it is named
         :raises InvalidError: for an array of another shape, and for what HBitmap refuses
-        :raises TypeError: for what is no pair of whole numbers
+        :raises TypeError: for what is no pair of whole numbers, or tells with something else than
+            True or False whether it is dirty; for tables, whose columns are to be an array
 
         Writer, twin, fork, kill: the bitmap is nobody else's until it is returned. Interrupted, or
         an error in ``extents``: there is none.

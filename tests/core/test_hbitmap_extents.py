@@ -213,3 +213,25 @@ def test_beside_a_writer_extents_leave_no_gap_and_stay_in_order() -> None:
 def test_blocks_need_not_be_powers_of_2() -> None:
     areas = [(5, 1), (17, 4), (40, 3)]
     assert list(rounded(areas, 12, 42)) == [(0, 24), (36, 6)]
+
+
+@pytest.mark.parametrize("start", [0, 1, 5])
+def test_areas_array_and_its_slices_come_back(start: int) -> None:
+    hb = HBitmap(1 << 16, group_size=64)
+    hb.set_many([0, 640, 4096], [64, 1, 128])
+    for areas in (hb.areas_array(), hb.areas_array()[start:], hb.areas_array()[::-2]):
+        back = HBitmap.from_extents(areas, hb.size, group_size=64)
+        assert list(back.areas()) == sorted(map(tuple, areas.tolist()))
+
+
+@pytest.mark.parametrize("dirty", [None, "false", "dirty", 2, float("nan"), []])
+def test_only_true_and_false_say_whether_it_is_dirty(dirty: object) -> None:
+    extents: Any = [(0, 8, True), (16, 8, dirty)]
+    with pytest.raises(TypeError, match=r"extent 1 is .*, dirty True or False"):
+        HBitmap.from_extents(extents)
+
+
+def test_numpy_bools_say_whether_it_is_dirty() -> None:
+    numpy = pytest.importorskip("numpy", reason="NumPy is not installed")
+    extents = [(0, 8, numpy.True_), (16, 8, numpy.False_), (32, 8, 1), (48, 8, 0)]
+    assert list(HBitmap.from_extents(extents).areas()) == [(0, 8), (32, 8)]

@@ -136,3 +136,14 @@ def test_tables_of_before_a_fork_are_the_child_s_as_well() -> None:
             os._exit(0 if good else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert table["length"].to_pylist() == [8192]
+
+
+@pytest.mark.parametrize("name", ["pandas", "polars", "pyarrow"])
+def test_from_extents_takes_the_columns_of_a_table_as_it_says(name: str) -> None:
+    module, numpy = package(name), package("numpy")
+    make = module.table if name == "pyarrow" else module.DataFrame
+    table = make(columns(CASES[2]))
+    with pytest.raises(TypeError, match=rf"no table \({name}'s \w+\).*numpy.column_stack"):
+        HBitmap.from_extents(table)
+    extents = numpy.column_stack((table["offset"], table["length"]))
+    assert list(HBitmap.from_extents(extents).areas()) == CASES[2]
