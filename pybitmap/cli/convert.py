@@ -220,7 +220,19 @@ def convert_command(
         guessed=source_format is None,
         memory_limit=memory_limit,
     )
-    _check_usage(source, dest, source_format, dest_format, bitmap, into, granularity, size, options)
+    _check_usage(
+        source,
+        dest,
+        source_format,
+        dest_format,
+        bitmap,
+        into,
+        granularity,
+        size,
+        options,
+        share,
+        no_lock,
+    )
     try:
         if into is None and dest not in (None, _STDIO):
             _check_no_store(str(dest), "--into")
@@ -231,7 +243,8 @@ def convert_command(
             target = _to_change(dest, no_lock)
             [name] = target.find([into])
             size, granularity = _shape(target, name)
-        found = _read(source, source_format, bitmap, granularity, size, options, share or no_lock)
+        lockless = share or no_lock
+        found = _read(source, source_format, bitmap, fmt, granularity, size, options, lockless)
         if target is not None and name is not None:
             with _until_stored() as progress:
                 mark(target.store, name, found.bitmap.areas(start), progress)
@@ -260,6 +273,8 @@ def _check_usage(
     granularity: int | None,
     size: int | None,
     options: Options,
+    share: bool,
+    no_lock: bool,
 ) -> None:
     """
     :raises click.UsageError: if arguments forbid each other
@@ -272,6 +287,10 @@ def _check_usage(
         raise click.UsageError("With --into, DST is an image or a local store: no --to, no -.")
     if into is not None and (granularity is not None or size is not None):
         raise click.UsageError("With --into, size and granularity are those of the bitmap there.")
+    if share and bitmap is None:
+        raise click.UsageError("-U is for reading a bitmap of SRC, by --bitmap.")
+    if no_lock and bitmap is None and into is None:
+        raise click.UsageError("--no-lock is for images and local stores: --bitmap, --into.")
     if bitmap is not None and size is not None:
         raise click.UsageError("With --bitmap, the size is that of the disk there.")
 
@@ -319,6 +338,7 @@ def _read(
     source: str,
     fmt: Format | None,
     bitmap: str | None,
+    dest: Format | None,
     granularity: int | None,
     size: int | None,
     options: Options,
@@ -326,6 +346,7 @@ def _read(
 ) -> Gathered:
     limit = options.memory_limit
     if bitmap is not None:
+        _check_heeded(None, dest, options)
         target = _to_read(source, no_lock)
         with _hinting():
             [name] = target.find([bitmap])
@@ -349,8 +370,33 @@ def _read(
         if fmt is None:
             fmt = detect(text)
             tell(f"{text.name}: {fmt.name}")
+        _check_heeded(fmt, dest, options)
         extents = fmt.read(text, options)
         return gather(extents, size=size, granularity=granularity, memory_limit=limit)
+
+
+#: Formats that do not say themselves how long a block is, when they are read.
+_BLOCKS_UNTOLD = ("bits", "roaring", "roaring64", "era")
+
+
+def _check_heeded(source: Format | None, dest: Format | None, options: Options) -> None:
+    """
+    :param source, dest: None: a bitmap
+    :raises click.UsageError: if an option means nothing to either: who gave it expects that it does
+    """
+    read = None if source is None else source.name
+    written = None if dest is None else dest.name
+    blocks = read in _BLOCKS_UNTOLD or (dest is not None and (dest.blocks or dest.fixed))
+    counting = [each.name for each in FORMATS.values() if each.blocks or each.fixed]
+    for option, given, heeded, formats in (
+        ("--since", options.since, read == "era-dump", "era-dump"),
+        ("--bit-order", options.bit_order, "bits" in (read, written), "bits"),
+        ("--block-size", options.block_size, blocks, ", ".join(counting)),
+    ):
+        if given is not None and not heeded:
+            pair = f"from {read or 'a bitmap'} to {written or 'a bitmap'}"
+            instead = "; to round extents outwards: -g" if option == "--block-size" else ""
+            raise click.UsageError(f"{option} means nothing {pair}, but to {formats}{instead}.")
 
 
 def _shown(source: str) -> str:

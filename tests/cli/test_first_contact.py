@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: MIT
+"""What a stranger tries in the first hour: no option is ignored in silence, and what comes as
+other programs leave it is read, or refused with what to do."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from commands import Run
+from images import create
+from peers import package
+
+pytest.importorskip("click", reason="the command line is an extra: pip install '.[cli]'")
+pytest.importorskip("rich", reason="the command line is an extra: pip install '.[cli]'")
+
+CSV = b"offset,length\n4096,512\n"
+JSON = b'[{"offset": 4096, "length": 512}]'
+EXTENTS = [{"offset": 4096, "length": 512}]
+
+
+def written(tmp_path: Path, data: bytes, name: str = "given") -> Path:
+    path = tmp_path / name
+    path.write_bytes(data)
+    return path
+
+
+# ---- options --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--block-size", "64K", "--to", "csv"], "-g"),  # no rounding, where one was asked for
+        (["--block-size", "64K", "--from", "json"], "from json to json"),
+        (["--bit-order", "lsb"], "from json to json, but to bits"),
+        (["--since", "3"], "but to era-dump"),
+        (["-U"], "--bitmap"),
+        (["--no-lock"], "--into"),
+    ],
+)
+def test_an_option_that_means_nothing_is_refused(
+    run: Run, tmp_path: Path, words: list[str], why: str
+) -> None:
+    result = run("convert", written(tmp_path, JSON), *words)
+    assert (result.code, result.out) == (2, "")
+    assert why in result.err
+
+
+def test_nor_does_a_bitmap_heed_them(run: Run, tmp_path: Path) -> None:
+    image = create(tmp_path / "disk.qcow2", "1M")
+    assert run("add", image, "daily").code == 0
+    for words, why in [
+        ((image, "--bitmap", "daily", "--block-size", "4K"), "from a bitmap to json"),
+        ((written(tmp_path, JSON), image, "--into", "daily", "--block-size", "4K"), "to a bitmap"),
+    ]:
+        result = run("convert", *words)
+        assert result.code == 2
+        assert why in result.err
+    assert run("dump", image, "daily", "--format", "csv").out == "offset,length\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--to", "csi", "--block-size", "512", "--size", "8K"],
+        ["--to", "thin-delta", "--block-size", "512"],
+        ["--to", "bits", "--block-size", "512", "--bit-order", "lsb"],
+    ],
+)
+def test_one_that_means_something_is_heeded(run: Run, tmp_path: Path, words: list[str]) -> None:
+    given = written(tmp_path, JSON)
+    out = tmp_path / "out"
+    assert run("convert", given, out, *words).code == 0
+    if "bits" in words:
+        back = ["--from", "bits", "--block-size", "512", "--bit-order", "lsb"]
+        assert json.loads(run("convert", out, *back).out) == EXTENTS
+    else:
+        assert json.loads(run("convert", out).out) == EXTENTS
