@@ -9,6 +9,7 @@ with it, numbers are bounded before they are believed, and each error names the 
 from __future__ import annotations
 
 import io
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NoReturn, Protocol
@@ -23,6 +24,15 @@ CHUNK = 1 << 18  # bytes read at once
 HEAD = 1 << 16  # bytes that are looked at to tell a format
 
 LSB, MSB = "lsb", "msb"
+
+#: Beginnings of what is taken for text by mistake; what it is; and what makes text of it.
+_NO_TEXT = (
+    (b"\x1f\x8b", "compressed, by gzip", "zcat FILE | pybitmap convert -"),
+    (b"\x28\xb5\x2f\xfd", "compressed, by zstd", "zstdcat FILE | pybitmap convert -"),
+    (b"\xfd7zXZ", "compressed, by xz", "xzcat FILE | pybitmap convert -"),
+    (BOM_UTF16_LE, "in UTF-16", "iconv -f UTF-16 -t UTF-8"),
+    (BOM_UTF16_BE, "in UTF-16", "iconv -f UTF-16 -t UTF-8"),
+)
 
 
 class Malformed(Exception):
@@ -129,6 +139,18 @@ class Source:
             return part
         return self._stream.read(nbytes)
 
+    def as_text(self) -> None:
+        """It is read as text from here: a mark of its encoding (BOM) is none of its characters.
+
+        :raises FormatError: for what is no text, but was text before it was compressed, or in
+            UTF-16, as some shells redirect it
+        """
+        head = self.head()
+        for begin, what, instead in _NO_TEXT:
+            if head.startswith(begin):
+                self.refuse(f"it is {what}: give the text in it, by {instead}")
+        self._head = head[len(BOM_UTF8) :] if head.startswith(BOM_UTF8) else head
+
     def file(self) -> BinaryIO:
         """The same as a file, to be read on from here."""
         return io.BufferedReader(_Raw(self))
@@ -138,6 +160,7 @@ class Source:
 
         :raises FormatError: for a line of more than MAX_LINE bytes, or what is no ASCII
         """
+        self.as_text()
         number, rest = 0, b""
         while True:
             chunk = self.read()

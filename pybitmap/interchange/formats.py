@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -46,7 +47,13 @@ def detect(source: Source) -> Format:
     names = list(dict.fromkeys(_detected(source.head())))
     if len(names) == 1:
         return FORMATS[names[0]]
-    could = f"it could be {' or '.join(names)}" if names else "it is none that is recognised"
+    source.as_text()
+    if names:
+        could = f"it could be {' or '.join(names)}"
+    elif source.head():
+        could = "it is none that is recognised"
+    else:
+        could = "it is empty, as after a program that failed"
     source.refuse(
         f"cannot tell the format: {could}. Say which it is, by --from: {', '.join(FORMATS)}"
     )
@@ -62,6 +69,8 @@ def _detected(head: bytes) -> Iterator[str]:
     if _roaring(head):
         yield "roaring"
         return
+    if head.startswith(BOM_UTF8):
+        head = head[len(BOM_UTF8) :]
     text = head.decode("utf-8", "replace").lstrip()
     if text.startswith("<"):
         yield from _xml(text)

@@ -34,6 +34,7 @@ class JsonText:
 
     def __init__(self, source: Source) -> None:
         self.source = source
+        source.as_text()
         self._utf8 = codecs.getincrementaldecoder("utf-8")()
         self._text = ""
         self._at = 0

@@ -40,6 +40,7 @@ def read_csv(source: Source, options: Options) -> Iterator[Extent]:
     """As `pybitmap dump` has it: the heading ``offset,length``, and bytes in decimal; a third
     column, ``dirty``, has true or false. Source: RFC 4180 (https://www.rfc-editor.org/rfc/rfc4180).
     """
+    source.as_text()
     head = source.head().partition(b"\n")[0].strip().decode("ascii", "replace").replace(" ", "")
     if head.lower() not in CSV_HEADINGS:
         source.refuse(f"expected the heading {CSV_HEADINGS[0]}, found {shown(head)}", line=1)
@@ -102,6 +103,7 @@ def read_rbd(source: Source, options: Options) -> Iterator[Extent]:
 
     Source: https://docs.ceph.com/en/latest/man/8/rbd/ (diff).
     """
+    source.as_text()
     head = source.head().partition(b"\n")[0].decode("ascii", "replace")
     if head and tuple(head.split()) != RBD_HEADING:
         source.refuse(f"expected the heading {' '.join(RBD_HEADING)}, found {shown(head)}", line=1)

@@ -79,3 +79,60 @@ def test_one_that_means_something_is_heeded(run: Run, tmp_path: Path, words: lis
         assert json.loads(run("convert", out, *back).out) == EXTENTS
     else:
         assert json.loads(run("convert", out).out) == EXTENTS
+
+
+# ---- texts as other programs leave them -----------------------------------------------------
+
+MARK = b"\xef\xbb\xbf"
+XML = b'<blocks><block block="8"/></blocks>'
+TEXTS = {
+    "csv": CSV,
+    "json": JSON,
+    "rbd": b"Offset  Length  Type\n4096  512  data\n",
+    "nbdinfo": b"      4096         512    0  data\n",
+    "era": XML,
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("said", [True, False])
+def test_a_mark_of_the_encoding_and_line_ends_of_windows_are_read_over(
+    run: Run, tmp_path: Path, name: str, said: bool
+) -> None:
+    data = MARK + TEXTS[name].replace(b"\n", b"\r\n")
+    words = ["--from", name] if said else []
+    words += ["--block-size", "512"] if name == "era" else []
+    result = run("convert", written(tmp_path, data), *words)
+    assert (result.code, json.loads(result.out)) == (0, EXTENTS)
+
+
+@pytest.mark.parametrize("name", ["csv", "json", "rbd", "nbdinfo"])
+@pytest.mark.parametrize("said", [True, False])
+def test_what_is_no_text_yet_is_refused_with_what_makes_it_text(
+    run: Run, tmp_path: Path, name: str, said: bool
+) -> None:
+    words = ["--from", name] if said else []
+    for data, instead in [
+        (gzip.compress(TEXTS[name]), "zcat"),
+        (TEXTS[name].decode().encode("utf-16"), "iconv"),
+    ]:
+        result = run("convert", written(tmp_path, data), *words)
+        assert (result.code, result.out) == (1, "")
+        assert instead in result.err
+
+
+def test_bits_that_look_like_a_mark_are_bits(run: Run, tmp_path: Path) -> None:
+    for data in (MARK, gzip.compress(b"")[:2]):
+        words = ["--from", "bits", "--bit-order", "lsb", "--block-size", "512"]
+        found = json.loads(run("convert", written(tmp_path, data), *words).out)
+        dirty = [
+            8 * at + bit for at, byte in enumerate(data) for bit in range(8) if byte >> bit & 1
+        ]
+        blocks = [n for each in found for n in range(each["offset"], sum(each.values()), 512)]
+        assert blocks == [512 * n for n in dirty]
+
+
+def test_that_nothing_came_is_said(run: Run, tmp_path: Path) -> None:
+    result = run("convert", written(tmp_path, b""))
+    assert result.code == 1
+    assert "it is empty" in result.err
