@@ -192,7 +192,9 @@ def replacing(path: str) -> Iterator[Output]:
             return
         process = Process()
         folder, name = os.path.split(real)
-        part = os.path.join(folder, f".{name[:200]}.{secrets.token_hex(8)}.part")
+        # A name of 255 bytes, the most that there is, has room for no more.
+        begin = os.fsdecode(os.fsencode(name)[:200])
+        part = os.path.join(folder, f".{begin}.{secrets.token_hex(8)}.part")
         try:
             with open(part, "xb", buffering=0) as file:
                 if mode is not None:

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from commands import Run
 from images import create
-from peers import package
 
 pytest.importorskip("click", reason="the command line is an extra: pip install '.[cli]'")
 pytest.importorskip("rich", reason="the command line is an extra: pip install '.[cli]'")
@@ -136,3 +135,38 @@ def test_that_nothing_came_is_said(run: Run, tmp_path: Path) -> None:
     result = run("convert", written(tmp_path, b""))
     assert result.code == 1
     assert "it is empty" in result.err
+
+
+# ---- ends -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("letter", ["x", "\u00e9", "\u65e5"])
+def test_a_file_may_have_the_longest_name_there_is(run: Run, tmp_path: Path, letter: str) -> None:
+    name = letter * (251 // len(letter.encode())) + ".csv"
+    try:
+        (tmp_path / name).touch()
+    except (OSError, UnicodeError):
+        pytest.skip("names of 255 bytes are not for this file system")
+    result = run("convert", written(tmp_path, JSON), tmp_path / name)
+    assert result.code == 0, result.err
+    assert (tmp_path / name).read_bytes() == CSV
+    assert sorted(each.name for each in tmp_path.iterdir()) == sorted(["given", name])
+
+
+@pytest.mark.parametrize("name", ["roaring", "roaring64", "era", "thin-delta"])
+@pytest.mark.parametrize("block_size", ["32T", "48T"])
+def test_the_last_block_of_the_largest_disk_comes_back(
+    run: Run, tmp_path: Path, name: str, block_size: str
+) -> None:
+    end = (1 << 63) - 1
+    last = [{"offset": end - 1, "length": 1}]
+    given = written(tmp_path, json.dumps(last).encode())
+    words = ["--block-size", block_size, "-g", "4E"]
+    result = run("convert", given, tmp_path / "out", "--to", name, *words)
+    assert result.code == 0, result.err
+    back = ["--from", name, "-g", "4E"]
+    back += [] if name == "thin-delta" else words[:2]
+    result = run("convert", tmp_path / "out", *back, "--size", str(end))
+    assert result.code == 0, result.err
+    [extent] = json.loads(result.out)
+    assert extent["offset"] + extent["length"] == end
