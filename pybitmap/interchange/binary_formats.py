@@ -84,7 +84,7 @@ def write_bits(extents: Iterable[Extent], out: Output, options: Options) -> None
 
 def _read_roaring(source: Source, options: Options, bits: int) -> Iterator[Extent]:
     block_size = options.blocks(_NUMBER)
-    most = min(1 << bits, MAX_SIZE // block_size, 8 * options.memory_limit, 1 << 41)
+    most = min(1 << bits, -(-MAX_SIZE // block_size), 8 * options.memory_limit, 1 << 41)
     parts, length = [], 0
     while part := source.read():
         parts.append(part)
