@@ -16,6 +16,7 @@ import sys
 from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
+from xml.etree import ElementTree
 
 import pages
 import pytest
@@ -146,10 +147,14 @@ def test_the_first_hour_fails_if_something_is_not_as_a_page_has_it(
 
 def test_pictures_are_as_they_are_drawn() -> None:
     pictures = loaded(DOCS / "pictures" / "draw.py").PICTURES
-    shown = re.findall(r"\(pictures/(\w+)\.svg\)", (DOCS / "concepts.md").read_text())
-    assert sorted(shown) == sorted(pictures)
+    text = "".join(page.read_text("utf-8") for page in (ROOT / "README.md", DOCS / "concepts.md"))
+    assert sorted(re.findall(r"\((?:docs/)?pictures/(\w+)\.svg\)", text)) == sorted(pictures)
     for name, draw in pictures.items():
-        assert (DOCS / "pictures" / f"{name}.svg").read_text(encoding="utf-8") == draw(), name
+        kept = (DOCS / "pictures" / f"{name}.svg").read_text(encoding="utf-8")
+        assert kept == draw(), f"{name}: python docs/pictures/draw.py draws it anew"
+        assert ElementTree.fromstring(kept).get("role") == "img"
+        assert "prefers-color-scheme: dark" in kept
+        assert not re.search(r"<script|href|url\((?!#head\))|@import", kept)
 
 
 # ---- what is generated ------------------------------------------------------------------------
@@ -199,13 +204,15 @@ def test_types_of_qmp_are_said_in_words(extensions: Path) -> None:
 
 def test_the_reference_has_whatever_is_public() -> None:
     text = "\n".join(page.read_text() for page in sorted((DOCS / "reference").glob("*.md")))
-    named = re.findall(r"^\.\. auto(?:class|function|exception):: ([\w.]+)$", text, re.MULTILINE)
+    named = re.findall(
+        r"^\.\. auto(?:class|data|function|exception):: ([\w.]+)$", text, re.MULTILINE
+    )
     whole = re.findall(r"^\.\. automodule:: ([\w.]+)$(?!\n   :no-members:)", text, re.MULTILINE)
     things = {id(attrgetter(name.partition(".")[2])(pybitmap)) for name in named}
     missing = []
     for module in map(importlib.import_module, test_docstrings.PUBLIC):
         for name, thing in test_docstrings.offered(module):
-            if id(thing) not in things and thing.__module__ not in whole:
+            if id(thing) not in things and getattr(thing, "__module__", None) not in whole:
                 missing.append(f"{module.__name__}.{name}")
     assert missing == []
 

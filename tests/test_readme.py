@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import doctest
 import re
-import runpy
 import shlex
 import subprocess
 import sys
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pages
 import pytest
@@ -35,18 +33,6 @@ def test_the_python_examples_give_what_they_show(folder: Path) -> None:
     )
     assert tried > 20
     assert failed == 0
-
-
-@pytest.mark.core
-def test_the_picture_is_as_it_is_drawn() -> None:
-    script = runpy.run_path(str(ROOT / "docs" / "pictures" / "overview.py"))
-    drawn, kept = script["picture"](), script["TARGET"].read_text(encoding="utf-8")
-    assert kept == drawn, "python docs/pictures/overview.py draws it anew"
-    root = ElementTree.fromstring(kept)
-    assert root.get("role") == "img"
-    assert "prefers-color-scheme: dark" in kept
-    assert not re.search("<script|href|url\\(|@import", kept)
-    assert "](docs/pictures/overview.svg)" in README.read_text(encoding="utf-8")
 
 
 def test_the_first_screen_says_what_for_whom_and_how() -> None:

@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: MIT
-"""Draws the pictures of docs/concepts.md beside itself: ``python docs/pictures/draw.py``.
+"""Draws README's picture and those of docs/concepts.md: ``python docs/pictures/draw.py``.
 
 Each has a ground of its own, and colours for a reader whose system is dark, so it is legible on
-whatever page it stands.
+whatever page it stands. What is dirty in README's, which words are not zero, and what is to be
+copied, the library says. They are drawn beside this file.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from html import escape
 from pathlib import Path
-from typing import Callable
+from typing import Callable, TypeVar
 
 HERE = Path(__file__).parent
+
+_T = TypeVar("_T")
 
 STYLE = """
 text { font: 15px system-ui, sans-serif; fill: #1f2328 }
@@ -24,7 +28,12 @@ text { font: 15px system-ui, sans-serif; fill: #1f2328 }
 .clean { fill: #f0f3f6; stroke: #818b98 }
 .dirty { fill: #e5703a; stroke: #9a3f12 }
 .other { fill: #5b9bd5; stroke: #20588f }
+.source { fill: #f6f8fa; stroke: #d1d9e0 }
+.bit { fill: #e6eaef }
+.marked { fill: #e5703a }
+.write { fill: #5b9bd5 }
 .line { stroke: #59636e; stroke-width: 1.5; fill: none }
+.copy { stroke: #9a3f12; stroke-width: 2; fill: none }
 .cut { stroke: #8250df; stroke-width: 2.5; fill: none; stroke-dasharray: 7 4 }
 .cut-text { fill: #8250df; font-weight: 600 }
 .way { stroke: #1a7f37; stroke-width: 2; fill: none; marker-end: url(#head) }
@@ -36,7 +45,10 @@ text { font: 15px system-ui, sans-serif; fill: #1f2328 }
   .clean { fill: #262c36; stroke: #656c76 }
   .dirty { fill: #c8592a; stroke: #f0a37e }
   .other { fill: #2f6ea8; stroke: #8bc0f0 }
+  .source { fill: #212830; stroke: #3d444d }
+  .bit { fill: #2f3742 }
   .line { stroke: #9198a1 }
+  .copy { stroke: #f0a37e }
   .cut { stroke: #ab7df8 }
   .cut-text { fill: #ab7df8 }
   .way { stroke: #3fb950 }
@@ -75,6 +87,109 @@ class Picture:
 
     def done(self) -> str:
         return "\n".join([*self.parts, "</svg>", ""])
+
+
+#: Of README's picture: a disk of 16 MiB, in groups of 64 KiB, and writes to it.
+SIZE, GROUP = 16 << 20, 64 << 10
+WRITES = [
+    *((100_000, 200_000), (1_200_000, 4096), (1_600_000, 600_000), (2_900_000, 60_000)),
+    *((9_000_000, 700_000), (10_100_000, 512), (12_900_000, 1_400_000), (15_600_000, 4096)),
+]
+LEFT, RIGHT = 96, 736  # where that disk is
+
+
+def overview() -> str:
+    """A bitmap over a disk: where writes come from, and what becomes of what is dirty."""
+    from pybitmap import HBitmap
+
+    hb = HBitmap(SIZE, group_size=GROUP)
+    for offset, nbytes in WRITES:
+        hb.set(offset, nbytes)
+    areas, nwords = list(hb.areas()), len(hb.words)
+    ngroups, middle = SIZE // GROUP, (LEFT + RIGHT) / 2
+    picture = Picture(
+        760,
+        396,
+        f"Writes from many sources to a disk of 16 MiB; a bitmap with a bit for each 64 KiB: "
+        f"{len(hb)} of {ngroups} are dirty, in {len(areas)} areas, which are what is copied",
+    )
+    for y, words in ((42, "writes"), (57, "come from"), (351, "taken once")):
+        picture.text(LEFT - 10, y, words, "small end")
+    for y, words in ((122, "disk, RAM"), (171, "bits"), (209, "summary"), (263, "areas")):
+        picture.text(LEFT - 10, y, words, "end")
+    sources = [
+        ("a program", "Python, C, a JIT"),
+        ("memory", "kernel, Unicorn, KVM"),
+        ("a disk", "QEMU, qcow2, NBD"),
+        ("logs of others", "vhost, DRBD, Xen"),
+    ]
+    for x, width, (first, second) in _columns(sources):
+        picture.box(x, 20, width, 48, "source")
+        picture.text(x + width / 2, 40, first, "strong centre")
+        picture.text(x + width / 2, 57, second, "small centre")
+        picture.path(_arrow(x + width / 2, 74))
+    picture.box(LEFT, 104, RIGHT - LEFT, 26)
+    picture.path(_spans(108, 18, WRITES), "write")
+    picture.text(middle, 148, "a bit for each group of 64 KiB", "small centre")
+    gap, word = 8192, SIZE // nwords
+    picture.path(_spans(156, 20, ((n * GROUP, GROUP - gap) for n in range(ngroups))), "bit")
+    picture.path(_spans(156, 20, ((start, GROUP - gap) for start in hb)), "marked")
+    for kind, named in ("bit", range(nwords)), ("marked", [n for n, b in enumerate(hb.words) if b]):
+        picture.path(_spans(198, 14, ((n * word, word - 5 * gap) for n in named)), kind)
+    picture.text(
+        middle,
+        232,
+        "a bit for each 64 bits, 1 if one of them is, and so on: what is clean is passed over at "
+        "once",
+        "small centre",
+    )
+    picture.path(
+        "".join(f"M{_x(at):.1f} 253v9h{_width(nbytes):.1f}v-9" for at, nbytes in areas), "copy"
+    )
+    picture.text(
+        middle, 291, f"{len(areas)} areas, {hb.count() >> 10} KiB, go into", "small centre"
+    )
+    for x, width, words in _columns(
+        ["an incremental backup", "a live copy", "a snapshot, a reset"]
+    ):
+        picture.path(_arrow(x + width / 2, 299))
+        picture.box(x, 330, width, 32, "source")
+        picture.text(x + width / 2, 351, words, "centre")
+    picture.text(
+        middle,
+        382,
+        "marks go on meanwhile, and wait for nobody: each is in this round or in the next",
+        "small centre",
+    )
+    return picture.done()
+
+
+def _x(offset: float) -> float:
+    return LEFT + (RIGHT - LEFT) * offset / SIZE
+
+
+def _width(nbytes: float) -> float:
+    """At least 2 pixels, so that it is seen."""
+    return max(2, _x(nbytes) - LEFT)
+
+
+def _spans(y: float, height: float, areas: Iterable[tuple[int, int]]) -> str:
+    """Where something is, on the scale of the disk."""
+    return "".join(
+        f"M{_x(offset):.1f} {y}h{_width(nbytes):.1f}v{height}h{-_width(nbytes):.1f}z"
+        for offset, nbytes in areas
+    )
+
+
+def _columns(things: list[_T]) -> Iterable[tuple[float, float, _T]]:
+    """The left edge, the width, and what stands there."""
+    step = (RIGHT - LEFT) / len(things)
+    for number, thing in enumerate(things):
+        yield round(LEFT + number * step + 4, 1), round(step - 8, 1), thing
+
+
+def _arrow(x: float, y: float) -> str:
+    return f"M{x:g} {y}v22m-4 -6l4 6l4 -6"
 
 
 def groups() -> str:
@@ -224,6 +339,7 @@ def waiting() -> str:
 
 
 PICTURES: dict[str, Callable[[], str]] = {
+    "overview": overview,
     "groups": groups,
     "levels": levels,
     "freeze": freeze,
