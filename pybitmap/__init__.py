@@ -8,6 +8,9 @@
     Qcow2Store             keeps them in qcow2 images, as QEMU does
     pybitmap.trackers      writes that reach a bitmap by themselves: memory, KVM, Unicorn
     pybitmap.livecopy      copies what is being written to
+    pybitmap.interchange   lists of dirty extents, as other programs have them
+    pybitmap.tools.backup  backups of disks by increments; tools.live, tools.monitor: bitmaps of a
+                           machine that runs
     pybitmap.compat        pyroaring's and bitarray's interfaces over HBitmap
     pybitmap.native        the same from C, Cython, Numba
     pybitmap.qmp           the same over QEMU's monitor protocol

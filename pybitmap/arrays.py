@@ -22,6 +22,8 @@ from . import _core
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+__all__ = ["Areas", "Items", "Numbers"]
+
 _Row = TypeVar("_Row")
 
 
@@ -41,6 +43,13 @@ class Numbers(_core.Lent, Generic[_Row]):
     the child has a copy; tables made before, too. Drop: the memory goes with the last array or view
     on it; that of a table when its user says so, in whatever thread, also if nobody takes what
     ``__arrow_c_stream__`` gave. Interrupted: making one leaves nothing.
+
+    >>> from pybitmap import HBitmap
+    >>> numbers = HBitmap.from_extents([(4096, 8192), (1 << 20, 512)], 1 << 30).areas_array()
+    >>> numbers.names, numbers.shape, numbers.nbytes, numbers.data.format
+    (['offset', 'length'], (2, 2), 32, 'Q')
+    >>> len(numbers), numbers[-1], list(numbers[:1])
+    (2, (1048576, 512), [(4096, 8192)])
     """
 
     __slots__ = ("__weakref__", "_flat", "_length")
@@ -67,14 +76,26 @@ class Numbers(_core.Lent, Generic[_Row]):
 
     @property
     def nbytes(self) -> int:
+        """Bytes of memory that they take."""
         return 8 * self._length * len(self.names)
 
     def tolist(self) -> list[Any]:
-        """As of an array of NumPy's: ints, or lists of them."""
+        """As of an array of NumPy's: ints, or lists of them.
+
+        >>> from pybitmap import HBitmap
+        >>> HBitmap.from_extents([(4096, 8192)], 1 << 20).areas_array().tolist()
+        [[4096, 8192]]
+        """
         return self.data.tolist()
 
     def tobytes(self) -> bytes:
-        """In the machine's byte order."""
+        """In the machine's byte order.
+
+        >>> from pybitmap import HBitmap
+        >>> numbers = HBitmap.from_extents([(4096, 8192)], 1 << 20).areas_array()
+        >>> len(numbers.tobytes()), numbers.tobytes() == bytes(numbers)
+        (16, True)
+        """
         return self._flat[: self._length * len(self.names)].tobytes()
 
     __bytes__ = tobytes
@@ -169,8 +190,8 @@ class Areas(Numbers["tuple[int, int]"]):
     >>> hb = HBitmap(1 << 20, group_size=4096)
     >>> hb.set(5000, 4096)
     >>> areas = hb.areas_array()
-    >>> areas[0], areas.shape, areas.length.tolist()
-    ((4096, 8192), (1, 2), [8192])
+    >>> areas[0], areas.shape, areas.offset.tolist(), areas.length.tolist()
+    ((4096, 8192), (1, 2), [4096], [8192])
     """
 
     __slots__ = ()

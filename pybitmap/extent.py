@@ -22,6 +22,8 @@ from .sizes import MAX_SIZE
 if TYPE_CHECKING:
     from ._typing import Readable
 
+__all__ = ["Extent"]
+
 _AT_ONCE = 1 << 16  # extents
 
 
@@ -30,6 +32,12 @@ class Extent(NamedTuple):
 
     Where a bitmap is of a disk, both are in bytes. An extent of no items says nothing but how far
     what is described goes.
+
+    >>> extent = Extent(4096, 512)
+    >>> extent.start, extent.length, extent.end, extent.dirty
+    (4096, 512, 4608, True)
+    >>> Extent(0, 4096, dirty=False) < extent   # a tuple, so they sort by where they begin
+    True
     """
 
     start: int

@@ -12,19 +12,25 @@ import importlib
 import inspect
 import pkgutil
 import re
+import shutil
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Callable, NamedTuple
 
 import pytest
+from images import qemu_img
 from peers import package, peer
+from points import History
 from tracked import need_tracker
 
 import pybitmap
-from pybitmap import BlockNode, HBitmap
+from pybitmap import BlockGraph, BlockNode, HBitmap, LocalStore
 from pybitmap.block.node import CffiNodeBase
 from pybitmap.hbitmap import CffiBase
+from pybitmap.qmp import Server
+from pybitmap.tools.monitor import Monitor
 
 PUBLIC = [
     "pybitmap",
@@ -33,6 +39,12 @@ PUBLIC = [
     "pybitmap.trackers",
     "pybitmap.native",
     "pybitmap.livecopy",
+    "pybitmap.arrays",
+    "pybitmap.extent",
+    "pybitmap.interchange",
+    "pybitmap.tools.monitor",
+    "pybitmap.tools.live",
+    "pybitmap.tools.backup",
     "pybitmap.integrations.libnbd",
     "pybitmap.integrations.nbdkit",
     "pybitmap.integrations.raw_disk",
@@ -63,13 +75,58 @@ WITHOUT = {
     "pybitmap.trackers.KvmDirtyRing": _KVM,
     "pybitmap.integrations.libnbd.Handle": "what is used of nbd.NBD: dirty_bitmap has one",
     "pybitmap.integrations.nbdkit.main": "becomes nbdkit: docs/howto/nbdkit.md",
+    "pybitmap.tools.backup.Backup": "what backup() gives, which has an example",
+    "pybitmap.tools.backup.JobError": "wants a disk that cannot be read, or a target that is full",
     "pybitmap.compat.roaring.AbstractBitMap": "only for isinstance, as pyroaring's",
     "pybitmap.compat.roaring.AbstractBitMap64": "only for isinstance, as pyroaring's",
 }
 
+
+@contextmanager
+def a_monitor(folder: Path) -> Iterator[dict[str, Any]]:
+    """Of our own server, which answers as QEMU does."""
+    package("qemu.qmp")
+    with BlockGraph() as graph:
+        disk = graph.add_node("disk0", size=1 << 30, store=LocalStore("disks.bitmaps"))
+        disk.add_bitmap("daily", persistent=True)
+        disk.mark_dirty(1_000_000, 512)
+        with Server(graph, "vm0.qmp"), Monitor("vm0.qmp") as monitor:
+            yield {"monitor": monitor}
+
+
+@contextmanager
+def backups(folder: Path) -> Iterator[dict[str, Any]]:
+    """Two points of a disk, and another disk."""
+    peer("qemu-img", "qemu-utils")
+    peer("qemu-io", "qemu-utils")
+    begun = folder.parent / "begun"
+    if not begun.exists():
+        begun.mkdir()
+        history = History(begun / "backups")
+        history.point(1 << 20, ["write -P 1 0 128k"])
+        history.point(1 << 20, ["write -P 2 64k 64k"])
+        qemu_img("create", "-q", "-f", "qcow2", begun / "disk.qcow2", "4M")
+    shutil.copytree(begun, folder, dirs_exist_ok=True)
+    yield {}
+
+
+#: What examples of a module begin with, as its docstring, or that of its class, says.
+GIVEN: dict[str, Callable[[Path], AbstractContextManager[dict[str, Any]]]] = {
+    "pybitmap.tools.monitor": a_monitor,
+    "pybitmap.tools.live": a_monitor,
+    "pybitmap.tools.backup": backups,
+}
+
+
+def _daemon() -> None:
+    package("qemu.qmp")
+    peer("qemu-storage-daemon", "qemu-system-common")
+
+
 #: What examples of a module want that not all machines have.
 WANTED: dict[str, Callable[[], object]] = {
     "pybitmap.store.qcow2.store": lambda: peer("qemu-img", "qemu-utils"),
+    "pybitmap.tools.backup.run": _daemon,
     "pybitmap.trackers.base": need_tracker,
     "pybitmap.trackers.memory": need_tracker,
     "pybitmap.trackers.snapshot": need_tracker,
@@ -120,6 +177,8 @@ def members(name: str, cls: type) -> Iterator[Public]:
         raw = vars(owner)[member]
         if isinstance(raw, property):
             yield Public(f"{name}.{member}", raw, mentioned, trivial=True)
+        elif member in getattr(cls, "__dataclass_fields__", ()):  # its default, which may be a call
+            yield Public(f"{name}.{member}", None, mentioned, trivial=True)
         elif callable(raw) or isinstance(raw, (classmethod, staticmethod)):
             yield Public(f"{name}.{member}", getattr(cls, member), mentioned)
         else:  # a value, whose docstring is that of its own class
@@ -134,10 +193,15 @@ def walk() -> list[Public]:
     found: list[Public] = []
     seen: set[int] = set()
     for module in PUBLIC:
-        for name, thing in offered(importlib.import_module(module)):
+        loaded = importlib.import_module(module)
+        for name, thing in offered(loaded):
             if id(thing) in seen:
                 continue
             seen.add(id(thing))
+            if not callable(thing):  # a value, of which the module's example has to tell
+                mentioned = example(loaded.__doc__ or "")
+                found.append(Public(f"{module}.{name}", None, mentioned, trivial=True))
+                continue
             found.append(Public(f"{module}.{name}", thing))
             if inspect.isclass(thing):
                 found.extend(members(f"{module}.{name}", thing))
@@ -205,6 +269,14 @@ MODULES = sorted(
 )
 
 
+def given(module: str, folder: Path) -> AbstractContextManager[dict[str, Any]]:
+    """Names that examples of a module have, and what is in their folder."""
+    for each in (module, module.rpartition(".")[0]):
+        if each in GIVEN:
+            return GIVEN[each](folder)
+    return nullcontext({})
+
+
 def examples_of(module: ModuleType) -> list[doctest.DocTest]:
     return [test for test in doctest.DocTestFinder().find(module) if test.examples]
 
@@ -226,7 +298,9 @@ def test_the_examples_give_what_they_show(
         folder = tmp_path / str(number)
         folder.mkdir()
         monkeypatch.chdir(folder)
-        runner.run(test)
+        with given(name, folder) as names:
+            test.globs.update(names)
+            runner.run(test)
     assert runner.failures == 0
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Extents as other programs have them, read into bitmaps and written from them.
+"""Extents as other programs have them, read into bitmaps and written from them::
 
     read_bitmap(path)       an HBitmap of what a file has, in whatever format
     write_bitmap(hb, path)  such a file of a bitmap's dirty extents
@@ -8,6 +8,15 @@
                             VMware, thin_delta, dm-era, raw bitmaps, Roaring, Arrow, Parquet
 
 Offsets and lengths are in bytes. On the command line: ``pybitmap convert``; docs/howto/convert.md.
+
+>>> from pybitmap import HBitmap
+>>> from pybitmap.interchange import FORMATS, LSB, MSB, read_bitmap, write_bitmap
+>>> hb = HBitmap.from_extents([(4096, 512)], 1 << 20, group_size=512)
+>>> write_bitmap(hb, "day.csv")
+>>> read_bitmap("day.csv", size=1 << 20) == hb
+True
+>>> FORMATS["csi"].title, LSB, MSB                  # the orders of bits in a byte, for raw bitmaps
+("CSI's SnapshotMetadata, as JSON", 'lsb', 'msb')
 """
 
 from __future__ import annotations
@@ -32,6 +41,7 @@ __all__ = [
     "Format",
     "FormatError",
     "Options",
+    "Source",
     "detect",
     "find_format",
     "format_of_name",
@@ -82,6 +92,11 @@ def read_bitmap(
     :raises OSError: if it cannot be read
 
     An error leaves nothing. Visitors: see :func:`read_extents`; the bitmap is the caller's alone.
+
+    >>> with open("day.csv", "w") as file:
+    ...     print("offset,length", "4096,512", sep="\\n", file=file)
+    >>> list(read_bitmap("day.csv", size=1 << 20, granularity=4096).areas())
+    [(4096, 4096)]
     """
     with open(path, "rb") as stream:
         extents = read_extents(stream, fmt, name=os.fspath(path), **options)
@@ -108,6 +123,13 @@ def write_bitmap(
     Writer: what is marked meanwhile is in it or not. Kill: what was there is there, or the new
     file, whole; perhaps ``.NAME.*.part`` beside it. Drop: after an error, or Ctrl-C, what was there
     is there. Fork: the child has nothing to do with it. Twin: the last one has the path.
+
+    >>> write_bitmap(HBitmap.from_extents([(4096, 512)], 1 << 20), "day.json")
+    >>> with open("day.json") as file:
+    ...     print(file.read(), end="")
+    [
+    {"offset": 4096, "length": 512}
+    ]
     """
     name = os.fspath(path)
     found = format_of_name(name) if fmt is None else find_format(fmt)

@@ -23,7 +23,8 @@ MAX_LINE = 1 << 16  # bytes of a line, or characters of a JSON value
 CHUNK = 1 << 18  # bytes read at once
 HEAD = 1 << 16  # bytes that are looked at to tell a format
 
-LSB, MSB = "lsb", "msb"
+LSB = "lsb"  #: orders of bits in a byte: the lowest is the first, as KVM, vhost and DRBD have it
+MSB = "msb"  #: the highest is the first
 
 #: Beginnings of what is taken for text by mistake; what it is; and what makes text of it.
 _NO_TEXT = (
@@ -52,6 +53,12 @@ class Options:
     :ivar any_order: extents may come in any order, and overlap
     :ivar guessed: nobody has said which format it is, so what could be another one is refused
     :ivar memory_limit: bytes that may be taken where a format cannot be read piece by piece
+
+    >>> options = Options(size=1 << 30, block_size=4096, bit_order=MSB)
+    >>> options.size, options.block_size, options.bit_order
+    (1073741824, 4096, 'msb')
+    >>> options.since, options.any_order, options.guessed, options.memory_limit
+    (None, False, False, 536870912)
     """
 
     size: int | None = None
@@ -66,6 +73,9 @@ class Options:
         """The block size.
 
         :raises FormatError: if it is not given
+
+        >>> Options(block_size=4096).blocks("raw bits have a bit for each block")
+        4096
         """
         if self.block_size is None:
             raise FormatError(f"{what}: say how many bytes that is, by block_size (--block-size)")
@@ -93,6 +103,18 @@ class Format:
     :ivar fixed: extents are as long as the block size, if there is one
     :ivar blocks: it counts blocks, to which extents are rounded outwards
     :ivar binary: nothing for a terminal
+
+    >>> import io
+    >>> from pybitmap.interchange import FORMATS, Extent
+    >>> csi = FORMATS["csi"]
+    >>> csi.name, csi.extension, csi.whole, csi.fixed, csi.blocks, csi.binary
+    ('csi', '', False, True, False, False)
+    >>> out = io.BytesIO()
+    >>> csi.write([Extent(4096, 512)], out, Options(size=1 << 20))
+    >>> csi.title, b'"size_bytes": 512' in out.getvalue()
+    ("CSI's SnapshotMetadata, as JSON", True)
+    >>> next(csi.read(Source(io.BytesIO(out.getvalue()), "day"), Options()))
+    Extent(start=4096, length=512, dirty=True)
     """
 
     name: str
@@ -116,6 +138,11 @@ class Source:
     """A stream of bytes that is read once; its beginning can be looked at before.
 
     :param name: for people
+
+    >>> import io
+    >>> source = Source(io.BytesIO(b"offset,length\\n0,512\\n"), "day.csv")
+    >>> source.name
+    'day.csv'
     """
 
     def __init__(self, stream: Input, name: str) -> None:
@@ -124,7 +151,13 @@ class Source:
         self._head = b""
 
     def head(self) -> bytes:
-        """The first bytes, at most HEAD, which are read all the same."""
+        """The first bytes, at most HEAD, which are read all the same.
+
+        >>> import io
+        >>> source = Source(io.BytesIO(b"0,512"), "day.csv")
+        >>> source.head(), source.read()
+        (b'0,512', b'0,512')
+        """
         while len(self._head) < HEAD:
             more = self._stream.read(HEAD - len(self._head))
             if not more:
@@ -133,7 +166,13 @@ class Source:
         return self._head
 
     def read(self, nbytes: int = CHUNK) -> bytes:
-        """At most so many; none at the end."""
+        """At most so many; none at the end.
+
+        >>> import io
+        >>> source = Source(io.BytesIO(b"0,512"), "day.csv")
+        >>> source.read(2), source.read(), source.read()
+        (b'0,', b'512', b'')
+        """
         if self._head:
             part, self._head = self._head[:nbytes], self._head[nbytes:]
             return part
@@ -152,13 +191,22 @@ class Source:
         self._head = head[len(BOM_UTF8) :] if head.startswith(BOM_UTF8) else head
 
     def file(self) -> BinaryIO:
-        """The same as a file, to be read on from here."""
+        """The same as a file, to be read on from here.
+
+        >>> import io
+        >>> Source(io.BytesIO(b"0,512"), "day.csv").file().read(3)
+        b'0,5'
+        """
         return io.BufferedReader(_Raw(self))
 
     def lines(self) -> Iterator[tuple[int, str]]:
         """Each line with its number, from 1; the text is ASCII.
 
         :raises FormatError: for a line of more than MAX_LINE bytes, or what is no ASCII
+
+        >>> import io
+        >>> list(Source(io.BytesIO(b"offset,length\\n0,512"), "day.csv").lines())
+        [(1, 'offset,length'), (2, '0,512')]
         """
         self.as_text()
         number, rest = 0, b""
@@ -185,6 +233,11 @@ class Source:
     def refuse(self, why: str, *, line: int | None = None, byte: int | None = None) -> NoReturn:
         """
         :raises FormatError: always
+
+        >>> import io
+        >>> Source(io.BytesIO(b"0;512"), "day.csv").refuse("no comma", line=1)
+        Traceback (most recent call last):
+        pybitmap.errors.FormatError: day.csv:1: no comma
         """
         where = f":{line}" if line is not None else ""
         at = f", byte {byte}" if byte is not None else ""

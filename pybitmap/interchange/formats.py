@@ -14,6 +14,7 @@ from ..errors import FormatError
 from . import arrow_formats, binary_formats, json_formats, text_formats, xml_formats
 from .base import Format, Source
 
+#: All formats, by name.
 FORMATS: Mapping[str, Format] = {
     each.name: each
     for module in (json_formats, text_formats, xml_formats, binary_formats, arrow_formats)
@@ -24,6 +25,12 @@ FORMATS: Mapping[str, Format] = {
 def find_format(name: str) -> Format:
     """
     :raises FormatError: if there is none of that name
+
+    >>> find_format("csi").title
+    "CSI's SnapshotMetadata, as JSON"
+    >>> find_format("qemu-mpa")
+    Traceback (most recent call last):
+    pybitmap.errors.FormatError: no format 'qemu-mpa'; did you mean 'qemu-map'?
     """
     try:
         return FORMATS[name]
@@ -34,7 +41,13 @@ def find_format(name: str) -> Format:
 
 
 def format_of_name(path: str) -> Format | None:
-    """That of files with such an extension; None if it says nothing."""
+    """That of files with such an extension; None if it says nothing.
+
+    >>> found = format_of_name("day.csv")
+    >>> found.name
+    'csv'
+    >>> format_of_name("day.txt")
+    """
     found = [each for each in FORMATS.values() if each.extension and path.endswith(each.extension)]
     return found[0] if found else None
 
@@ -43,6 +56,10 @@ def detect(source: Source) -> Format:
     """The format of what is to be read.
 
     :raises FormatError: if it cannot be told, or could be several
+
+    >>> import io
+    >>> detect(Source(io.BytesIO(b"offset,length\\n4096,512\\n"), "day")).name
+    'csv'
     """
     names = list(dict.fromkeys(_detected(source.head())))
     if len(names) == 1:

@@ -2,8 +2,8 @@
 """Bitmaps of a machine that runs: what offline.py does with those that nobody has open.
 
 Each change is one transaction of QEMU's: all of it is done, or nothing. A bitmap is meant by the
-name of its node and its own (:data:`~pybitmap.offline.Name`); :func:`find_node` knows the other
-names that people have for a node.
+name of its node and its own, ``("disk0", "daily")``; :func:`find_node` knows the other names that
+people have for a node.
 
 **Extents.** QEMU tells how much is dirty, not what. So in one transaction the bitmap is merged into
 one of a carrier, an empty image of the same size (carrier.py), and this is closed: QEMU stores the
@@ -18,6 +18,9 @@ the clear. What is written then may be in both bitmaps, and is in one at least.
 **What a kill leaves.** Carriers are nodes with files in a folder of this process (leftovers.py).
 What :class:`Taken` has taken is a bitmap beside its source, stored as that is, until it is done. A
 later run removes the one, and puts back the other, once their process has ended.
+
+Examples have a ``monitor`` of a machine with a node ``disk0`` of 1 GiB, with a bitmap ``daily`` in
+which 64 KiB are dirty.
 """
 
 from __future__ import annotations
@@ -41,6 +44,22 @@ from ..store.base import Progress, StoredBitmap, StoredNode
 from .carrier import write_carrier
 from .leftovers import Folder, is_left, new_name
 from .monitor import Action, CommandError, Monitor, MonitorError, action
+
+__all__ = [
+    "Extents",
+    "Taken",
+    "add",
+    "clear",
+    "device_names",
+    "enable",
+    "find_node",
+    "merge",
+    "nodes",
+    "put_back",
+    "remove",
+    "take",
+    "tidy",
+]
 
 #: Why a bitmap is inconsistent. QEMU does not tell more.
 INCONSISTENT = "it was in use when QEMU opened the image, which was not closed in an orderly way"
@@ -77,6 +96,9 @@ def nodes(monitor: Monitor) -> list[LiveNode]:
     """All nodes, those below others, too; without what this package has there for a while.
 
     :raises MonitorError: if QEMU does not tell
+
+    >>> [(node.name, node.size, len(node.bitmaps)) for node in nodes(monitor)]
+    [('disk0', 1073741824, 1)]
     """
     return [_node(each) for each in _infos(monitor) if not _is_carrier(each)]
 
@@ -86,6 +108,10 @@ def find_node(monitor: Monitor, name: str) -> LiveNode:
 
     :raises NotFoundError: if there is none; the error says which there are
     :raises MonitorError: if QEMU does not tell
+
+    >>> [daily] = find_node(monitor, "disk0").bitmaps
+    >>> daily.name, daily.granularity, daily.count, daily.enabled
+    ('daily', 65536, 65536, True)
     """
     known = {str(each.name): each for each in nodes(monitor)}
     if name in known:
@@ -101,6 +127,9 @@ def device_names(monitor: Monitor) -> list[str]:
     """Of those that have a medium.
 
     :raises MonitorError: if QEMU does not tell
+
+    >>> device_names(monitor)                       # pybitmap serve has none
+    []
     """
     return list(_devices(monitor))
 
@@ -188,6 +217,10 @@ def add(
     :param granularity: None: QEMU's choice
     :param persistent: is it to be stored in the image? Only qcow2 can
     :raises MonitorError: if QEMU refuses it; nothing has changed
+
+    >>> add(monitor, ("disk0", "weekly"), granularity=1 << 20)
+    >>> [bitmap.name for bitmap in find_node(monitor, "disk0").bitmaps]
+    ['daily', 'weekly']
     """
     monitor.execute(
         "block-dirty-bitmap-add",
@@ -203,6 +236,10 @@ def remove(monitor: Monitor, names: Collection[Name]) -> None:
     """All of them or, if one cannot be removed, none; inconsistent ones, too.
 
     :raises MonitorError: if QEMU refuses it; nothing has changed
+
+    >>> remove(monitor, [("disk0", "daily")])
+    >>> find_node(monitor, "disk0").bitmaps
+    []
     """
     _each(monitor, "remove", names)
 
@@ -212,6 +249,10 @@ def clear(monitor: Monitor, names: Collection[Name]) -> None:
     what one has not copied, see :func:`take`.
 
     :raises MonitorError: if QEMU refuses it; nothing has changed
+
+    >>> clear(monitor, [("disk0", "daily")])
+    >>> find_node(monitor, "disk0").bitmaps[0].count
+    0
     """
     _each(monitor, "clear", names)
 
@@ -220,6 +261,10 @@ def enable(monitor: Monitor, names: Collection[Name], enabled: bool) -> None:
     """Let all of them record from now on, or no more; or change none.
 
     :raises MonitorError: if QEMU refuses it; nothing has changed
+
+    >>> enable(monitor, [("disk0", "daily")], False)
+    >>> find_node(monitor, "disk0").bitmaps[0].enabled
+    False
     """
     _each(monitor, "enable" if enabled else "disable", names)
 
@@ -228,6 +273,11 @@ def merge(monitor: Monitor, name: Name, sources: Collection[Name]) -> None:
     """Mark what is dirty in the sources, in all of them or, if one is refused, in none.
 
     :raises MonitorError: if QEMU refuses it; nothing has changed
+
+    >>> add(monitor, ("disk0", "weekly"), disabled=True)
+    >>> merge(monitor, ("disk0", "weekly"), [("disk0", "daily")])
+    >>> [bitmap.count for bitmap in find_node(monitor, "disk0").bitmaps]
+    [65536, 65536]
     """
     monitor.transaction([_merge(name, sources)])
 
@@ -239,6 +289,10 @@ def take(monitor: Monitor, name: Name, other: str) -> None:
     :param other: what the new one is called; :func:`put_back` undoes it
     :raises NotFoundError: if there is no such bitmap; nothing has changed
     :raises MonitorError: if QEMU refuses it; nothing has changed
+
+    >>> take(monitor, ("disk0", "daily"), "copying")
+    >>> [(bitmap.name, bitmap.count) for bitmap in find_node(monitor, "disk0").bitmaps]
+    [('daily', 0), ('copying', 65536)]
     """
     monitor.transaction(_rotation(name, other, _find(monitor, name)[1]))
 
@@ -248,6 +302,11 @@ def put_back(monitor: Monitor, name: Name, into: Name) -> None:
 
     :raises InvalidError: if it is the same, or of another node
     :raises MonitorError: if QEMU refuses it; nothing has changed
+
+    >>> take(monitor, ("disk0", "daily"), "copying")
+    >>> put_back(monitor, ("disk0", "copying"), ("disk0", "daily"))
+    >>> [(bitmap.name, bitmap.count) for bitmap in find_node(monitor, "disk0").bitmaps]
+    [('daily', 65536)]
     """
     if name == into or name[0] != into[0]:
         raise InvalidError(f"'{name[1]}' cannot be put back into '{into[1]}': they are to be two")
@@ -302,11 +361,6 @@ def _rotation(name: Name, other: str, bitmap: LiveBitmap) -> list[Action]:
 class Extents(Guard):
     """The dirty extents of a bitmap at one instant, ``(offset, length)`` in bytes and in order.
 
-    ::
-
-        with Extents(monitor, ("disk0", "daily")) as extents:
-            for offset, length in extents: ...
-
     Writer: what is written from the instant on is not there. Kill: see the module. Fork: its child
     cannot use it, and leaves all to its parent. Drop: nothing is left in QEMU once it is entered,
     but a folder. Interruption: nothing is left. Twin: others have their own.
@@ -317,6 +371,10 @@ class Extents(Guard):
     :raises MonitorError: if QEMU refuses it, as for one that is busy or inconsistent
     :raises StoreError: if what QEMU has stored cannot be read
     :raises OSError: if there can be no folder for temporary files
+
+    >>> with Extents(monitor, ("disk0", "daily")) as extents:
+    ...     list(extents)
+    [(983040, 65536)]
     """
 
     _lock = None
@@ -433,15 +491,17 @@ class Extents(Guard):
 class Taken(Extents):
     """The same, and they are not dirty any more: what is written from the instant on is.
 
-    ::
-
-        with Taken(monitor, ("disk0", "daily")) as taken:
-            for offset, length in taken: ...    # copy it
-            taken.done()                        # once the copy is safe
-
     Without ``done``, as after an exception, all is marked again. Kill: the next run marks it again;
     what is persistent is so also after QEMU has ended. Writer: what is written at the instant may
     be taken, and be dirty as well.
+
+    >>> with Taken(monitor, ("disk0", "daily")) as taken:
+    ...     for offset, length in taken:            # copy it
+    ...         print(offset, length)
+    ...     taken.done()                            # once the copy is safe
+    983040 65536
+    >>> find_node(monitor, "disk0").bitmaps[0].count
+    0
     """
 
     _done = False
@@ -460,6 +520,11 @@ class Taken(Extents):
         """They are forgotten when the block ends.
 
         :raises StateError: after its end
+
+        >>> with Taken(monitor, ("disk0", "daily")):
+        ...     pass                                # without it
+        >>> find_node(monitor, "disk0").bitmaps[0].count
+        65536
         """
         if self._other is None:
             raise StateError(f"what was taken of '{self._name[1]}' is put back")
@@ -511,6 +576,9 @@ def tidy(monitor: Monitor) -> list[str]:
 
     :returns: what was done, as sentences
     :raises MonitorError: if QEMU does not answer
+
+    >>> tidy(monitor)
+    []
     """
     told = []
     for info in _infos(monitor):

@@ -38,6 +38,15 @@ from ..errors import BitmapError, ClosedError, InvalidError, StateError, Unsuppo
 if TYPE_CHECKING:
     from qemu.qmp import QMPClient
 
+__all__ = [
+    "CommandError",
+    "DisconnectedError",
+    "Monitor",
+    "MonitorError",
+    "UnansweredError",
+    "action",
+]
+
 #: As QEMU sends it: "event", "data" where there is any, and "timestamp".
 Event = dict[str, Any]
 _Numbered = deque[tuple[int, Event]]
@@ -55,7 +64,14 @@ _T = TypeVar("_T")
 
 
 class MonitorError(BitmapError):
-    """What was asked of a monitor was not done, or it is not known whether it was."""
+    """What was asked of a monitor was not done, or it is not known whether it was.
+
+    >>> try:
+    ...     monitor.execute("stop")
+    ... except MonitorError as error:
+    ...     error.command, error.error_class, error.text
+    ('stop', 'CommandNotFound', 'The command stop has not been found')
+    """
 
     def __init__(
         self,
@@ -77,15 +93,32 @@ class MonitorError(BitmapError):
 
 
 class CommandError(MonitorError):
-    """QEMU has refused a command, or failed at it; its class and its words are there."""
+    """QEMU has refused a command, or failed at it; its class and its words are there.
+
+    >>> monitor.execute("block-dirty-bitmap-clear", node="disk0", name="weekly")
+    Traceback (most recent call last):
+    pybitmap.tools.monitor.CommandError: block-dirty-bitmap-clear: Dirty bitmap 'weekly' not found
+    """
 
 
 class DisconnectedError(MonitorError, ConnectionError):
-    """There is no monitor, or it is gone. Whether ``command`` was done is not known."""
+    """There is no monitor, or it is gone. Whether ``command`` was done is not known.
+
+    >>> try:
+    ...     Monitor("vm1.qmp")
+    ... except DisconnectedError as error:
+    ...     print(error)
+    vm1.qmp: no monitor listens there: No such file or directory
+    """
 
 
 class UnansweredError(MonitorError, TimeoutError):
-    """Nothing came in time. Whether ``command`` was done, or will be, is not known."""
+    """Nothing came in time. Whether ``command`` was done, or will be, is not known.
+
+    >>> monitor.wait(lambda event: event["event"] == "SHUTDOWN", timeout=0.01)
+    Traceback (most recent call last):
+    pybitmap.tools.monitor.UnansweredError: vm0.qmp: no such event within 0.01 s
+    """
 
 
 def renamed(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,11 +138,6 @@ def action(kind: str, data: Mapping[str, Any] | None = None, /, **more: Any) -> 
 class Monitor(Guard):
     """The monitor of a QEMU, or of a qemu-storage-daemon, at a unix socket.
 
-    ::
-
-        with Monitor("/run/vm0.qmp") as monitor:
-            monitor.execute("block-dirty-bitmap-add", node="disk0", name="daily", persistent=True)
-
     Writer: what a guest, or another monitor's client, does between two calls is not kept out; one
     :meth:`transaction` is one instant. Kill: QEMU goes on, with what it was told. Fork: a child has
     no connection, and is refused; it makes a monitor of its own. Drop: ResourceWarning, and the
@@ -127,6 +155,18 @@ class Monitor(Guard):
     :raises UnsupportedError: without the package qemu.qmp
     :raises InvalidError: if a time-out is not positive, or the path longer than a socket's can be
     :raises OSError: if the socket cannot be reached, as for a lack of rights
+
+    Examples here, of its methods too, have a ``monitor`` of a machine that has a node ``disk0`` of
+    1 GiB, with a bitmap ``daily`` in which 64 KiB are dirty.
+
+    >>> monitor = Monitor("vm0.qmp")
+    >>> monitor
+    <Monitor of vm0.qmp>
+    >>> monitor.path, monitor.timeout, monitor.version >= (0, 2, 0), "QEMU" in monitor.package
+    ('vm0.qmp', 30.0, True, True)
+    >>> monitor.close()
+    >>> monitor.closed, monitor.user == os.getuid()
+    (True, True)
     """
 
     _lock = None  # of Guard's: none is held between two calls
@@ -165,6 +205,11 @@ class Monitor(Guard):
         """QEMU can have another client then. May be called twice.
 
         :raises StateError: amid a call, as in a signal handler
+
+        >>> monitor.close()
+        >>> monitor.execute("query-status")
+        Traceback (most recent call last):
+        pybitmap.errors.ClosedError: vm0.qmp: the monitor is closed
         """
         if self._process is None or not self._process.is_this():
             return
@@ -183,6 +228,7 @@ class Monitor(Guard):
 
     @property
     def closed(self) -> bool:
+        """Has :meth:`close` been called?"""
         return self._closed
 
     def _leaving(self, *_: object) -> None:
@@ -224,6 +270,9 @@ class Monitor(Guard):
         """Does it know this command? Asked once.
 
         :raises MonitorError: as :meth:`execute`
+
+        >>> monitor.has_command("transaction"), monitor.has_command("migrate-to-the-moon")
+        (True, False)
         """
         if self._commands is None:
             found = self.execute("query-commands")
@@ -253,6 +302,11 @@ class Monitor(Guard):
             of JSON's
         :raises ClosedError: after :meth:`close`
         :raises StateError: in the child of a fork, in a coroutine, or amid another call
+
+        >>> monitor.execute("block-dirty-bitmap-add", node="disk0", name="weekly", persistent=True)
+        {}
+        >>> monitor.execute("query-status")["running"]
+        True
         """
         sent = {**(arguments or {}), **renamed(more)}
         try:
@@ -268,6 +322,13 @@ class Monitor(Guard):
 
         :param properties: QEMU's TransactionProperties
         :raises MonitorError: as :meth:`execute`
+
+        >>> monitor.transaction(
+        ...     [
+        ...         action("block-dirty-bitmap-add", node="disk0", name="tuesday"),
+        ...         action("block-dirty-bitmap-disable", node="disk0", name="daily"),
+        ...     ]
+        ... )
         """
         more = {} if properties is None else {"properties": dict(properties)}
         self.execute("transaction", {"actions": list(actions), **more})
@@ -279,6 +340,9 @@ class Monitor(Guard):
 
         :param names: of no others than these; none: of all
         :raises MonitorError: as :meth:`execute`, if there are none
+
+        >>> monitor.events("BLOCK_JOB_COMPLETED")
+        []
         """
         try:
             self.execute("query-version")  # what was sent before comes before the answer
@@ -302,6 +366,10 @@ class Monitor(Guard):
         :raises UnansweredError: if none comes in time
         :raises ClosedError: after :meth:`close`
         :raises StateError: as :meth:`execute`
+
+        >>> from contextlib import suppress
+        >>> with suppress(UnansweredError):
+        ...     monitor.wait(lambda event: event["event"] == "BLOCK_JOB_PENDING", timeout=0.01)
         """
         timeout = self.timeout if timeout is None else timeout
         end = monotonic() + timeout

@@ -4,6 +4,9 @@
 The commands ``pybitmap backup``, ``verify``, ``restore``, ``list`` and ``prune`` as a library:
 typed results, progress told to whoever asks, nothing printed, no state but that of the directory.
 What all of them raise is a :class:`~pybitmap.errors.BitmapError`.
+
+Examples have a directory ``backups`` with two points of a disk ``vda`` of 1 MiB, the second one an
+increment, and an image ``disk.qcow2`` that no program has open.
 """
 
 from .guest import GuestError, qga_hook

@@ -26,7 +26,12 @@ _MOST = 1 << 20  # bytes of an answer
 
 
 class GuestError(StoreError):
-    """The guest's agent does not answer, or has refused."""
+    """The guest's agent does not answer, or has refused.
+
+    >>> qga_hook("nobody.agent").before()
+    Traceback (most recent call last):
+    pybitmap.tools.backup.guest.GuestError: nobody.agent: No such file or directory
+    """
 
 
 def qga_hook(
@@ -42,6 +47,9 @@ def qga_hook(
 
     :param path: of the agent's socket
     :param timeout: seconds for each answer
+
+    >>> hooks = qga_hook("vda.agent", Hooks(before=lambda: print("frozen")))
+    >>> backup(["vda"], "backups", qmp="vm0.qmp", hooks=hooks)  # doctest: +SKIP
     """
     hooks = Hooks() if hooks is None else hooks
     agent = _Agent(os.fspath(path), timeout)

@@ -85,6 +85,15 @@ class Copy:
     """A disk as it was at a point: one file, and those of its parents.
 
     Sizes are in bytes.
+
+    >>> first, second = points("backups")
+    >>> [copy] = second.copies
+    >>> copy.disk, copy.size, copy.parent == first.id, copy.reason, copy.granularity
+    ('vda', 1048576, True, None, 65536)
+    >>> copy.file.startswith("vda-"), copy.file.endswith(f"{second.id}.qcow2"), copy.new
+    (True, True, None)
+    >>> len(copy.sha256), len(copy.root), copy.nbytes > 0, copy.bitmap.startswith("pybitmap-")
+    (64, 64, True, True)
     """
 
     disk: str  #: its name, whatever was given: data, never a path
@@ -102,7 +111,12 @@ class Copy:
 
 @dataclass(frozen=True)
 class Point:
-    """One instant, of all disks that have a copy in it."""
+    """One instant, of all disks that have a copy in it.
+
+    >>> point = points("backups")[-1]
+    >>> len(point.id), point.begun <= point.ended, len(point.copies)
+    (32, True, 1)
+    """
 
     id: str  #: of a UUID, 32 hexadecimal digits
     begun: datetime  #: with a time zone
@@ -110,6 +124,12 @@ class Point:
     copies: tuple[Copy, ...]
 
     def copy_of(self, disk: str) -> Copy | None:
+        """That of a disk; None if there is none.
+
+        >>> point = points("backups")[-1]
+        >>> point.copy_of("vda").size, point.copy_of("vdb")
+        (1048576, None)
+        """
         return next((each for each in self.copies if each.disk == disk), None)
 
 
@@ -121,6 +141,10 @@ class Manifest:
 
     :raises CorruptError: if ids, disks or files are there twice, a name or a number cannot be, or a
         parent is not an earlier point with that disk
+
+    >>> manifest = Manifest(points("backups"))
+    >>> manifest.disks, manifest.last == manifest.points[-1], manifest.version
+    (['vda'], True, 1)
     """
 
     points: tuple[Point, ...] = ()
@@ -148,6 +172,11 @@ class Manifest:
         :param name: its id, or the first digits of it, four at least
         :raises NotFoundError: if there is none
         :raises InvalidError: if it may be several
+
+        >>> manifest = Manifest(points("backups"))
+        >>> last = manifest.points[-1]
+        >>> manifest.point(last.id) == last
+        True
         """
         name = name.lower()
         found = [each for each in self.points if each.id.startswith(name)]
@@ -161,6 +190,14 @@ class Manifest:
         """A disk's copy at a point, or its newest one.
 
         :raises NotFoundError: if there is none
+
+        >>> manifest = Manifest(points("backups"))
+        >>> point, copy = manifest.copy("vda")
+        >>> point == manifest.last, copy.disk
+        (True, 'vda')
+        >>> manifest.copy("vdb")
+        Traceback (most recent call last):
+        pybitmap.errors.NotFoundError: there is no copy of disk 'vdb'; disks there: 'vda'
         """
         points = self.points if at is None else (self.point(at),)
         for point in reversed(points):
@@ -178,11 +215,22 @@ class Manifest:
         return sorted({copy.disk for point in self.points for copy in point.copies})
 
     def parent(self, copy: Copy) -> Copy | None:
-        """The copy that lies below."""
+        """The copy that lies below; None for a full one.
+
+        >>> manifest = Manifest(points("backups"))
+        >>> first, second = (point.copies[0] for point in manifest.points)
+        >>> manifest.parent(second) == first, manifest.parent(first)
+        (True, None)
+        """
         return self._by_id[copy.parent].copy_of(copy.disk) if copy.parent else None
 
     def chain(self, copy: Copy) -> list[Copy]:
-        """The copy, its parent, and so on: the last is a full one."""
+        """The copy, its parent, and so on: the last is a full one.
+
+        >>> manifest = Manifest(points("backups"))
+        >>> [copy.parent is None for copy in manifest.chain(manifest.copy("vda")[1])]
+        [False, True]
+        """
         chain = [copy]
         below = self.parent(copy)
         while below is not None:
@@ -369,6 +417,10 @@ class Repository:
     """A backup directory, open: for reading, or as the one process that changes it.
 
     Use :meth:`open` and :meth:`create`; ``with`` closes it.
+
+    >>> with Repository.open("backups") as repository:
+    ...     repository.path.name, len(repository.manifest.points)
+    ('backups', 2)
     """
 
     def __init__(self, path: str | os.PathLike[str], lock: FileIO | None) -> None:
@@ -380,12 +432,17 @@ class Repository:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, writing: bool = False) -> Repository:
-        """
+        """One that is there.
+
         :param writing: as the only one
         :raises NotFoundError: if there is no directory, or no manifest in it
         :raises CorruptError, UnsupportedError: if it is none, or of a newer version
         :raises LockedError: if another process has it open for writing, and wants to as well
         :raises StoreError: if it cannot be read
+
+        >>> with Repository.open("backups", writing=True) as repository:
+        ...     repository.manifest.disks
+        ['vda']
         """
         folder = Path(os.path.abspath(path))
         if not os.path.lexists(folder):
@@ -411,6 +468,10 @@ class Repository:
         :raises InvalidError: if anything else is in the folder
         :raises LockedError: if another process is making it
         :raises StoreError: if it cannot be made
+
+        >>> Repository.create("others").close()
+        >>> points("others")
+        ()
         """
         folder = Path(os.path.abspath(path))
         with _reported(f"cannot make '{path}'"), suppress(FileExistsError):
@@ -436,7 +497,12 @@ class Repository:
         return made
 
     def close(self) -> None:
-        """Lets others write; may be called twice."""
+        """Lets others write; may be called twice.
+
+        >>> repository = Repository.open("backups", writing=True)
+        >>> repository.close()
+        >>> Repository.open("backups", writing=True).close()
+        """
         if self._lock is not None:
             if self._process.is_this() and not self._lock.closed:
                 with suppress(OSError):
@@ -474,11 +540,21 @@ class Repository:
         return manifest
 
     def path_of(self, copy: Copy) -> Path:
-        """Where its file is."""
+        """Where its file is.
+
+        >>> with Repository.open("backups") as repository:
+        ...     repository.path_of(repository.manifest.copy("vda")[1]).is_file()
+        True
+        """
         return self._place(copy, "")
 
     def leaves_of(self, copy: Copy) -> Path:
-        """Where the hashes of its leaves are."""
+        """Where the hashes of its leaves are.
+
+        >>> with Repository.open("backups") as repository:
+        ...     repository.leaves_of(repository.manifest.copy("vda")[1]).suffix
+        '.leaves'
+        """
         return self._place(copy, LEAVES)
 
     def _place(self, copy: Copy, end: str) -> Path:
@@ -493,6 +569,10 @@ class Repository:
         Nothing is made.
 
         :raises InvalidError: if the disk has no name, or one that is too long, or the id is none
+
+        >>> with Repository.open("backups", writing=True) as repository:
+        ...     repository.new_file("vda", 32 * "0").name
+        'vda-00000000000000000000000000000000.qcow2'
         """
         self._check_writing()
         if not 0 < len(disk) <= _MAX_NAME:
@@ -516,12 +596,25 @@ class Repository:
         :raises CorruptError: if it cannot stand there (see :class:`Manifest`), or a file is not as
             the copy says
         :raises StoreError: if it cannot be written
+
+        >>> with Repository.open("backups", writing=True) as repository:
+        ...     *others, last = repository.manifest.points
+        ...     repository.replace(others)
+        ...     repository.append(last)
+        ...     len(repository.manifest.points)
+        2
         """
         self.replace([*self.manifest.points, point])
 
     def replace(self, points: Iterable[Point]) -> None:
         """Lists these points instead, in this order; as :meth:`append`. No file is deleted: what is
-        named no more is a leftover."""
+        named no more is a leftover.
+
+        >>> with Repository.open("backups", writing=True) as repository:
+        ...     repository.replace(repository.manifest.points[:1])
+        ...     len(repository.manifest.points), len(repository.leftovers())
+        (1, 2)
+        """
         self._check_writing()
         before = {copy for point in self.manifest.points for copy in point.copies}
         manifest = Manifest(tuple(points))
@@ -541,6 +634,10 @@ class Repository:
 
         :return: is nothing left of that? Not while somebody reads the copy
         :raises StoreError: if it cannot be done
+
+        >>> with Repository.open("backups", writing=True) as repository:
+        ...     repository.settle()
+        True
         """
         self._check_writing()
         points = self.manifest.points
@@ -588,7 +685,12 @@ class Repository:
 
     def leftovers(self) -> list[Path]:
         """Files of ours that no point names, in order of name; those of a copy that is being made,
-        too."""
+        too.
+
+        >>> with Repository.open("backups") as repository:
+        ...     repository.leftovers()
+        []
+        """
         copies = [copy for point in self.manifest.points for copy in point.copies]
         named = {name for copy in copies for name in _files_of(copy)}
         return [self.path / each for each in sorted(os.listdir(self.path)) if _left(each, named)]
@@ -598,6 +700,11 @@ class Repository:
         :meth:`settles <settle>`; while something is left of that, nothing is deleted.
 
         :raises StoreError: if one cannot be deleted
+
+        >>> with Repository.open("backups", writing=True) as repository:
+        ...     repository.replace(repository.manifest.points[:1])
+        ...     [path.suffix for path in repository.sweep()]
+        ['.qcow2', '.leaves']
         """
         if not self.settle():
             return []
@@ -617,6 +724,12 @@ class Repository:
         """In this block nobody deletes these copies: a sweep leaves them.
 
         :raises StoreError: if one is not there, or is being deleted
+
+        >>> with Repository.open("backups") as repository:
+        ...     chain = repository.manifest.chain(repository.manifest.copy("vda")[1])
+        ...     with repository.reading(chain):
+        ...         sum(repository.path_of(copy).stat().st_size > 0 for copy in chain)
+        2
         """
         with ExitStack() as stack:
             for copy in copies:
@@ -654,6 +767,11 @@ def points(path: str | os.PathLike[str]) -> tuple[Point, ...]:
 
     :raises NotFoundError: if it is none
     :raises CorruptError, UnsupportedError, StoreError: as :meth:`Repository.open`
+
+    >>> for point in points("backups"):
+    ...     print(*(f"{copy.disk}: {copy.reason or 'an increment'}" for copy in point.copies))
+    vda: it is the first
+    vda: an increment
     """
     with Repository.open(path) as repository:
         return repository.manifest.points

@@ -50,7 +50,12 @@ _FICLONE = 0x40049409
 
 @dataclass(frozen=True)
 class Pruned:
-    """What has gone."""
+    """What has gone.
+
+    >>> gone = prune("backups", keep=1)
+    >>> len(gone.points), [copy.disk for copy in gone.rebased], len(gone.deleted)
+    (1, ['vda'], 2)
+    """
 
     points: tuple[Point, ...]  #: as they were listed
     rebased: tuple[Copy, ...]  #: copies that lie over another now, as they are listed
@@ -79,6 +84,10 @@ def prune(
         changed
     :raises CorruptError: if a copy is damaged of which something is to be kept; nothing has changed
     :raises StoreError: if it cannot be read or written; the same holds
+
+    >>> len(prune("backups", keep=1, dry_run=True).points)
+    1
+    >>> [point] = prune("backups", keep=1).points
     """
     if (keep is None) == (not points):
         raise InvalidError("say either how many points are to be kept, or which are to go")

@@ -42,7 +42,12 @@ FORMATS = ("raw", "qcow2")
 
 @dataclass(frozen=True)
 class Restored:
-    """What was written."""
+    """What was written.
+
+    >>> done = restore("backups", to="vda.qcow2", format="qcow2")
+    >>> done.copy.disk, done.point.copies == (done.copy,), str(done.path), done.format
+    ('vda', True, 'vda.qcow2', 'qcow2')
+    """
 
     point: Point
     copy: Copy
@@ -74,6 +79,10 @@ def restore(
     :raises CorruptError: if a copy is damaged, or the manifest is none; the target is as it was,
         unless it is a device
     :raises StoreError: if it cannot be read or written; the same holds
+
+    >>> done = restore("backups", "vda", to="vda.raw")
+    >>> os.path.getsize("vda.raw")
+    1048576
     """
     if format not in FORMATS:
         raise InvalidError(f"format {format!r} is none of {', '.join(FORMATS)}")

@@ -79,7 +79,13 @@ class Hooks:
     :param before: right before the instant, as to freeze a guest's file systems
     :param after: right after it, if `before` was called at all: also where that, or the instant,
         has failed, or was interrupted
-    :param step: is told of each of :data:`STEPS` when it is done
+    :param step: is told of each of ``run.STEPS`` when it is done
+
+    >>> hooks = Hooks(before=lambda: print("flush"), after=lambda: print("go on"), step=print)
+    >>> hooks.before(); hooks.step("instant"); hooks.after()
+    flush
+    instant
+    go on
     """
 
     before: Callable[[], object] = _nothing
@@ -127,7 +133,8 @@ def backup(
     refused; one of the same disks into another is not, but a machine has one client of its monitor
     at a time.
 
-    :param sources: names of devices or nodes; or paths of qcow2 images, and raw disks with stores
+    :param sources: names of devices or nodes; or paths of qcow2 images, and of raw disks with
+        stores
     :param to: a directory; made if it is not there
     :param qmp: the machine's monitor
     :param mode: "auto"; "full", also where an increment could be; "incremental": refuse all else
@@ -142,6 +149,10 @@ def backup(
     :raises MonitorError: if QEMU refuses something, or is gone
     :raises JobError: if no disk could be copied
     :raises StoreError: if files or bitmaps cannot be read or written
+
+    >>> done = backup(["disk.qcow2"], "nightly")
+    >>> [(copy.disk, copy.reason) for copy in done.point.copies], done.failed, done.notes
+    ([('disk.qcow2', 'there is no copy of it yet')], {}, ())
     """
     found = [each if isinstance(each, Source) else Source(os.fspath(each)) for each in sources]
     check_names(found)

@@ -25,6 +25,12 @@ class Source:
     :param disk: its name in backups; empty: `place`, of a path the last part
     :param store: of a raw disk that is off: the local store that has its bitmaps
     :param node: of the disk, in the store; None: the only one
+
+    >>> Source("/disks/vm1.raw", store="disks.bitmaps", node="vm1").name
+    'vm1.raw'
+    >>> source = Source("virtio0", disk="root")
+    >>> source.place, source.disk, source.store, source.node, source.name
+    ('virtio0', 'root', None, None, 'root')
     """
 
     place: str
@@ -34,6 +40,7 @@ class Source:
 
     @property
     def name(self) -> str:
+        """In backups."""
         return self.disk or os.path.basename(os.path.normpath(self.place)) or self.place
 
 

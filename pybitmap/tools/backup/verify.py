@@ -36,7 +36,12 @@ _LEAKS = (
 
 @dataclass(frozen=True)
 class Verified:
-    """What was found of a copy."""
+    """What was found of a copy.
+
+    >>> [first, second] = verify("backups").copies
+    >>> second.point.begun > first.point.begun, second.copy.disk, second.problems, second.sha256
+    (True, 'vda', (), None)
+    """
 
     point: Point
     copy: Copy
@@ -46,7 +51,12 @@ class Verified:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found in a directory."""
+    """What was found in a directory.
+
+    >>> found = verify("backups")
+    >>> found.good, len(found.copies), found.leftovers, found.difference
+    (True, 2, (), None)
+    """
 
     copies: tuple[Verified, ...]  #: those that were looked at, in the manifest's order
     leftovers: tuple[Path, ...]  #: files that no point names
@@ -54,6 +64,7 @@ class Verification:
 
     @property
     def good(self) -> bool:
+        """Can all that was looked at be restored, and is it what it was compared with?"""
         return self.difference is None and not any(each.problems for each in self.copies)
 
 
@@ -81,6 +92,14 @@ def verify(
     :raises InvalidError: if it is not clear what is to be compared
     :raises CorruptError, UnsupportedError: if the manifest is none
     :raises StoreError: if something cannot be read, or if what was to be read is pruned meanwhile
+
+    >>> verify("backups", full=True).good
+    True
+    >>> with open(sorted(Path("backups").glob("*.qcow2"))[0], "ab") as file:
+    ...     file.write(b"more")
+    4
+    >>> verify("backups").good
+    False
     """
     repository = Repository.open(path)
     manifest = repository.manifest
