@@ -341,3 +341,19 @@ def test_without_qemus_programs_nothing_is_touched(
     with pytest.raises(UnsupportedError, match=f"{missing} is not installed"):
         backup([path], folder / "to")
     assert path.read_bytes() == before
+
+
+def test_if_the_daemon_does_not_start_nothing_is_touched(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = new_image(folder, "a")
+    before = path.read_bytes()
+    bin = folder / "bin"
+    bin.mkdir()
+    (bin / "qemu-storage-daemon").write_text("#!/bin/sh\necho it is broken >&2; exit 1\n")
+    (bin / "qemu-storage-daemon").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{bin}:{os.environ['PATH']}")
+    with pytest.raises(StoreError, match="does not start: it is broken"):
+        backup([path], folder / "to")
+    assert path.read_bytes() == before
+    nothing_left(folder / "to", 0)

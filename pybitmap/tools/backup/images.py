@@ -141,6 +141,8 @@ class Images(Disks):
     # ---- before the instant -----------------------------------------------------------------
 
     def prepare(self, plans: Sequence[Plan], names: Names, granularity: int) -> None:
+        self._daemon = _Daemon(self._timeout)  # first: if that cannot be, nothing is touched
+        self.monitor = self._daemon.monitor
         for plan in plans:
             image = self._images[plan.disk.name]
             with _explained(image):
@@ -150,8 +152,6 @@ class Images(Disks):
             if image.raw:
                 with _explained(image):
                     image.held = _held(image)
-        self._daemon = _Daemon(self._timeout)
-        self.monitor = self._daemon.monitor
         for plan in plans:
             image = self._images[plan.disk.name]
             file = {"driver": image.driver, "filename": os.path.abspath(image.source.place)}
