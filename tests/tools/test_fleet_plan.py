@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
+import os
 import shutil
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -57,12 +58,16 @@ def fulls(targets: list[Target]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def folder(targets: list[Target], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The tables of 10,000 disks."""
-    path = tmp_path_factory.mktemp("fleet") / "fleet"
-    fleet.scan(targets, path, reader=made, processes=2)
-    yield path
-    shutil.rmtree(path.parent)
+def folder(targets: list[Target], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tables of 10,000 disks; made once for all processes that run tests."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    with open(base / "fleet.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (base / "fleet" / "current").exists():
+            fleet.scan(targets, base / "fleet", reader=made, processes=2)
+    return base / "fleet"
 
 
 def rows(folder: Path, query: str, **options: Any) -> list[dict[str, Any]]:
@@ -361,7 +366,7 @@ def test_a_union_into_a_source_or_of_nothing_is_refused(tmp_path: Path, tables: 
 Ranges = st.lists(st.tuples(st.integers(0, 299), st.integers(1, 90)), max_size=12)
 
 
-@settings(max_examples=8)
+@settings(max_examples=6)
 @given(st.lists(st.tuples(Ranges, st.sampled_from([1, 4, 16])), min_size=1, max_size=4))
 def test_a_union_is_that_of_sets(nights: list[tuple[list[tuple[int, int]], int]]) -> None:
     from tempfile import TemporaryDirectory
