@@ -117,7 +117,7 @@ def test_variables_are_set_from_outside(run: Run, folder: Path, tmp_path: Path) 
     args = ("fleet", "plan", folder, "hottest", "--json", "--set")
     assert len(json.loads(run(*args, "rows=2").out)) == 2
     [row, *_] = json.loads(run(*args, "region=1M").out)
-    assert row["length"] == 1 << 20
+    assert (row["length"], row["share"]) == (3 << 20, 1.0)
     for setting, words in (
         ("rows", "'rows' is not NAME=VALUE"),
         ('a"b=1', "is not NAME=VALUE"),

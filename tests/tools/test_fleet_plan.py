@@ -186,12 +186,16 @@ def test_the_hottest_regions_are_the_oracles(
         places, count = np.unique(each // (region // GROUP), return_counts=True)
         counts += [(int(n) * GROUP, path, int(p) * region) for p, n in zip(places, count)]
     counts.sort(reverse=True)
-    nfull = len(fulls) * SIZE // region
-    found = rows(folder, "hottest", region=region, rows=nfull + 30)
-    assert {row["dirty_bytes"] for row in found[:nfull]} == {region}
-    assert [row["dirty_bytes"] for row in found[nfull:]] == [each[0] for each in counts[:30]]
+    found = rows(folder, "hottest", region=region, rows=len(fulls) + 30)
+    whole, found = found[: len(fulls)], found[len(fulls) :]
+    assert sorted(row["disk"] for row in whole) == sorted(fulls)
+    assert {(row["offset"], row["length"], row["dirty_bytes"]) for row in whole} == {
+        (0, SIZE, SIZE)
+    }
+    assert [row["dirty_bytes"] for row in found] == [each[0] for each in counts[:30]]
+    assert {row["length"] for row in found} == {region}
     known = {(path, offset): nbytes for nbytes, path, offset in counts}
-    for row in found[nfull:]:
+    for row in found:
         assert known[row["disk"], row["offset"]] == row["dirty_bytes"]
 
 
@@ -443,6 +447,49 @@ def test_what_the_job_of_a_disk_is(tables: Any) -> None:
     assert taken["open"] == "open"
     half = {row["disk"] for row in rows(folder, "full", full_share=0.003)}
     assert {"some", "two"} <= half
+
+
+def test_regions_and_groups_of_any_extents(tables: Any) -> None:
+    """Those of one disk, by a set of bytes."""
+    size, region = 4096 * 100, 4096 * 8
+    ranges = [(0, 1), (2, 1), (7, 2), (10, 30), (41, 7), (56, 8), (72, 8), (81, 1), (95, 5)]
+    extents = [(first * 4096, count * 4096) for first, count in ranges]
+    folder = tables((disk(size=size), extents))
+    dirty = {byte for offset, nbytes in extents for byte in range(offset, offset + nbytes, 4096)}
+    expected = {}
+    for place in range(-(-size // region)):
+        nbytes = 4096 * sum(byte // region == place for byte in dirty)
+        if nbytes:
+            expected[place * region] = nbytes
+    found: dict[int, int] = {}
+    for row in rows(folder, "hottest", region=region, rows=1000):
+        assert row["share"] == pytest.approx(row["dirty_bytes"] / row["length"], abs=0.001)
+        for offset in range(row["offset"], row["offset"] + row["length"], region):
+            assert offset not in found
+            found[offset] = row["dirty_bytes"] * region // row["length"]
+    assert found == expected
+
+
+def test_disks_as_large_as_can_be_are_summed(tables: Any) -> None:
+    size = (1 << 63) - 1
+    group = 1 << 40
+    ends = [(0, group), (size // group * group, size % group)]
+    folder = tables(
+        *((disk(f"all{n}", size=size, granularity=group), [(0, size)]) for n in range(3)),
+        (disk("ends", size=size, granularity=group), ends),
+    )
+    for query in fleet.queries():
+        rows(folder, query)
+    [links] = rows(folder, "links")
+    assert links["full_bytes"] == 3 * size
+    assert {row["nbytes"] for row in rows(folder, "granularity")} == {3 * size + 2 * group - 1}
+    assert [row["dirty_bytes"] for row in rows(folder, "hottest")][:3] == [
+        (1 << 63) - (1 << 30)
+    ] * 3
+    fleet.union([folder], folder.with_name("u"))
+    assert rows_in(folder.with_name("u"), "SELECT sum(dirty_bytes) FROM disks") == [
+        (3 * size + 2 * group - 1,)
+    ]
 
 
 def test_each_disk_has_one_job(folder: Path, targets: list[Target]) -> None:

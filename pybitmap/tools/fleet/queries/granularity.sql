@@ -5,15 +5,15 @@
 WITH job AS (
     SELECT host, disk, bitmap, epoch, size, granularity FROM jobs WHERE state = 'ready'
 ), ordered AS (
-    SELECT size, "offset", "offset" + length AS "end",
-        lag("offset" + length) OVER (PARTITION BY e.host, e.disk, e.bitmap, e.epoch ORDER BY "offset") AS before
+    SELECT size, "offset"::HUGEINT AS "offset", e."offset"::HUGEINT + length AS "end",
+        lag(e."offset"::HUGEINT + length) OVER (PARTITION BY e.host, e.disk, e.bitmap, e.epoch ORDER BY e."offset") AS before
     FROM extents e JOIN job USING (host, disk, bitmap, epoch)
 )
 SELECT g AS granularity,
     coalesce(sum(
         least(("end" + g - 1) // g * g, size)
         - greatest("offset" // g * g, least((coalesce(before, 0) + g - 1) // g * g, size))
-    ), 0)::BIGINT AS nbytes,
+    ), 0) AS nbytes,
     round(nbytes / nullif(sum("end" - "offset"), 0), 3) AS times_now,
     round(nbytes / (SELECT nullif(sum(size), 0) FROM job), 6) AS share_of_size
 FROM unnest([65536, 131072, 262144, 524288, 1048576, 2097152, 4194304, 8388608, 16777216]) AS grains(g)

@@ -7,8 +7,8 @@ SELECT link, host,
     count(*) FILTER (job = 'increment') AS increments,
     count(*) FILTER (job = 'full' AND nbytes IS NOT NULL) AS fulls,
     count(*) FILTER (nbytes IS NULL) AS unknown,
-    coalesce(sum(nbytes) FILTER (job = 'increment'), 0)::BIGINT AS increment_bytes,
-    coalesce(sum(nbytes) FILTER (job = 'full'), 0)::BIGINT AS full_bytes,
+    coalesce(sum(nbytes) FILTER (job = 'increment'), 0) AS increment_bytes,
+    coalesce(sum(nbytes) FILTER (job = 'full'), 0) AS full_bytes,
     round(coalesce(sum(nbytes), 0) / any_value(bandwidth), 1) AS seconds,
     round(sum(coalesce(sum(nbytes), 0)) OVER (PARTITION BY link) / any_value(bandwidth)
         / coalesce(getvariable('window')::DOUBLE, 28800), 3) AS link_share_of_window
