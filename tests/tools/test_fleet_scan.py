@@ -559,6 +559,13 @@ def file_flipped(path: Path) -> bytes:
     return bytes(data)
 
 
+def test_a_result_that_cannot_be_read_is_told(scan: Any, tmp_path: Path, ten: list[Target]) -> None:
+    scan([])
+    (tmp_path / "fleet" / "results" / ten[0].key).mkdir()
+    with pytest.raises(StoreError, match=r"cannot read .*: Is a directory"):
+        scan(ten)
+
+
 def test_extents_that_are_damaged_are_told_and_read_again(
     scan: Any, tmp_path: Path, ten: list[Target]
 ) -> None:

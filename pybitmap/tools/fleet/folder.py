@@ -149,11 +149,16 @@ class Folder:
     # ---- results --------------------------------------------------------------------------------
 
     def stored(self, key: str) -> StoredResult | None:
-        """The result of a target, if there is one that is whole."""
-        try:
-            return StoredResult(self._results / key)
-        except (FileNotFoundError, ValueError):
-            return None
+        """The result of a target, if there is one that is whole.
+
+        :raises StoreError: if it cannot be read
+        """
+        path = self._results / key
+        with reported(f"cannot read '{path}'"):
+            try:
+                return StoredResult(path)
+            except (FileNotFoundError, ValueError):
+                return None
 
     def store(self, key: str, result: Result) -> None:
         """At once, or not at all.
