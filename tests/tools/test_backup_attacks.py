@@ -13,12 +13,13 @@ import signal
 from pathlib import Path
 
 import pytest
-from backing_up import M, Raw, copied, fulls, killed, new_image, of
+from backing_up import K, M, Raw, copied, fulls, killed, new_image, nothing_left, of, settled
 from daemon import qemu_img
 from machines import Machine, content, write
 
-from pybitmap import errors
-from pybitmap.tools.backup import Source, backup, restore, verify
+from pybitmap import errors, offline
+from pybitmap.store import LocalStore, Qcow2Store
+from pybitmap.tools.backup import JobError, Source, backup, restore, verify
 
 
 def filled(folder: Path, name: str, pattern: int, size: int = 1 * M) -> Path:
@@ -147,3 +148,48 @@ def test_copies_and_restored_disks_are_for_their_user_alone(tmp_path: Path) -> N
         os.umask(before)
     for path in [*to.iterdir(), *made]:
         assert path.stat().st_mode & 0o077 == 0, path
+
+
+# ---- bitmaps of which somebody thinks that they are his -------------------------------------
+
+
+@pytest.mark.parametrize("more", [False, True])
+def test_a_bitmap_that_somebody_has_cleared_is_not_believed(tmp_path: Path, more: bool) -> None:
+    """Of a machine; and what is written after that does not hide it."""
+    to, a, b = tmp_path / "to", filled(tmp_path, "a", 1), filled(tmp_path, "b", 1)
+    with Machine({"a": a, "b": b}) as machine:
+        done = backup(["a", "b"], to, qmp=machine.qmp)
+        machine.write("a", "write -P 2 0 64k")
+        cleared = done.point.copies[0].bitmap
+        machine.must("block-dirty-bitmap-clear", node="a", name=cleared)
+        if more:
+            machine.write("a", "write -P 3 128k 64k")
+        done = backup(["a", "b"], to, qmp=machine.qmp)
+        assert f"cleared bitmap '{cleared}'" in done.failed["a"]
+        assert [each.disk for each in done.point.copies] == ["b"]
+        done = backup(["a", "b"], to, qmp=machine.qmp)
+        assert list(fulls(done)) == ["a"]
+        settled(machine, done, "a", "b")
+        assert copied(to, done, "a") == of(machine, "a")
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_cleared_bitmap_of_a_disk_that_is_off_is_not_believed(tmp_path: Path, raw: bool) -> None:
+    to = tmp_path / "to"
+    disk = Raw(tmp_path, "a", size=M)
+    image = filled(tmp_path, "a", 1)
+    store = LocalStore(disk.store) if raw else Qcow2Store(str(image))
+    source = disk.source if raw else image
+    done = backup([source], to)
+    disk.write(2, 0, 64 * K)
+    write(image, "write -P 2 0 64k", format="qcow2")
+    name = "vm" if raw else None, str(done.point.copies[0].bitmap)
+    offline.clear(store, [name], lambda *_: None)
+    with pytest.raises(JobError, match="cleared bitmap"):
+        backup([source], to)
+    nothing_left(to, 1)
+    done = backup([source], to)
+    assert fulls(done)
+    now = disk.path.read_bytes() if raw else content(image)
+    assert copied(to, done, done.point.copies[0].disk) == now
+    assert not fulls(backup([source], to))

@@ -92,11 +92,16 @@ def add_marks(graph: BlockGraph, size: int, granularity: int) -> dict[str, tuple
     :param size: of the disk, in bytes
     """
     node = graph.add_node("\0marks", size)
-    for name, start in ((ALL, 0), (END, max(size - 1, 0))):
+    for name, start in ((ALL, 0), (END, last_group(size, granularity))):
         bitmap = node.add_bitmap(name, granularity)
         node.mark_dirty(start, size - start)
         bitmap.disable()
     return {name: (node.name, name) for name in (ALL, END)}
+
+
+def last_group(size: int, granularity: int) -> int:
+    """Where it begins, on a disk of that size; all in bytes."""
+    return max(size - 1, 0) // granularity * granularity
 
 
 def give(

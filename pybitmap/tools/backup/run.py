@@ -37,10 +37,10 @@ from ...errors import BitmapError, ExistsError, InvalidError, StoreError
 from ...sizes import is_granularity
 from ...store.base import Progress
 from ..monitor import TIMEOUT, Monitor
-from .copies import check_chain
-from .hashing import new_copy
+from .copies import check_chain, image_of
+from .hashing import extents, new_copy
 from .images import Images
-from .jobs import JobError, Task, begin, copied, finish, open_target
+from .jobs import JobError, Task, begin, copied, finish, last_group, open_target
 from .live import Live
 from .manifest import MANIFEST, Copy, Point, Repository, check_regular
 from .plan import GRANULARITY, MODES, Disk, Names, Plan, full, kept, leftovers, plan, tag_of
@@ -273,6 +273,12 @@ class _Run:
             self.disks.recover(self.repository.path)
         self.disks.done()
         step("closed")
+        for task in tasks:
+            disk = task.plan.disk.name
+            old = None if disk in failed else self._cleared(task)
+            if old is not None:
+                self.disks.forget(disk, [old])
+                failed[disk] = f"somebody cleared bitmap '{old}': it is copied in full next time"
         ended = datetime.now(timezone.utc)
         copies = [
             self._described(each, names) for each in tasks if each.plan.disk.name not in failed
@@ -315,6 +321,20 @@ class _Run:
             self.hooks.after()
         step("after")
         return begun
+
+    def _cleared(self, task: Task) -> str | None:
+        """The bitmap of an increment, if it does not tell all: the last group of the disk is dirty
+        in each from the begin, and so is in what was copied by it."""
+        plan = task.plan
+        if plan.parent is None or plan.old is None:
+            return None
+        group = last_group(plan.parent[1].size, plan.old.granularity)
+        if group >= plan.disk.size:
+            return None  # cut off, with all that was there
+        found = extents(image_of(task.path.name, alone=True), self.repository.path)
+        if any(each.start <= group < each.end for each in found):
+            return None
+        return plan.old.name
 
     def _described(self, task: Task, names: Names) -> Copy:
         plan = task.plan
