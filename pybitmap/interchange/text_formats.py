@@ -73,7 +73,8 @@ def write_csv(extents: Iterable[Extent], out: Output, options: Options) -> None:
 def read_nbdinfo(source: Source, options: Options) -> Iterator[Extent]:
     """``nbdinfo --map``: offset, length, type and what that means; see the same in JSON.
 
-    Source: https://libguestfs.org/nbdinfo.1.html (MAP OPTION).
+    Source: https://libguestfs.org/nbdinfo.1.html (MAP OPTION). It has all of the disk, so that
+    there is none is an error where the disk is known to have a size.
     """
 
     def make(text: str, order: Order) -> Extent:
@@ -82,7 +83,11 @@ def read_nbdinfo(source: Source, options: Options) -> Iterator[Extent]:
             raise Malformed(f"expected OFFSET LENGTH TYPE DESCRIPTION, found {shown(text)}")
         return order.extent(number(match[1]), number(match[2]), nbd_dirty(match[4].strip()))
 
-    return _lines(source, options, make)
+    extent = None
+    for extent in _lines(source, options, make):
+        yield extent
+    if extent is None and options.size:
+        source.refuse("no extents, where nbdinfo prints those of all the disk: did it fail?")
 
 
 def write_nbdinfo(extents: Iterable[Extent], out: Output, options: Options) -> None:
