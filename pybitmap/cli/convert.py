@@ -355,9 +355,9 @@ def _read(
                 raise InvalidError(
                     f"{source}: its disk has {disk} bytes, that of the bitmap to mark {size}"
                 )
-            with progress_bars() as progress, areas(target.store, name, progress) as found:
+            with progress_bars() as progress, areas(target.store, name, progress) as dirty:
                 return gather(
-                    (Extent(*area) for area in found),
+                    (Extent(*area) for area in dirty),
                     size=disk,
                     granularity=granularity or group,
                     memory_limit=limit,
@@ -366,13 +366,17 @@ def _read(
         _check_no_store(source, "--bitmap")
     options = replace(options, size=size)
     with _input(source) as stream, progress_bars() as progress:
-        text = Source(_Watched(stream, source, progress), _shown(source))
+        watched = _Watched(stream, source, progress)
+        text = Source(watched, _shown(source))
         if fmt is None:
             fmt = detect(text)
             tell(f"{text.name}: {fmt.name}")
         _check_heeded(fmt, dest, options)
         extents = fmt.read(text, options)
-        return gather(extents, size=size, granularity=granularity, memory_limit=limit)
+        found = gather(extents, size=size, granularity=granularity, memory_limit=limit)
+    if not watched.done:
+        note(f"{text.name}: it is empty, as after a program that failed; nothing is dirty")
+    return found
 
 
 #: Formats that do not say themselves how long a block is, when they are read.
@@ -415,18 +419,21 @@ def _input(source: str) -> Iterator[BinaryIO]:
 
 
 class _Watched:
-    """A stream that tells how far it was read."""
+    """A stream that tells how far it was read.
+
+    :ivar done: bytes
+    """
 
     def __init__(self, stream: BinaryIO, source: str, progress: Progress) -> None:
         self._stream, self._progress = stream, progress
         self._what = f"reading {_shown(source)}"
-        self._done = 0
+        self.done = 0
         self._total = None if source == _STDIO else os.fstat(stream.fileno()).st_size or None
 
     def read(self, nbytes: int) -> bytes:
         data = self._stream.read(nbytes)
-        self._done += len(data)
-        self._progress(self._what, self._done, self._total)
+        self.done += len(data)
+        self._progress(self._what, self.done, self._total)
         return data
 
 
@@ -453,15 +460,13 @@ def _output(dest: str | None) -> Iterator[Any]:
 def _tell_rounding(found: Gathered, written: int, start: int, groups: list[int]) -> None:
     """How much more is dirty than was given."""
     to = " and ".join(f"{exact_size(each)}" for each in dict.fromkeys(groups))
-    if found.overlapping:
+    if found.overlapping or start:  # how much it was before is not known
         if found.rounded:
             note(f"rounded outwards to multiples of {to}; {written} bytes are dirty")
         return
     more = written - found.given
-    if more > 0 and not start:
+    if more > 0:
         note(
             f"rounded outwards to multiples of {to}: {more} bytes more are dirty, {written} instead"
             f" of {found.given}"
         )
-    elif found.rounded:
-        note(f"rounded outwards to multiples of {to}; {written} bytes are dirty")

@@ -170,3 +170,37 @@ def test_the_last_block_of_the_largest_disk_comes_back(
     assert result.code == 0, result.err
     [extent] = json.loads(result.out)
     assert extent["offset"] + extent["length"] == end
+
+
+# ---- what a program that failed has left ----------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["rbd", "nbdinfo", "csi", "bits"])
+def test_that_nothing_came_is_said_of_a_format_that_may_be_empty(
+    run: Run, tmp_path: Path, name: str
+) -> None:
+    more = ["--block-size", "512", "--bit-order", "lsb"] if name == "bits" else []
+    result = run("convert", written(tmp_path, b""), "--from", name, *more)
+    assert (result.code, result.out) == (0, "[]\n")
+    assert "it is empty" in result.err
+
+
+def test_a_map_of_a_whole_disk_is_not_empty(run: Run, tmp_path: Path) -> None:
+    image = create(tmp_path / "disk.qcow2", "1M")
+    assert run("add", image, "daily").code == 0
+    for data in (b"", b"\n"):
+        given = written(tmp_path, data)
+        for words in ([image, "--into", "daily"], ["--size", "1M"]):
+            result = run("convert", given, *words, "--from", "nbdinfo")
+            assert (result.code, result.out) == (1, "")
+            assert "did it fail?" in result.err
+
+
+# ---- notes ----------------------------------------------------------------------------------
+
+
+def test_rounding_that_added_nothing_is_not_told(run: Run, tmp_path: Path) -> None:
+    given = written(tmp_path, b"offset,length\n0,100\n100,412\n")
+    result = run("convert", given, "--to", "csv", "-g", "4K")
+    assert result == (0, "offset,length\n0,512\n", ""), "the disk ends with the last extent"
+    assert "3584 bytes more" in run("convert", given, "-g", "4K", "--size", "1M").err
