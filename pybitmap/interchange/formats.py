@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import FormatError
 from . import arrow_formats, binary_formats, json_formats, text_formats, xml_formats
-from .base import Format, Source
+from .base import Format, Source, shown
 
 #: All formats, by name.
 FORMATS: Mapping[str, Format] = {
@@ -52,6 +52,18 @@ def format_of_name(path: str) -> Format | None:
     return found[0] if found else None
 
 
+def _kindred(head: bytes) -> str:
+    """What a text may be that is none that is recognised."""
+    first = head.partition(b"\n")[0].decode("ascii", "replace")
+    if not head:
+        return "it is empty, as after a program that failed"
+    if first.split() == ["Offset", "Length", "Mapped", "to", "File"]:
+        return "it is a table of qemu-img's, for people; programs read that of map --output=json"
+    if "," in first and "{" not in first:
+        return f"CSV begins with {text_formats.CSV_HEADINGS[0]}, and this with {shown(first)}"
+    return "it is none that is recognised"
+
+
 def detect(source: Source) -> Format:
     """The format of what is to be read.
 
@@ -65,12 +77,7 @@ def detect(source: Source) -> Format:
     if len(names) == 1:
         return FORMATS[names[0]]
     source.as_text()
-    if names:
-        could = f"it could be {' or '.join(names)}"
-    elif source.head():
-        could = "it is none that is recognised"
-    else:
-        could = "it is empty, as after a program that failed"
+    could = f"it could be {' or '.join(names)}" if names else _kindred(source.head())
     source.refuse(
         f"cannot tell the format: {could}. Say which it is, by --from: {', '.join(FORMATS)}"
     )

@@ -204,3 +204,19 @@ def test_rounding_that_added_nothing_is_not_told(run: Run, tmp_path: Path) -> No
     result = run("convert", given, "--to", "csv", "-g", "4K")
     assert result == (0, "offset,length\n0,512\n", ""), "the disk ends with the last extent"
     assert "3584 bytes more" in run("convert", given, "-g", "4K", "--size", "1M").err
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (b"Offset          Length          Mapped to       File\n", "map --output=json"),
+        (b"length,offset\n512,4096\n", "CSV begins with offset,length"),
+        (b"4096,512\n", "CSV begins with offset,length"),
+    ],
+)
+def test_a_kindred_text_is_told_from_what_is_read(
+    run: Run, tmp_path: Path, text: bytes, why: str
+) -> None:
+    result = run("convert", written(tmp_path, text))
+    assert (result.code, result.out) == (1, "")
+    assert why in result.err
