@@ -28,7 +28,9 @@ sys.path.insert(0, str(ROOT / "tests" / "support"))
 import pages  # noqa: E402
 
 #: Whose examples want no peer: no program, machine or rights that README does not install.
-HOWTOS = ["live-copy", "survives-kill", "ram-snapshots", "fuzzer"]
+HOWTOS = ["live-copy", "survives-kill", "ram-snapshots", "convert", "plot", "fuzzer"]
+#: What some of them, or README, say is to be installed for them.
+EXTRAS = {"fuzzer": "pip install '.[unicorn]'", "plot": "pip install matplotlib"}
 #: Pages that have a session.
 SESSIONS = ["concepts", "compare", "compat", "native"]
 
@@ -127,8 +129,8 @@ def follow(folder: Path) -> list[str]:
             say(f"NOT TRIED: docs/howto/{name}.md: {untracked.splitlines()[-1]}")
             continue
         page = clone / "docs" / "howto" / f"{name}.md"
-        if name == "fuzzer":  # of the extra that README names beside the command
-            wrong += installed("pip install '.[unicorn]'", clone, environment)
+        if name in EXTRAS:
+            wrong += installed(EXTRAS[name], clone, environment)
         say(f"docs/howto/{name}.md")
         wrong += pages.session(page, python, session, environment)
         wrong += pages.shell(page, clone, environment)

@@ -4,8 +4,9 @@
     read_bitmap(path)       an HBitmap of what a file has, in whatever format
     write_bitmap(hb, path)  such a file of a bitmap's dirty extents
     read_extents(stream)    the extents one by one
-    FORMATS                 by name: JSON and CSV, of qemu-img, nbdinfo, rbd, oVirt imageio, CSI,
-                            VMware, thin_delta, dm-era, raw bitmaps, Roaring, Arrow, Parquet
+    FORMATS                 by name: JSON and CSV, of qemu-img, nbdinfo, rbd, oVirt
+                            imageio, CSI, VMware, thin_delta, dm-era, raw bitmaps,
+                            Roaring, Arrow, Parquet
 
 Offsets and lengths are in bytes. On the command line: ``pybitmap convert``; docs/howto/convert.md.
 
@@ -15,7 +16,7 @@ Offsets and lengths are in bytes. On the command line: ``pybitmap convert``; doc
 >>> write_bitmap(hb, "day.csv")
 >>> read_bitmap("day.csv", size=1 << 20) == hb
 True
->>> FORMATS["csi"].title, LSB, MSB                  # the orders of bits in a byte, for raw bitmaps
+>>> FORMATS["csi"].title, LSB, MSB          # orders of bits in a byte
 ("CSI's SnapshotMetadata, as JSON", 'lsb', 'msb')
 """
 
@@ -85,7 +86,7 @@ def read_bitmap(
 ) -> HBitmap:
     """A bitmap of bytes of the disk, in which is dirty what the file has.
 
-    :param fmt, options: see :func:`read_extents`
+    :param fmt: see :func:`read_extents`, as for the options
     :param granularity: in bytes, a power of 2, to which extents are rounded outwards; None: 512, or
         the finest with which the bitmap takes no more than ``memory_limit``
     :raises FormatError: for whatever is not in the format

@@ -120,8 +120,8 @@ class Point:
 
     id: str  #: of a UUID, 32 hexadecimal digits
     begun: datetime  #: with a time zone
-    ended: datetime
-    copies: tuple[Copy, ...]
+    ended: datetime  #: when its copies were whole
+    copies: tuple[Copy, ...]  #: one of each disk
 
     def copy_of(self, disk: str) -> Copy | None:
         """That of a disk; None if there is none.
