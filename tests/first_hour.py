@@ -68,8 +68,8 @@ def installs(readme: Path) -> list[str]:
         for each in pages.typed(block)
         if each.command.startswith("pip install")
     ]
-    if len(commands) != 2:
-        raise SystemExit(f"README.md has {len(commands)} commands of pip, and not the two expected")
+    if len(commands) != 3:
+        raise SystemExit(f"README.md has {len(commands)} commands of pip, and not three")
     return commands
 
 

@@ -139,6 +139,7 @@ def test_the_first_hour_fails_if_something_is_not_as_a_page_has_it(
     assert [each.partition("#")[0].strip() for each in first_hour.installs(ROOT / "README.md")] == [
         "pip install .",
         "pip install '.[cli]'",
+        "pip install '.[backup,fleet]'",
     ]
 
 
