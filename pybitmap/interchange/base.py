@@ -183,6 +183,12 @@ class Source:
 
         :raises FormatError: for what is no text, but was text before it was compressed, or in
             UTF-16, as some shells redirect it
+
+        >>> import io
+        >>> source = Source(io.BytesIO("\\ufeff0,512".encode()), "day.csv")
+        >>> source.as_text()
+        >>> list(source.lines())
+        [(1, '0,512')]
         """
         head = self.head()
         for begin, what, instead in _NO_TEXT:

@@ -115,7 +115,8 @@ def test_a_long_list_of_extents_takes_no_memory(
     with path.open("wb") as file:
         for part, times in parts:
             file.write(part * times)
-    options = ("--any-order", "--block-size", "512", "--to", "csv", "--from", fmt)
+    blocks = ["--block-size", "512"] if fmt == "era" else []
+    options = ("--any-order", *blocks, "--to", "csv", "--from", fmt)
     within(TEXT, peak("convert", path, *options), code)
 
 
