@@ -13,7 +13,19 @@ import signal
 from pathlib import Path
 
 import pytest
-from backing_up import K, M, Raw, copied, fulls, killed, new_image, nothing_left, of, settled
+from backing_up import (
+    K,
+    M,
+    Raw,
+    copied,
+    fulls,
+    killed,
+    needed,
+    new_image,
+    nothing_left,
+    of,
+    settled,
+)
 from daemon import qemu_img
 from machines import Machine, content, write
 
@@ -193,3 +205,19 @@ def test_a_cleared_bitmap_of_a_disk_that_is_off_is_not_believed(tmp_path: Path, 
     now = disk.path.read_bytes() if raw else content(image)
     assert copied(to, done, done.point.copies[0].disk) == now
     assert not fulls(backup([source], to))
+
+
+# ---- disks that are something else ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_copy_is_no_disk_to_be_backed_up_where_it_lies(tmp_path: Path, link: bool) -> None:
+    to = tmp_path / "to"
+    done = backup([filled(tmp_path, "a", 1)], to)
+    source = to / done.point.copies[0].file
+    if link:
+        (tmp_path / "link").symlink_to(source)
+        source = tmp_path / "link"
+    with pytest.raises(errors.InvalidError, match="lies in the backup directory itself"):
+        backup([source], to)
+    assert verify(to).good

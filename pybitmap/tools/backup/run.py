@@ -156,13 +156,18 @@ def backup(
     """
     found = [each if isinstance(each, Source) else Source(os.fspath(each)) for each in sources]
     check_names(found)
-    if qmp is not None:
-        for each in found:
+    for each in found:
+        if qmp is not None:
             if each.store is not None or (os.sep in each.place and os.path.isfile(each.place)):
                 raise InvalidError(
                     f"'{each.place}' is no disk of a machine that runs: disks of a machine and "
                     "such that are off have no instant in common; make two backups"
                 )
+        elif os.path.dirname(os.path.realpath(each.place)) == os.path.realpath(to):
+            raise InvalidError(
+                f"'{each.place}' lies in the backup directory itself, where nothing is to be "
+                "written into: pybitmap restore makes a disk of it"
+            )
     if mode not in MODES:
         raise InvalidError(f"mode '{mode}' is none of {', '.join(MODES)}")
     if not (is_granularity(granularity) and 512 <= granularity <= 1 << 31):
