@@ -31,7 +31,7 @@ from machines import Machine, content, write
 
 from pybitmap import errors, offline
 from pybitmap.store import LocalStore, Qcow2Store
-from pybitmap.tools.backup import JobError, Source, backup, restore, verify
+from pybitmap.tools.backup import Hooks, JobError, Source, backup, restore, verify
 
 
 def filled(folder: Path, name: str, pattern: int, size: int = 1 * M) -> Path:
@@ -221,3 +221,28 @@ def test_a_copy_is_no_disk_to_be_backed_up_where_it_lies(tmp_path: Path, link: b
     with pytest.raises(errors.InvalidError, match="lies in the backup directory itself"):
         backup([source], to)
     assert verify(to).good
+
+
+def test_a_snapshot_right_before_the_instant_is_noticed(tmp_path: Path) -> None:
+    to, overlay = tmp_path / "to", tmp_path / "overlay.qcow2"
+    drive = f"file={filled(tmp_path, 'a', 1)},format=qcow2,if=virtio,id=vda"
+    with Machine({}, system=True, drive=drive, nbd=False) as machine:
+
+        def snapshot() -> None:
+            machine.must(
+                "blockdev-snapshot-sync",
+                device="vda",
+                snapshot_file=str(overlay),
+                format="qcow2",
+                snapshot_node_name="overlay",
+            )
+
+        backup(["vda"], to, qmp=machine.qmp)
+        assert not fulls(backup(["vda"], to, qmp=machine.qmp))
+        with pytest.raises(errors.StateError, match="became another node"):
+            backup(["vda"], to, qmp=machine.qmp, hooks=Hooks(before=snapshot))
+        assert machine.jobs() == []
+        nothing_left(to, 2)
+        done = backup(["vda"], to, qmp=machine.qmp)
+        assert "snapshotted" in str(fulls(done)["vda"])
+        assert set(machine.bitmaps("overlay")) == needed(done, "vda")

@@ -32,6 +32,8 @@ from .manifest import Repository
 from .plan import UNCUT, Disk, Found, Names, Plan
 from .source import Disks, Source, refuse_cut
 
+_OF_JOBS = "copy-before-write"  # driver of the node that a backup's job puts over its source
+
 
 class Live(Disks):
     """See the head of this file.
@@ -100,7 +102,16 @@ class Live(Disks):
         return made
 
     def check(self, plans: Sequence[Plan]) -> None:
-        """Jobs are there now, so sizes stay."""
+        """Jobs are there now, so sizes stay, and no snapshot comes between a disk and its node."""
+        nodes = nodes_of(self.monitor)
+        devices = self.monitor.execute("query-block")
+        for source in self._sources:
+            now = _find(source.place, devices, nodes)
+            if now != self._nodes[source.name] and nodes[now]["drv"] != _OF_JOBS:
+                raise StateError(
+                    f"disk '{source.name}' became another node while the backup began, as by a "
+                    "snapshot: nothing was done, try again"
+                )
         for plan in plans:
             if plan.old is not None:
                 refuse_cut(plan, self._bitmaps(plan.disk.name).get(plan.old.name + UNCUT))
