@@ -153,7 +153,8 @@ class Monitor(Guard):
     :raises UnansweredError: if nobody greets, as when another client has the monitor
     :raises MonitorError: if what is there is no monitor
     :raises UnsupportedError: without the package qemu.qmp
-    :raises InvalidError: if a time-out is not positive, or the path longer than a socket's can be
+    :raises InvalidError: if a time-out is not positive, or the path empty, or longer than that of a
+        socket can be
     :raises OSError: if the socket cannot be reached, as for a lack of rights
 
     Examples here, of its methods too, have a ``monitor`` of a machine that has a node ``disk0`` of
@@ -716,8 +717,11 @@ def _socket(path: str, end: float) -> socket.socket:
 
     :raises UnansweredError: if there is none until the end
     :raises DisconnectedError: if nobody listens there
+    :raises InvalidError: if it can be no path of a socket
     :raises OSError: if it cannot be reached
     """
+    if not path:  # of an unset variable of the shell
+        raise InvalidError("'': no path of a socket: it is empty")
     begin = monotonic()
     while True:
         made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from commands import Run
 from images import create
+from peers import package
 
 pytest.importorskip("click", reason="the command line is an extra: pip install '.[cli]'")
 pytest.importorskip("rich", reason="the command line is an extra: pip install '.[cli]'")
@@ -220,3 +221,16 @@ def test_a_kindred_text_is_told_from_what_is_read(
     result = run("convert", written(tmp_path, text))
     assert (result.code, result.out) == (1, "")
     assert why in result.err
+
+
+# ---- machines -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words", [("info",), ("dump", "disk0", "daily"), ("take", "disk0", "daily", "--as", "copying")]
+)
+def test_an_empty_path_of_a_monitor_is_told(run: Run, words: tuple[str, ...]) -> None:
+    package("qemu.qmp")
+    result = run(*words, "--qmp", "")
+    assert (result.code, result.out) == (1, "")
+    assert "no path of a socket: it is empty" in result.err
