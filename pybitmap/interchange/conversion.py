@@ -177,16 +177,16 @@ def replacing(path: str) -> Iterator[Output]:
     there stays, and that file goes. Twin: whoever ends last has the place. Fork: the child of a
     fork within the block may leave it in any way, which does nothing; it is not to write.
 
-    Links are followed; of a file that was there, the mode stays. A pipe, or a terminal, is written
-    to as it is.
+    Links are followed; of a file that was there, the mode stays, and the owner as far as we may
+    give files away. A pipe, or a terminal, is written to as it is.
 
     :raises FormatError: for a block device, whose data would be gone
     :raises OSError: if it cannot be written; its filename is the path
     """
     try:
         real = os.path.realpath(path)
-        mode = _mode(path)
-        if mode is not None and not stat.S_ISREG(mode):
+        before = _there(path)
+        if before is not None and not stat.S_ISREG(before.st_mode):
             with open(path, "wb", buffering=0) as file:
                 yield _Whole(file)
             return
@@ -197,8 +197,10 @@ def replacing(path: str) -> Iterator[Output]:
         part = os.path.join(folder, f".{begin}.{secrets.token_hex(8)}.part")
         try:
             with open(part, "xb", buffering=0) as file:
-                if mode is not None:
-                    os.fchmod(file.fileno(), stat.S_IMODE(mode))
+                if before is not None:
+                    with suppress(PermissionError):
+                        os.fchown(file.fileno(), before.st_uid, before.st_gid)
+                    os.fchmod(file.fileno(), stat.S_IMODE(before.st_mode))
                 yield _Whole(file)
                 if not process.is_this():
                     return
@@ -216,15 +218,17 @@ def replacing(path: str) -> Iterator[Output]:
         raise
 
 
-def _mode(path: str) -> int | None:
-    """Of what is there; None if nothing is."""
+def _there(path: str) -> os.stat_result | None:
+    """
+    :raises FormatError: for a block device
+    """
     try:
-        mode = os.stat(path).st_mode
+        found = os.stat(path)
     except FileNotFoundError:
         return None
-    if stat.S_ISBLK(mode):
+    if stat.S_ISBLK(found.st_mode):
         raise FormatError(f"{path} is a block device; extents go to a file")
-    return mode
+    return found
 
 
 class _Whole:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,18 @@ def test_a_file_may_have_the_longest_name_there_is(run: Run, tmp_path: Path, let
     assert result.code == 0, result.err
     assert (tmp_path / name).read_bytes() == CSV
     assert sorted(each.name for each in tmp_path.iterdir()) == sorted(["given", name])
+
+
+def test_a_file_that_root_replaces_stays_its_owners(run: Run, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root gives files away")
+    there = written(tmp_path, b"", "there.csv")
+    os.chown(there, 1234, 4321)
+    there.chmod(0o640)
+    assert run("convert", written(tmp_path, JSON), there).code == 0
+    found = there.stat()
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o7777) == (1234, 4321, 0o640)
+    assert there.read_bytes() == CSV
 
 
 @pytest.mark.parametrize("name", ["roaring", "roaring64", "era", "thin-delta"])
