@@ -10,7 +10,7 @@
     pybitmap.livecopy      copies what is being written to
     pybitmap.interchange   lists of dirty extents, as other programs have them
     pybitmap.tools.backup  backups of disks by increments; tools.live, tools.monitor: bitmaps of a
-                           machine that runs
+                           machine that runs; tools.fleet: those of many disks
     pybitmap.compat        pyroaring's and bitarray's interfaces over HBitmap
     pybitmap.native        the same from C, Cython, Numba
     pybitmap.qmp           the same over QEMU's monitor protocol

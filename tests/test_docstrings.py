@@ -14,7 +14,9 @@ import pkgutil
 import re
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Callable, NamedTuple
@@ -45,6 +47,7 @@ PUBLIC = [
     "pybitmap.tools.monitor",
     "pybitmap.tools.live",
     "pybitmap.tools.backup",
+    *(["pybitmap.tools.fleet"] if all(map(find_spec, ("duckdb", "numpy"))) else []),
     "pybitmap.integrations.libnbd",
     "pybitmap.integrations.nbdkit",
     "pybitmap.integrations.raw_disk",
@@ -110,11 +113,26 @@ def backups(folder: Path) -> Iterator[dict[str, Any]]:
     yield {}
 
 
+@contextmanager
+def a_fleet(folder: Path) -> Iterator[dict[str, Any]]:
+    """A store, and a scan of it."""
+    from pybitmap.tools import fleet
+
+    with BlockGraph() as graph:
+        disk = graph.add_node("vm1", size=1 << 30, store=LocalStore("vm1.bitmaps"))
+        disk.add_bitmap("daily", persistent=True)
+        disk.mark_dirty(1_000_000, 512)
+    with ThreadPoolExecutor(1) as executor:
+        fleet.scan(fleet.find(["vm1.bitmaps"], host="h1"), "tonight", executor=executor)
+    yield {}
+
+
 #: What examples of a module begin with, as its docstring, or that of its class, says.
 GIVEN: dict[str, Callable[[Path], AbstractContextManager[dict[str, Any]]]] = {
     "pybitmap.tools.monitor": a_monitor,
     "pybitmap.tools.live": a_monitor,
     "pybitmap.tools.backup": backups,
+    "pybitmap.tools.fleet": a_fleet,
 }
 
 
@@ -288,7 +306,7 @@ def test_the_examples_give_what_they_show(
     try:
         module = importlib.import_module(name)
     except ImportError as error:
-        if error.name not in ("click", "rich"):
+        if error.name not in ("click", "rich", "duckdb", "numpy"):
             raise
         pytest.skip(f"{error.name} is not installed")
     if name in WANTED:

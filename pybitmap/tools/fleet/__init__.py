@@ -12,6 +12,9 @@ The commands ``pybitmap fleet scan``, ``union`` and ``plan`` as a library. It ne
 
 No engine of our own: targets are read by any ``concurrent.futures.Executor``, extents rest as
 Parquet, questions are SQL, and :class:`~pybitmap.HBitmap` merges. Nothing is printed.
+
+Examples have a local store ``vm1.bitmaps`` with a node ``vm1`` of 1 GiB, in whose bitmap ``daily``
+64 KiB are dirty, and a folder ``tonight``, to which it was scanned as of host ``h1``.
 """
 
 from __future__ import annotations

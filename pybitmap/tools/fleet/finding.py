@@ -39,6 +39,9 @@ def find(
 
     Folders are walked without following links, so that none is walked twice. One that cannot be
     read is a target, which the scan says of.
+
+    >>> [(os.path.basename(target.path), target.host) for target in find(["."], host="h1")]
+    [('vm1.bitmaps', 'h1')]
     """
     if host is None:
         host = socket.gethostname()
@@ -64,6 +67,11 @@ def listed(
 
     :raises InvalidError: for a list without these columns, or a row without one of them
     :raises OSError: if it cannot be read
+
+    >>> with open("disks.csv", "w") as file:
+    ...     print("host,path", "h1,vm1.bitmaps", sep="\\n", file=file)
+    >>> [(os.path.basename(target.path), target.host) for target in listed("disks.csv")]
+    [('vm1.bitmaps', 'h1')]
     """
     folder = os.path.dirname(os.path.abspath(os.fsdecode(path)))
     names_of = tuple(bitmaps)

@@ -85,6 +85,9 @@ def union(
     The new bitmap has the finest granularity of those merged, and the size that was read last; what
     lies behind that is left out. If one of them cannot be used, neither can the union: its row has
     the state of that, and the reason.
+
+    >>> union(["tonight"], "week")
+    1
     """
     if not sources:
         raise InvalidError("a union needs one folder of a scan at least")

@@ -41,6 +41,12 @@ class Query:
 
     :param about: what it asks, the first line of its comments
     :param variables: that it looks at, and those that common.sql does
+
+    >>> query = queries()["order"]
+    >>> query.name, query.path.name, "window" in query.variables
+    ('order', 'order.sql', True)
+    >>> len(query.about) > 0, "SELECT" in query.text.upper()
+    (True, True)
     """
 
     name: str
@@ -50,7 +56,8 @@ class Query:
 
     @property
     def text(self) -> str:
-        """
+        """The SQL.
+
         :raises StoreError: if it cannot be read
         """
         return _read(self.path)
@@ -62,6 +69,12 @@ class Answer:
 
     :param columns: their names
     :param rows: a tuple of values each
+
+    >>> answer = plan("tonight", "states")
+    >>> answer.columns[:3], [row[:3] for row in answer.rows]
+    (['state', 'count', 'dirty_bytes'], [('ready', 1, 65536)])
+    >>> [row["state"] for row in answer]
+    ['ready']
     """
 
     columns: Sequence[str]
@@ -76,6 +89,9 @@ def queries(folder: str | os.PathLike[str] | None = None) -> dict[str, Query]:
     """Those of a folder, by name; None: ours.
 
     :raises StoreError: if it cannot be read
+
+    >>> sorted(queries())
+    ['chains', 'full', 'granularity', 'hottest', 'links', 'order', 'states']
     """
     where = _OURS if folder is None else Path(folder)
     with reported(f"cannot read '{where}'"):
@@ -110,6 +126,10 @@ def plan(
     :raises InvalidError: for a variable that the query does not look at, or a list of links that is
         none
     :raises StoreError: if the tables cannot be read, or the query is none
+
+    >>> for row in plan("tonight", "order", window=8 * 3600):
+    ...     print(row["link"], row["job"], row["nbytes"], row["fits"])
+    h1 increment 65536 True
     """
     known = _queries(queries)
     if query not in known:

@@ -37,7 +37,16 @@ NO_EPOCH = "0"
 
 
 class State(str, Enum):
-    """What became of a bitmap, or of a disk or target that has none to show."""
+    """What became of a bitmap, or of a disk or target that has none to show.
+
+    >>> known = {State.READY, State.INCONSISTENT, State.IN_USE, State.NONE}
+    >>> known == {state for state in State if state.was_read}
+    True
+    >>> [each.value for each in (State.LOCKED, State.VANISHED, State.BROKEN)]
+    ['locked', 'vanished', 'broken']
+    >>> State.UNREADABLE.value, State.DIED.value
+    ('unreadable', 'died')
+    """
 
     #: Its extents are known.
     READY = "ready"
@@ -84,6 +93,12 @@ class Target:
     :param host: where its disks are; a label, nothing is asked of a host
     :param bitmaps: names of those that count; none: all
     :param force_share: read it without a lock, as ``pybitmap info -U``
+
+    >>> target = Target("/disks/vm1.bitmaps", "h1")
+    >>> target.path, target.host, target.bitmaps, target.force_share
+    ('/disks/vm1.bitmaps', 'h1', (), False)
+    >>> target.text, len(target.key)
+    ('/disks/vm1.bitmaps', 40)
     """
 
     path: str
@@ -99,6 +114,7 @@ class Target:
 
     @property
     def text(self) -> str:
+        """Its path as tables have it."""
         return text_of(self.path)
 
 
@@ -113,6 +129,15 @@ class Disk:
     :param dirty_bytes: of its extents, never beyond the end of the disk
     :param reason: why its state is not READY, a sentence
     :param read_at: when
+
+    >>> from pybitmap.tools.fleet.reading import read
+    >>> [disk] = read(Target(os.path.abspath("vm1.bitmaps"), "h1")).disks
+    >>> disk.host, disk.node, disk.bitmap, disk.size, disk.granularity, disk.recording
+    ('h1', 'vm1', 'daily', 1073741824, 65536, True)
+    >>> disk.state is State.READY, disk.reason, disk.dirty_bytes, disk.extents
+    (True, None, 65536, 1)
+    >>> disk.disk == f"{disk.target}//vm1", disk.read_at > 0
+    (True, True)
     """
 
     host: str
@@ -139,6 +164,12 @@ class Chain:
     :param epoch: id of the backup point that began it
     :param began: when that was
     :param length: files that a restore reads; 1: a full copy
+
+    >>> chain = Chain("h1", "/backups", "vda", 1 << 30, None, 32 * "0", 1.75e9, length=3)
+    >>> chain.host, chain.repository, chain.disk, chain.size, chain.length
+    ('h1', '/backups', 'vda', 1073741824, 3)
+    >>> chain.bitmap, len(chain.epoch), chain.began
+    (None, 32, 1750000000.0)
     """
 
     host: str
@@ -222,6 +253,11 @@ class Result:
     """What was found at a target.
 
     :param contents: of each of ``disks``: its extents, where it is READY
+
+    >>> from pybitmap.tools.fleet.reading import read
+    >>> result = read(Target(os.path.abspath("vm1.bitmaps"), "h1"))
+    >>> len(result.disks), result.contents[0].unpacked().tolist(), result.chains
+    (1, [[983040, 65536]], ())
     """
 
     disks: Sequence[Disk]
@@ -229,7 +265,11 @@ class Result:
     chains: Sequence[Chain] = ()
 
     def header(self) -> dict[str, Any]:
-        """All but what is in the contents, for JSON; :func:`parsed` undoes it."""
+        """All but what is in the contents, for JSON; ``parsed`` undoes it.
+
+        >>> Result([], []).header()
+        {'disks': [], 'chains': [], 'contents': []}
+        """
         return {
             "disks": [asdict(each) for each in self.disks],
             "chains": [asdict(each) for each in self.chains],

@@ -42,6 +42,15 @@ class Report:
     :param states: how many rows of each state
     :param dirty_bytes: of all bitmaps
     :param extents: of all
+
+    >>> from concurrent.futures import ThreadPoolExecutor
+    >>> from pybitmap.tools.fleet import State, find, scan
+    >>> with ThreadPoolExecutor() as executor:
+    ...     report = scan(find(["vm1.bitmaps", "vm2.bitmaps"]), "today", executor=executor)
+    >>> report.targets, report.resumed, report.states[State.READY], report.unread
+    (2, 0, 1, 1)
+    >>> report.dirty_bytes, report.extents
+    (65536, 1)
     """
 
     targets: int
@@ -87,6 +96,12 @@ def scan(
     :raises StoreError: if the tables cannot be written; the next run goes on
 
     A target that cannot be read is a row with the reason, and :attr:`Report.unread` counts it.
+
+    >>> from concurrent.futures import ThreadPoolExecutor
+    >>> from pybitmap.tools.fleet import find
+    >>> with ThreadPoolExecutor() as executor:      # without one: processes
+    ...     scan(find(["vm1.bitmaps"]), "today", executor=executor).dirty_bytes
+    65536
     """
     if processes is not None and processes < 1:
         raise InvalidError(f"{processes} processes read nothing: one at least")
