@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ...block.graph import BlockGraph
-from ...errors import InvalidError, NotFoundError
+from ...errors import InvalidError, NotFoundError, StateError
 from ..monitor import Action, Monitor, action
 from .jobs import ALL, END, Task, add_marks, bitmaps_of, give, merging, nodes_of, recover
 from .manifest import Repository
