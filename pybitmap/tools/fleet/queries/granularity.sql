@@ -5,14 +5,15 @@
 WITH job AS (
     SELECT host, disk, bitmap, epoch, size, granularity FROM jobs WHERE state = 'ready'
 ), ordered AS (
-    SELECT size, "offset"::HUGEINT AS "offset", e."offset"::HUGEINT + length AS "end",
-        lag(e."offset"::HUGEINT + length) OVER (PARTITION BY e.host, e.disk, e.bitmap, e.epoch ORDER BY e."offset") AS before
+    SELECT size, "offset", "offset" + length AS "end",
+        lag("offset" + length, 1, 0) OVER (PARTITION BY e.host, e.disk, e.bitmap, e.epoch ORDER BY "offset") AS before
     FROM extents e JOIN job USING (host, disk, bitmap, epoch)
 )
 SELECT g AS granularity,
+    -- up to the end of a group, or of the disk; without a number that would be beyond 2^63
     coalesce(sum(
-        least(("end" + g - 1) // g * g, size)
-        - greatest("offset" // g * g, least((coalesce(before, 0) + g - 1) // g * g, size))
+        "end" + least((g - "end" % g) % g, size - "end")
+        - greatest("offset" - "offset" % g, before + least((g - before % g) % g, size - before))
     ), 0) AS nbytes,
     round(nbytes / nullif(sum("end" - "offset"), 0), 3) AS times_now,
     round(nbytes / (SELECT nullif(sum(size), 0) FROM job), 6) AS share_of_size

@@ -4,18 +4,18 @@
 -- may end behind the disk.
 -- region: bytes of one, 1 GiB if it is not set; rows: how many are shown, 20 if it is not set.
 WITH settings AS (
-    SELECT coalesce(getvariable('region')::BIGINT, 1073741824)::HUGEINT AS region
+    SELECT coalesce(getvariable('region')::BIGINT, 1073741824) AS region
 ), cut AS (
     -- of each extent: the regions in which it begins and ends, and those that it covers: from one, up to another
-    SELECT host, disk, bitmap, epoch, region, "offset"::HUGEINT AS begin, "offset"::HUGEINT + length AS "end",
-        begin // region AS first, "end" // region AS upto, (begin + region - 1) // region AS whole
+    SELECT host, disk, bitmap, epoch, region, "offset" AS begin, "offset" + length AS "end",
+        begin // region AS first, "end" // region AS upto, first + (begin % region > 0)::BIGINT AS whole
     FROM extents, settings
 ), parts AS (
-    SELECT host, disk, bitmap, epoch, region, first AS place, least("end", (first + 1) * region) - begin AS dirty
+    SELECT host, disk, bitmap, epoch, region, first AS place, least("end" - begin, region - begin % region) AS dirty
     FROM cut WHERE first < whole
     UNION ALL
-    SELECT host, disk, bitmap, epoch, region, upto, "end" - upto * region
-    FROM cut WHERE "end" > upto * region AND upto >= whole
+    SELECT host, disk, bitmap, epoch, region, upto, "end" % region
+    FROM cut WHERE "end" % region > 0 AND upto >= whole
 ), found AS (
     SELECT host, disk, bitmap, epoch, place * any_value(region) AS "offset", any_value(region) AS length, sum(dirty) AS dirty_bytes
     FROM parts GROUP BY host, disk, bitmap, epoch, place
