@@ -24,6 +24,7 @@ from backing_up import (
     new_image,
     nothing_left,
     of,
+    ours,
     settled,
 )
 from daemon import qemu_img
@@ -246,3 +247,22 @@ def test_a_snapshot_right_before_the_instant_is_noticed(tmp_path: Path) -> None:
         done = backup(["vda"], to, qmp=machine.qmp)
         assert "snapshotted" in str(fulls(done)["vda"])
         assert set(machine.bitmaps("overlay")) == needed(done, "vda")
+
+
+def test_an_encrypted_image_is_not_touched(tmp_path: Path) -> None:
+    image = filled(tmp_path, "a", 1)
+    with image.open("r+b") as file:  # the method: making a key takes what processors are busy with
+        file.seek(32)
+        file.write((1).to_bytes(4, "big"))
+    before = image.read_bytes()
+    with pytest.raises(errors.UnsupportedError, match="encrypted"):
+        backup([image], tmp_path / "to")
+    assert image.read_bytes() == before
+
+
+def test_a_raw_disk_of_a_machine_that_runs_is_not_touched(tmp_path: Path) -> None:
+    to, disk = tmp_path / "to", Raw(tmp_path, "a", size=M)
+    with Machine({"a": disk.path}), pytest.raises(errors.LockedError, match="by a machine"):
+        backup([disk.source], to)
+    assert ours(LocalStore(disk.store)) == set()
+    backup([disk.source], to)

@@ -51,6 +51,8 @@ from ...errors import (
 )
 from ...store import LocalStore, Qcow2Store, Store, probe
 from ...store.base import StoredNode
+from ...store.opened import opened
+from ...store.qcow2 import locks
 from ...store.qcow2.file import File
 from ...store.qcow2.image import Image
 from ..monitor import Action, DisconnectedError, Monitor, action
@@ -322,6 +324,13 @@ def _disk(image: _Image) -> Disk:
         )
     image.size = node.size
     header = None if image.raw else _header(image)
+    if header is not None and header.is_encrypted:
+        raise UnsupportedError(
+            f"{image.source.place} is encrypted, and nothing here has its secret: it is backed up "
+            "while its machine runs, by the machine's monitor (--qmp)"
+        )
+    if image.raw:
+        _check_unwritten(image)
     bitmaps = {}
     for each in node.bitmaps:
         if not each.name.startswith(PREFIX):
@@ -338,6 +347,19 @@ def _disk(image: _Image) -> Disk:
         grows=image.driver == "file" if header is None else not header.has_data_file,
         cluster=0 if header is None else header.cluster_size,
     )
+
+
+def _check_unwritten(image: _Image) -> None:
+    """Of a raw disk, whose store tells nothing of machines.
+
+    :raises LockedError: if one has it open, which QEMU would tell only when the jobs begin
+    """
+    with opened(image.source.place, os.O_RDONLY) as file:
+        if locks.is_written(file.fileno()):
+            raise LockedError(
+                f"{image.source.place} is written by a machine: it is backed up by the machine's "
+                "monitor (--qmp)"
+            )
 
 
 def _size_of(path: str) -> int:
