@@ -123,7 +123,7 @@ class Disk:
     """One bitmap of a disk; or a disk without, or a target that could not be read.
 
     :param disk: which it is on its host: the path of an image, ``STORE//NODE``, or the path of what
-        could not be read. Made by :func:`text_of`, as all names here
+        could not be read. Made by ``text_of``, as all names here
     :param node: in a local store
     :param recording: does the bitmap record when a program opens it?
     :param dirty_bytes: of its extents, never beyond the end of the disk

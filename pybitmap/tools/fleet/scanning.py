@@ -78,7 +78,7 @@ def scan(
 ) -> Report:
     """Read the bitmaps of many targets into the tables of a folder, which replace those there.
 
-    :param targets: see :func:`.finding.find` and :func:`.finding.listed`
+    :param targets: see :func:`~pybitmap.tools.fleet.find` and :func:`~pybitmap.tools.fleet.listed`
     :param into: the folder; it may be there, empty or of an earlier scan
     :param reader: what reads a target, for targets of other kinds: a function that can be pickled;
         what it raises is the reason of a row
