@@ -404,8 +404,9 @@ def fork(*_):
     global child
     if len(children) < 20 and not child:
         pid = os.fork()
-        child = pid == 0
-        if not child:
+        if pid == 0:
+            child = True  # for good: the handler may come again before this line
+        elif not child:
             children.append(pid)
 signal.signal(signal.SIGALRM, fork)
 while not child and len(children) < 20:
