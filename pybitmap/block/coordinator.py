@@ -250,7 +250,7 @@ class Coordinator:
         Without, it goes on; what another thread was at, whoever comes next brings to its end.
         """
         if not self.mine:
-            self.lock = RLock()  # another thread may have held it
+            self._renew_lock()
             self.orphaned = True
         for device in self.devices.values():
             for cell in list(device.cells.values()):
@@ -263,6 +263,17 @@ class Coordinator:
             Publication(dict.fromkeys(devices, ()), 0, closed=True).publish()
             for device in self.devices.values():
                 device.forked = True  # also if this thread comes back into a change
+
+    def _renew_lock(self) -> None:
+        """Another thread may have held it. It stays the same object if it can: there may be blocks
+        that are about to take it."""
+        renew = getattr(self.lock, "_at_fork_reinit", None)
+        if self.lock.acquire(blocking=False):
+            self.lock.release()
+        elif renew is not None:
+            renew()
+        else:
+            self.lock = RLock()
 
     def refused(self) -> StateError:
         return StateError(

@@ -431,6 +431,39 @@ print([os.waitpid(pid, 0)[1] for pid in children] == [0] * 20)
     assert run_python(code).strip() == "True"
 
 
+@pytest.mark.parametrize("held", [False, True])
+def test_a_block_that_was_made_before_the_fork_is_the_childs_own(held: bool) -> None:
+    """Also if another thread had the lock at the fork; and nobody else comes in meanwhile."""
+    code = f"""
+import os, signal, threading
+from pybitmap import BlockGraph
+graph = BlockGraph(); node = graph.add_node("n", 1 << 20); node.add_bitmap("b", 4096)
+block, inside, leave = graph.transaction(), threading.Event(), threading.Event()
+def hold():
+    with graph.locked():
+        inside.set(); leave.wait()
+if {held}:
+    threading.Thread(target=hold).start(); inside.wait()
+pid = os.fork()
+if pid == 0:
+    signal.alarm(20)
+    came = threading.Event()
+    def add():
+        node.add_bitmap("other", 4096); came.set()
+    with block as tx:
+        tx.add("n", "c")
+        thread = threading.Thread(target=add); thread.start()
+        assert not came.wait(0.1)
+        tx.remove("n", "b")
+    thread.join()
+    assert sorted(node.bitmaps) == ["c", "other"]
+    os._exit(0)
+leave.set()
+print(os.waitpid(pid, 0)[1])
+"""
+    assert run_python(code).strip() == "0"
+
+
 BESIDE_CHANGES = """
 import collections, os, signal, sys, threading
 from pybitmap import BlockGraph
