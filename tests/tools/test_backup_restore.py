@@ -17,6 +17,7 @@ import pytest
 from filesystems import mounted
 from images import MIB, qemu, qemu_img
 from lines import at_every_line
+from machines import Machine
 from peers import lacking, peer
 from points import History
 from support import collect
@@ -330,3 +331,16 @@ def test_a_block_device_that_is_in_use_is_not_written(history: History, tmp_path
             assert (point / "x").read_text() == "x"
         with mounted(tmp_path / "again", str(device)) as point:
             assert (point / "x").read_text() == "x"
+
+
+def test_a_block_device_that_a_machine_has_is_not_written(history: History, tmp_path: Path) -> None:
+    with loop_device(tmp_path / "disk", 4 * MIB) as device:
+        file = {"driver": "host_device", "filename": str(device)}
+        with Machine({}) as machine:
+            machine.must("blockdev-add", driver="raw", node_name="x", file=file)
+            machine.must(
+                "block-export-add", type="nbd", id="e", node_name="x", name="x", writable=True
+            )
+            with pytest.raises(LockedError, match="open in another program"):
+                restore(history.path, to=device, force=True)
+        assert device.read_bytes() == b"\xee" * 4 * MIB

@@ -125,9 +125,8 @@ def _target(to: Path, repository: Repository, force: bool) -> _Target:
         raise StoreError(f"cannot look at '{to}': {error.strerror}", error.errno) from error
     if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
         raise InvalidError(f"'{to}' is neither a file nor a block device")
-    if stat.S_ISREG(mode):
-        with _reported(f"cannot look at '{to}'"):
-            _check_unused(path)
+    with _reported(f"cannot look at '{to}'"):
+        _check_unused(path)
     return _Target(path, stat.S_ISBLK(mode))
 
 
@@ -139,7 +138,7 @@ def _check_unused(path: Path) -> None:
         written = locks.is_written(file.fileno())
     if written:
         raise LockedError(
-            f"'{path}' is open in another program, which would go on with the old one"
+            f"'{path}' is open in another program, which would not know what it has then"
         )
 
 
