@@ -266,3 +266,22 @@ def test_a_raw_disk_of_a_machine_that_runs_is_not_touched(tmp_path: Path) -> Non
         backup([disk.source], to)
     assert ours(LocalStore(disk.store)) == set()
     backup([disk.source], to)
+
+
+def test_a_raw_disk_that_was_restored_is_copied_in_full(tmp_path: Path) -> None:
+    """Its store does not know of that."""
+    to, disk = tmp_path / "to", Raw(tmp_path, "a", size=M)
+    disk.write(1, 0, M)
+    first = backup([disk.source], to)
+    disk.write(2, 0, 512 * K)
+    backup([disk.source], to)
+    assert not fulls(backup([disk.source], to))
+    restore(to, at=first.point.id, to=disk.path, force=True)
+    done = backup([disk.source], to)
+    assert "its file is another" in str(fulls(done)["a"])
+    assert copied(to, done, "a") == disk.path.read_bytes() == bytes([1]) * M
+    disk.path.rename(tmp_path / "moved")
+    shutil.copy(tmp_path / "moved", disk.path)
+    disk.path.unlink()
+    (tmp_path / "moved").rename(disk.path)
+    assert not fulls(backup([disk.source], to))

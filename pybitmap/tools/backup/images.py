@@ -25,11 +25,13 @@ A kill in between leaves NEW, in some images or all, beside OLD, which still rec
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
@@ -65,6 +67,7 @@ from .qemu import Content, run, started
 from .source import Disks, Source, refuse_cut
 
 _DAEMON = "qemu-storage-daemon"
+_FS_IOC_GETVERSION = 0x80087601  # of Linux
 _SECTOR = 512  # bytes: what QEMU counts disks in
 
 
@@ -83,6 +86,7 @@ class _Image:
     node: str | None
     driver: str
     size: int = 0
+    file: str = ""  # of a raw disk, see Disk
     held: BlockGraph | None = None  # of a raw disk: its store, open to be read
 
     @property
@@ -323,6 +327,7 @@ def _disk(image: _Image) -> Disk:
             "would copy another size"
         )
     image.size = node.size
+    image.file = _which(image.source.place) if image.raw else ""
     header = None if image.raw else _header(image)
     if header is not None and header.is_encrypted:
         raise UnsupportedError(
@@ -346,6 +351,7 @@ def _disk(image: _Image) -> Disk:
         bitmaps=bitmaps,
         grows=image.driver == "file" if header is None else not header.has_data_file,
         cluster=0 if header is None else header.cluster_size,
+        file=image.file,
     )
 
 
@@ -360,6 +366,20 @@ def _check_unwritten(image: _Image) -> None:
                 f"{image.source.place} is written by a machine: it is backed up by the machine's "
                 "monitor (--qmp)"
             )
+
+
+def _which(path: str) -> str:
+    """Which file it is, wherever it goes in its file system: its inode's number and, where there is
+    one, generation, since numbers are used again. Empty for a device."""
+    with opened(path, os.O_RDONLY) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            return ""
+        generation = bytearray(8)
+        if sys.platform == "linux":
+            with suppress(OSError):  # a file system without
+                fcntl.ioctl(file.fileno(), _FS_IOC_GETVERSION, generation)
+        return f"{status.st_ino}.{generation.hex()}"
 
 
 def _size_of(path: str) -> int:
@@ -444,7 +464,8 @@ def _add(image: _Image, names: Names, granularity: int) -> None:
             store.at_rest = False
         marks = add_marks(graph, image.size, granularity)
         with graph.transaction(close=True) as tx:
-            name, uncut = names.bitmap(image.source.name), names.uncut(image.source.name)
+            disk = image.source.name
+            name, uncut = names.bitmap(disk, image.file), names.uncut(disk, image.file)
             tx.add(label, name, granularity, persistent=True)
             tx.merge(label, name, [marks[END]])
             tx.add(label, uncut, granularity, persistent=True, disabled=True)

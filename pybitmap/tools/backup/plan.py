@@ -77,6 +77,7 @@ class Disk:
     :param grows: what it shows where it has grown: zeroes (True), or nobody knows what
     :param cluster: bytes of its format's cluster; 0: it has none
     :param allocated: bytes that a full copy takes, about; None: not known
+    :param file: of a raw disk, whose bitmaps are elsewhere: which file it is; empty: not known
     """
 
     name: str
@@ -86,6 +87,7 @@ class Disk:
     grows: bool = True
     cluster: int = 0
     allocated: int | None = None
+    file: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,14 +115,18 @@ class Names:
     def __init__(self, tag: str, point: str) -> None:
         self.tag, self.point = tag, point
 
-    def bitmap(self, disk: str) -> str:
-        """That records, on a disk: begins as the point's id does, and no other disk has it."""
-        own = hashlib.sha256(f"{self.point} {disk}".encode("utf-8", "surrogatepass")).hexdigest()
+    def bitmap(self, disk: str, file: str = "") -> str:
+        """That records, on a disk: begins as the point's id does, and no other disk has it.
+
+        :param file: see :attr:`Disk.file`
+        """
+        words = f"{self.point} {file} {disk}"
+        own = hashlib.sha256(words.encode("utf-8", "surrogatepass")).hexdigest()
         return f"{PREFIX}{self.tag}-{self.point[:16]}{own[:16]}"
 
-    def uncut(self, disk: str) -> str:
+    def uncut(self, disk: str, file: str = "") -> str:
         """The other one."""
-        return self.bitmap(disk) + UNCUT
+        return self.bitmap(disk, file) + UNCUT
 
     def node(self, number: int) -> str:
         """Of a target, in QEMU, which takes 31 characters at most; jobs are found by it."""
@@ -216,6 +222,9 @@ def _why_full(last: tuple[str, Copy] | None, disk: Disk) -> str | None:
             f"it has no bitmap '{copy.bitmap}' since point {point[:8]}: it was replaced, restored "
             "or snapshotted, or its machine was killed, or keeps none"
         )
+    made = _NAME.fullmatch(copy.bitmap)
+    if disk.file and made and Names(made[1], point).bitmap(disk.name, disk.file) != copy.bitmap:
+        return f"its file is another than at point {point[:8]}: it was replaced, or restored"
     if old.reason is not None:
         return f"bitmap '{old.name}' is inconsistent: {old.reason}"
     if not old.recording:

@@ -348,7 +348,7 @@ class _Run:
             task.path,
             disk=plan.disk.name,
             parent=None if plan.parent is None else plan.parent[0],
-            bitmap=names.bitmap(plan.disk.name),
+            bitmap=names.bitmap(plan.disk.name, plan.disk.file),
             granularity=self.granularity,
             reason=plan.reason,
             progress=self.progress,
