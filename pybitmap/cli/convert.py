@@ -211,6 +211,8 @@ def convert_command(
 
     Exit code: 0 done; 1 not done, and why; DST is as before; 2 wrong usage.
     """
+    if block_size == 0:
+        raise click.BadParameter("a block has at least a byte", param_hint="--block-size")
     options = Options(
         size=size,
         block_size=block_size,
@@ -229,7 +231,6 @@ def convert_command(
         into,
         granularity,
         size,
-        options,
         share,
         no_lock,
     )
@@ -272,15 +273,12 @@ def _check_usage(
     into: str | None,
     granularity: int | None,
     size: int | None,
-    options: Options,
     share: bool,
     no_lock: bool,
 ) -> None:
     """
     :raises click.UsageError: if arguments forbid each other
     """
-    if options.block_size == 0:
-        raise click.BadParameter("a block has at least a byte", param_hint="--block-size")
     if bitmap is not None and (source_format is not None or source == _STDIO):
         raise click.UsageError("With --bitmap, SRC is an image or a local store: no --from, no -.")
     if into is not None and (dest_format is not None or dest in (None, _STDIO)):

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any, BinaryIO
 
 from ..errors import FormatError
@@ -63,6 +62,7 @@ def read_extents(
     :param options: see :class:`Options`: size, block_size, bit_order, since, any_order,
         memory_limit
     :raises FormatError: for whatever is not in the format; line or byte is named
+    :raises InvalidError: for an option that cannot be
 
     Left early, or by an error: what was given was right so far. Writer: who writes to the file
     meanwhile may make an error of it, or a mixture. Kill, fork, twin: nothing is changed, but a
@@ -119,6 +119,7 @@ def write_bitmap(
     :param start: where to go on; see :meth:`HBitmap.to_extents`
     :param options: see :class:`Options`: block_size, bit_order
     :raises FormatError: if the format cannot have it, or it is not told which
+    :raises InvalidError: for an option that cannot be
     :raises OSError: if it cannot be written
 
     Writer: what is marked meanwhile is in it or not. Kill: what was there is there, or the new
@@ -138,5 +139,6 @@ def write_bitmap(
         raise FormatError(
             f"{name}: its name does not tell the format: say fmt=..., one of {', '.join(FORMATS)}"
         )
+    told = Options(**options)
     with replacing(name) as file:
-        write_as(found, bitmap, file, replace(Options(), **options), start=start)
+        write_as(found, bitmap, file, told, start=start)

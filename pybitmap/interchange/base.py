@@ -12,9 +12,10 @@ import io
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from operator import index
 from typing import Any, BinaryIO, NoReturn, Protocol
 
-from ..errors import FormatError, UnsupportedError
+from ..errors import FormatError, InvalidError, UnsupportedError
 from ..extent import Extent
 from ..replay import DEFAULT_MEMORY_LIMIT
 from ..sizes import MAX_SIZE
@@ -68,6 +69,26 @@ class Options:
     any_order: bool = False
     guessed: bool = False
     memory_limit: int = DEFAULT_MEMORY_LIMIT
+
+    def __post_init__(self) -> None:
+        """
+        :raises InvalidError: for a number that is out of its range
+        :raises FormatError: for another bit order
+        :raises TypeError: for what is no whole number
+        """
+        for name, least in (("size", 0), ("block_size", 1), ("since", 0), ("memory_limit", 0)):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            try:
+                value = index(value)
+            except TypeError:
+                raise TypeError(f"{name} is {shown(value)}, and should be a whole number") from None
+            if not least <= value <= MAX_SIZE:
+                raise InvalidError(f"{name} {value} is not in {least}..{MAX_SIZE}")
+            object.__setattr__(self, name, value)
+        if self.bit_order not in (None, LSB, MSB):
+            raise FormatError(f"bit_order {shown(self.bit_order)} is neither {LSB} nor {MSB}")
 
     def blocks(self, what: str) -> int:
         """The block size.
