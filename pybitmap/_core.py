@@ -13,7 +13,7 @@ import mmap
 import os
 import sys
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set, Sized
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
@@ -626,6 +626,9 @@ def bools(name: str, data: Mask) -> CData:
     if view is not None:
         if view.ndim != 1:
             raise InvalidError(f"{name} must have one dimension, not {view.ndim}")
+        if isinstance(data, Sized) and len(data) != len(view):
+            view = None  # of packed bits, as bitarray's; its elements are bools
+    if view is not None:
         if view.format in ("?", "B", "b", "c"):
             return ffi.from_buffer("uint8_t[]", view if view.c_contiguous else view.tobytes())
         if view.format != "O":
@@ -633,6 +636,11 @@ def bools(name: str, data: Mask) -> CData:
                 f"{name} must be bools, or bytes 0 and 1; not a buffer of format {view.format!r}: "
                 "what is dirty by its numbers is for update()"
             )
+    if isinstance(data, (Set, Mapping)):
+        raise TypeError(
+            f"{name} must be bools in order, not {type(data).__name__}: what is dirty by its "
+            "numbers is for update()"
+        )
     try:
         values = list(cast("Iterable[Any]", data))
     except TypeError:

@@ -1848,12 +1848,13 @@ class HBitmap(Base, MutableSet[int]):
     ) -> Self:
         """A bitmap in which group ``i`` is dirty if ``mask[i]`` is True: see :meth:`to_mask`.
 
-        :param mask: bools: an array of NumPy's, a Series, a list; or a buffer of bytes 0 and 1
+        :param mask: bools: an array of NumPy's, a Series, a list, a bitarray; or a buffer of bytes
+            0 and 1
         :param size: in items; None: as many whole groups as the mask has elements. Given, it says
             how many items the last group has
         :param granularity: as ``group_size``: see :class:`HBitmap`
-        :raises TypeError: if these are no bools. What is dirty by its numbers goes to
-            :meth:`update`, packed bits to :meth:`merge_bits`
+        :raises TypeError: if these are no bools, or have no order, as a set. What is dirty by its
+            numbers goes to :meth:`update`, packed bits to :meth:`merge_bits`
         :raises InvalidError: if it has not one dimension, a byte is neither 0 nor 1, or the size
             has another number of groups
 

@@ -11,7 +11,8 @@ import sys
 import threading
 from array import array
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -466,3 +467,26 @@ def test_an_interruption_at_any_line_leaves_nothing_that_harms() -> None:
     assert lines > 5
     stream = stream_in(capsule)
     assert stream.release
+
+
+@pytest.mark.parametrize("endian", ["little", "big"])
+@pytest.mark.parametrize("nbits", [0, 2, 8, 64, 65, 1000])
+@pytest.mark.parametrize("step", [1, 8, 2000])
+def test_an_array_of_packed_bits_is_a_mask_of_its_bits(endian: Any, nbits: int, step: int) -> None:
+    """Its buffer is of bytes, which are 0 and 1 as well where few bits are set."""
+    from pybitmap.compat.bits import bitarray as ours
+
+    kinds = [ours]
+    with suppress(ImportError):
+        kinds.append(import_module("bitarray").bitarray)
+    for kind in kinds:
+        bits = kind([i % step == 0 for i in range(nbits)], endian=endian)
+        hb = HBitmap.from_mask(bits)
+        assert (hb.size, list(hb)) == (nbits, list(range(0, nbits, step)))
+
+
+@pytest.mark.parametrize("mask", [{0, 1}, frozenset(), {0: True}, HBitmap(1)])
+def test_what_has_no_order_is_no_mask(mask: Any) -> None:
+    """Numbers of dirty pages, which may be 0 and 1, are none."""
+    with pytest.raises(TypeError, match=r"in order, not .* for update\(\)"):
+        HBitmap.from_mask(mask)
