@@ -143,6 +143,37 @@ def test_the_first_hour_fails_if_something_is_not_as_a_page_has_it(
     ]
 
 
+PROSE = sorted({*ROOT.glob("*.md"), *DOCS.glob("**/*.md")})
+
+
+def twice(text: str) -> list[str]:
+    """What two branches leave that were merged by machine: headings and long lines of prose, or
+    rows, that are there twice, and headings without a blank line before them."""
+    found: list[str] = []
+    seen: set[str] = set()
+    before, code = "", False
+    for line in text.splitlines():
+        code ^= line.startswith("```")
+        heading = line.startswith("#")
+        if not code and (heading or len(line) > 60):
+            if line in seen or (heading and before):
+                found.append(line)
+            seen.add(line)
+        before = line
+    return found
+
+
+@pytest.mark.parametrize("page", PROSE, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_page_says_a_line_twice(page: Path) -> None:
+    assert twice(page.read_text(encoding="utf-8")) == []
+
+
+def test_a_line_that_is_there_twice_is_found() -> None:
+    line = "What a page says, in a line as long as most of its lines are, it says once."
+    assert twice(f"# A\n\n{line}\n\n```\n# c\n{line}\n```\n\n## B\n") == []
+    assert twice(f"# A\n\n{line}\n\n{line}\n## B\n\n# A\n") == [line, "## B", "# A"]
+
+
 # ---- pictures ---------------------------------------------------------------------------------
 
 
