@@ -64,7 +64,15 @@ class Machine:
         self.nbd = self.folder / f"nbd-{number}"
         if self._system:
             command = [peer("qemu-system-x86_64", "qemu-system-x86"), "-S", "-display", "none"]
-            command += ["-nodefaults", "-accel", "tcg", "-m", "16"]
+            command += [
+                "-nodefaults",
+                "-accel",
+                "kvm",
+                "-accel",
+                "tcg",
+                "-m",
+                "16",
+            ]  # the first that works
             dash = "-"
             more = ["-mon", "chardev=qmp,mode=control"]
             monitor = ["-mon", "chardev=own,mode=control"]
