@@ -92,6 +92,13 @@ def test_the_questions_are_listed(run: Run, folder: Path) -> None:
     assert {"query": "full", "what it asks": listed[1]["what it asks"]} in listed
 
 
+@pytest.mark.parametrize("query", [(), ("full",)])
+def test_a_folder_without_tables_is_told(run: Run, tmp_path: Path, query: tuple[str, ...]) -> None:
+    refused = run("fleet", "plan", tmp_path / "tonigth", *query)
+    assert (refused.code, refused.out) == (2, "")
+    assert "tonigth' has no tables" in refused.err
+
+
 def test_an_answer_is_a_table_json_or_csv(run: Run, folder: Path, store: Path) -> None:
     shown = run("fleet", "plan", folder, "order", "--bandwidth", "1M", "--window", "2s")
     assert shown.code == 0
