@@ -316,10 +316,12 @@ def _disk(image: _Image) -> Disk:
     if image.raw:
         size = _size_of(image.source.place)
         if size != node.size:
+            looks = probe(image.source.place) is Qcow2Store  # as whoever writes to it wants
             raise MismatchError(
                 f"{image.source.place} has {size} bytes, and node '{node.name}' of "
                 f"{image.store.path} {node.size}: let its bitmaps follow with "
                 f"pybitmap resize {image.store.path} {size}"
+                + ("; or leave out the store, if it is a qcow2 image" if looks else "")
             )
     if node.size % _SECTOR:
         raise InvalidError(
