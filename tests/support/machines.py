@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +122,13 @@ class Machine:
     def execute(self, name: str, arguments: Json) -> Json:
         assert self._client is not None
         return self._client.execute({"execute": name, "arguments": arguments})
+
+    def has_aborted(self) -> bool:
+        """Did it end by itself, by a fault of its own?"""
+        assert self._process is not None
+        with suppress(subprocess.TimeoutExpired):
+            return self._process.wait(10) == -signal.SIGABRT
+        return False
 
     def stop(self) -> None:
         """Orderly: bitmaps are stored."""
