@@ -773,7 +773,7 @@ def _bit(value: object) -> int:
     flag = index(cast(int, value))
     if flag not in (0, 1):
         raise InvalidError(f"bit must be 0 or 1, got {flag}")
-    return flag
+    return 1 if flag else 0  # index(True) is True on PyPy
 
 
 def _grouped(digits: str, group: int, sep: str) -> str:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The oldest that pyproject.toml allows: ``minimal.py`` prints ``cffi==1.15`` and the like.
 
-Of what builds the package, of what it needs, of the extra `cli`, and of what the tests of both
-need: arguments for pip, for `make test-minimal`. Runs on any Python, with nothing installed.
+Of what builds the package, of what it needs, of the extras `cli` and `backup`, and of what the tests
+of these need: arguments for pip, for `make test-minimal`. Runs on any Python, with nothing
+installed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 PROJECT = Path(__file__).parents[2]
 
 #: By what is in front of their list. Of the extra `test` only what these tests import.
-LISTS = ("requires = [", "dependencies = [", "cli = [", "test = [")
+LISTS = ("requires = [", "dependencies = [", "cli = [", "backup = [", "test = [")
 TESTS = {"pytest", "pytest-xdist", "hypothesis"}
 
 
@@ -29,6 +30,8 @@ def lowest(text: str) -> Iterator[str]:
             name = re.split(r"[^\w.-]", requirement)[0]
             if head == LISTS[-1] and name not in TESTS:
                 continue
+            if name == "dirtybitmap":
+                continue  # another extra
             bound = re.search(r">=([\d.]+)", requirement)
             if bound is None:
                 raise ValueError(f"{requirement} has no lower bound")
