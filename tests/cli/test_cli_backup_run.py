@@ -11,17 +11,18 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import click
 import pytest
 from backing_up import M, Raw, new_image, nothing_left, of, settled
 from commands import Run, heed_signals
 from machines import Machine, content, write
 from peers import package, peer
 
-from pybitmap.cli.backup_run import source_of
-from pybitmap.tools.backup import Source, backup
-from pybitmap.tools.backup.jobs import Task, finish
-from pybitmap.tools.monitor import Monitor
+click = pytest.importorskip("click", reason="the command line is an extra: pip install '.[cli]'")
+
+from pybitmap.cli.backup_run import source_of  # noqa: E402
+from pybitmap.tools.backup import Source, backup  # noqa: E402
+from pybitmap.tools.backup.jobs import Task, finish  # noqa: E402
+from pybitmap.tools.monitor import Monitor  # noqa: E402
 
 package("qemu.qmp")
 peer("qemu-storage-daemon", "qemu-system-common")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The oldest that pyproject.toml allows: ``minimal.py`` prints ``cffi==1.15`` and the like.
 
-Of what builds the package, of what it needs, of the extras `cli` and `backup`, and of what the tests
-of these need: arguments for pip, for `make test-minimal`. Runs on any Python, with nothing
+Of what builds the package, of what it needs, of the extras `cli` and `backup`, and of what the
+tests of these need: arguments for pip, for `make test-minimal`. Runs on any Python, with nothing
 installed.
 """
 
