@@ -1,14 +1,31 @@
 # SPDX-License-Identifier: MIT
-"""What there is to know and to do about files, whatever they hold: synced, named, locked."""
+"""What there is to know and to do about files, whatever they hold: synced, locked, in errors."""
 
 from __future__ import annotations
 
 import fcntl
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .. import _core
+from ..errors import StoreError
+
+
+@contextmanager
+def reported(what: str) -> Iterator[None]:
+    """Errors of system calls become StoreErrors.
+
+    :param what: could not be done
+    """
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise StoreError(f"{what}: {reason}", error.errno) from error
 
 
 def sync_file(fd: int) -> None:

@@ -80,7 +80,7 @@ from .base import (
     Wanted,
 )
 from .catalog import CATALOG, JOURNAL, Catalog, Row, is_words, open_file
-from .files import lock_holders, sync_directory, sync_file
+from .files import lock_holders, reported, sync_directory, sync_file
 from .opened import is_open_here, opened
 from .private import check_folder, opened_private, place, place_of, why_foreign
 from .unlocked import NoLocksError, lacking, no_locks, steady
@@ -189,7 +189,7 @@ class LocalStore(Store):
             self._aside = self.path.with_name(f".{name}.new-bitmaps")
         try:
             yield
-            with self._lock, _reported(f"cannot make store '{self.path}'"):
+            with self._lock, reported(f"cannot make store '{self.path}'"):
                 self._appear()
         except BaseException:
             if vacant:
@@ -352,7 +352,7 @@ class LocalStore(Store):
         if self._lock_file is not None and (self._writing or not writing):
             return
         try:
-            with _reported(f"cannot open store '{self.path}'"):
+            with reported(f"cannot open store '{self.path}'"):
                 if writing and self._aside is not None and not os.path.lexists(self.path):
                     self._at = self._aside
                 self._take_lock(writing)
@@ -501,7 +501,7 @@ class LocalStore(Store):
             assert file is not None
             here.append((self._at / name, place_of(file.fileno())))
         here += [(words.path, words.place) for words in files]
-        with _reported(f"cannot look at store '{self.path}'"):
+        with reported(f"cannot look at store '{self.path}'"):
             for path, wanted in here:
                 found = place(path)
                 if found != wanted:
@@ -562,7 +562,7 @@ class LocalStore(Store):
                 what = f"no bitmap of {nbytes} bytes in store '{self.path}'"
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
                 self._check_place()
-                with _reported(what), opened(path, flags) as file:
+                with reported(what), opened(path, flags) as file:
                     _reserve(file.fileno(), nbytes + _GENERATION.size)
                     words = _Words(file.fileno(), nbytes, path)
             except BaseException:
@@ -582,7 +582,7 @@ class LocalStore(Store):
         """What was marked in them before is on the disk; if nothing is marked any more, it is so
         for certain, and their names are there too."""
         todo = _Progress(self, "storing", sum(words.nbytes for words in files))
-        with _reported(f"cannot write to store '{self.path}'"):
+        with reported(f"cannot write to store '{self.path}'"):
             for words in files:
                 if not words.lost and not words.rests:
                     words.sync(last=last)
@@ -631,7 +631,7 @@ class LocalStore(Store):
                 self._transaction(put)
                 self._sweep()
                 for row, words in changed:
-                    with _reported(f"cannot load bitmap '{row.name}' of node '{row.node}'"):
+                    with reported(f"cannot load bitmap '{row.name}' of node '{row.node}'"):
                         words.put_generation(words.generation)
             return loaded
 
@@ -656,7 +656,7 @@ class LocalStore(Store):
         bits = granularity_bits(row.granularity)
         what = f"cannot load bitmap '{row.name}' of node '{row.node}'"
         with steady(self._check_unchanged), ExitStack() as stack:
-            with _reported(what):
+            with reported(what):
                 files = [
                     stack.enter_context(opened_private(self._at / name, os.O_RDONLY))
                     for name in row.files
@@ -664,7 +664,7 @@ class LocalStore(Store):
             for at in range(0, row.nbytes, _PIECE):
                 nbytes = min(_PIECE, row.nbytes - at)
                 start, end = 8 * at << bits, min(8 * (at + nbytes) << bits, row.size)
-                with _reported(what):
+                with reported(what):
                     parts = [
                         HBitmap._over(_read(file, nbytes, todo), end - start, bits)
                         for file in files
@@ -677,7 +677,7 @@ class LocalStore(Store):
         bits = granularity_bits(row.granularity)
         flags = os.O_RDONLY if volume.read_only else os.O_RDWR
         what = f"cannot load bitmap '{row.name}' of node '{row.node}'"
-        with _reported(what), opened_private(self._at / name, flags) as file:
+        with reported(what), opened_private(self._at / name, flags) as file:
             if volume.read_only:
                 memory = _read(file, row.nbytes, todo)
                 return HBitmap._over(memory, row.size, bits)
@@ -823,7 +823,7 @@ class LocalStore(Store):
         read again when it is needed next."""
         catalog = self._sql()
         try:
-            with _reported(f"cannot write to store '{self.path}'"):
+            with reported(f"cannot write to store '{self.path}'"):
                 self._check_place(files)
                 catalog.transaction(lambda: change(catalog))
                 self._check_place(files)
@@ -1136,15 +1136,3 @@ def _boot_identifier() -> str:
 
 #: Which run of the system this is; tests put another here.
 _boot = _boot_identifier
-
-
-@contextmanager
-def _reported(what: str) -> Iterator[None]:
-    """Errors of system calls become StoreErrors."""
-    try:
-        yield
-    except StoreError:
-        raise
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise StoreError(f"{what}: {reason}", error.errno) from error

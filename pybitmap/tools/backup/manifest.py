@@ -59,7 +59,7 @@ from ...errors import (
     UnsupportedError,
 )
 from ...sizes import MAX_SIZE, is_granularity
-from ...store.files import lock_holders, sync_directory, sync_file
+from ...store.files import lock_holders, reported, sync_directory, sync_file
 from ...store.opened import opened
 from ...store.private import place, place_of
 from ...store.unlocked import lacking
@@ -908,13 +908,11 @@ def _leaves_locked(copy: Path, kind: int) -> Iterator[bool]:
 
 @contextmanager
 def _reported(what: str) -> Iterator[None]:
-    """Errors of system calls become StoreErrors."""
-    try:
-        yield
-    except StoreError:
-        raise
-    except OSError as error:
-        if error.errno == errno.ELOOP:
+    """As :func:`reported`; and a symbolic link is none of our files."""
+    with reported(what):
+        try:
+            yield
+        except OSError as error:
+            if isinstance(error, StoreError) or error.errno != errno.ELOOP:
+                raise
             raise CorruptError(f"{what}: '{error.filename}' is a symbolic link") from error
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise StoreError(f"{what}: {reason}", error.errno) from error

@@ -29,7 +29,7 @@ from pathlib import Path
 
 from ...errors import CorruptError, ExistsError, InvalidError, LockedError, StoreError
 from ...store.base import Progress
-from ...store.files import sync_directory, sync_file
+from ...store.files import reported, sync_directory, sync_file
 from ...store.opened import opened
 from ...store.qcow2 import locks
 from .copies import chain_of, check_chain
@@ -125,7 +125,7 @@ def _target(to: Path, repository: Repository, force: bool) -> _Target:
         raise StoreError(f"cannot look at '{to}': {error.strerror}", error.errno) from error
     if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
         raise InvalidError(f"'{to}' is neither a file nor a block device")
-    with _reported(f"cannot look at '{to}'"):
+    with reported(f"cannot look at '{to}'"):
         _check_unused(path)
     return _Target(path, stat.S_ISBLK(mode))
 
@@ -156,7 +156,7 @@ class _Work:
         self._format, self._progress = format, progress
 
     def to_file(self, path: Path, *, replacing: bool) -> None:
-        with _reported(f"cannot write '{path}'"):
+        with reported(f"cannot write '{path}'"):
             # Deletes itself also if this is interrupted before, or while, it is told to.
             beside = tempfile.TemporaryDirectory(prefix=".pybitmap-", dir=path.parent)
             try:
@@ -174,7 +174,7 @@ class _Work:
                     beside.cleanup()
 
     def to_device(self, path: Path) -> None:
-        with _reported(f"cannot write '{path}'"), _held(path) as device:
+        with reported(f"cannot write '{path}'"), _held(path) as device:
             size = self._copies[0].size
             room = os.lseek(device.fileno(), 0, os.SEEK_END)
             if room < size:
@@ -239,13 +239,3 @@ def _held(path: Path) -> Iterator[FileIO]:
         ) from error
     with file:
         yield file
-
-
-@contextmanager
-def _reported(what: str) -> Iterator[None]:
-    try:
-        yield
-    except StoreError:
-        raise
-    except OSError as error:
-        raise StoreError(f"{what}: {error.strerror or error}", error.errno) from error

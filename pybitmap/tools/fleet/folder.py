@@ -36,7 +36,7 @@ from uuid import uuid4
 
 from ..._fork import Process
 from ...errors import InvalidError, LockedError, NotFoundError, StoreError, UnsupportedError
-from ...store.files import lock_holders, sync_directory, sync_file
+from ...store.files import lock_holders, reported, sync_directory, sync_file
 from ...store.opened import opened
 from ...store.unlocked import lacking
 from .rows import Packed, Result, parsed
@@ -269,18 +269,6 @@ def _current(path: Path) -> tuple[Path, FileIO]:
                 return folder, lock
             if os.path.basename(os.readlink(path / _CURRENT)) == folder.name:
                 raise StoreError(f"'{path}' is damaged: its tables '{folder.name}' are missing")
-
-
-@contextmanager
-def reported(what: str) -> Iterator[None]:
-    """Errors of system calls become StoreErrors."""
-    try:
-        yield
-    except StoreError:
-        raise
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise StoreError(f"{what}: {reason}", error.errno) from error
 
 
 def _is_ours(name: str) -> bool:

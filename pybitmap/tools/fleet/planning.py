@@ -22,8 +22,9 @@ from typing import Any, Union
 
 from ...errors import InvalidError, NotFoundError, StoreError
 from ...sizes import parse_size
+from ...store.files import reported
 from .finding import rows_of
-from .folder import reading, reported
+from .folder import reading
 from .rows import text_of
 from .tables import connected, lay_open, translated
 
