@@ -13,7 +13,7 @@ from pathlib import Path
 
 import preload
 import pytest
-from commands import Result, Run
+from commands import Complete, Result, Run
 from hypothesis import HealthCheck, settings
 
 # No deadline: no test here is about how long something takes.
@@ -61,3 +61,22 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
         return Result(code, *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture
+def completed(monkeypatch: pytest.MonkeyPatch, run: Run) -> Complete:
+    """What bash is given for the last word: ``type,value`` each. Nothing goes to stderr."""
+    from pybitmap.cli import completion
+
+    monkeypatch.setattr(completion, "PATIENCE", 600.0)  # it would end this process
+
+    def completed(*words: str | Path) -> list[str]:
+        with monkeypatch.context() as patch:
+            patch.setenv("_PYBITMAP_COMPLETE", "bash_complete")
+            patch.setenv("COMP_WORDS", " ".join(map(str, ["pybitmap", *words])))
+            patch.setenv("COMP_CWORD", str(len(words)))
+            result = run()
+        assert result.err == ""
+        return result.out.split()
+
+    return completed

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
-from commands import Run
+from commands import Complete, Run
 from images import MIB, qemu_img
 from points import History
 
@@ -16,8 +16,6 @@ from pybitmap.tools.backup import Repository, points
 
 pytest.importorskip("click", reason="the command line is an extra: pip install '.[cli]'")
 pytest.importorskip("rich", reason="the command line is an extra: pip install '.[cli]'")
-
-from pybitmap.cli import completion
 
 
 @pytest.fixture
@@ -179,22 +177,10 @@ def test_a_prune_that_changes_nothing_exits_with_1(run: Run, history: History) -
     assert points(history.path) == (first, second)
 
 
-def test_disks_and_points_are_completed(
-    run: Run, history: History, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_disks_and_points_are_completed(completed: Complete, history: History) -> None:
     """But no name that a shell would take apart; and nothing where there is no backup."""
-    monkeypatch.setattr(completion, "PATIENCE", 600.0)  # it would end this process
     history.disk = "vdb"
     history.point(MIB, full=True)
-
-    def completed(*words: str | Path) -> list[str]:
-        with monkeypatch.context() as patch:
-            patch.setenv("_PYBITMAP_COMPLETE", "bash_complete")
-            patch.setenv("COMP_WORDS", " ".join(map(str, ["pybitmap", *words])))
-            patch.setenv("COMP_CWORD", str(len(words)))
-            result = run()
-        assert result.err == ""
-        return result.out.split()
 
     ids = [each.id for each in points(history.path)]
     assert completed("restore", history.path, "--disk", "") == ["plain,vdb"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Run, heed_signals, serving, spawn
+from commands import Complete, Run, heed_signals, serving, spawn
 from daemon import Daemon, Disk
 from peers import package
 
@@ -344,21 +344,8 @@ def test_of_our_own_server(run: Run, tmp_path: Path) -> None:
 
 
 def test_names_are_completed_from_the_monitor(
-    daemon: Daemon, run: Run, monkeypatch: pytest.MonkeyPatch
+    daemon: Daemon, run: Run, completed: Complete
 ) -> None:
-    from pybitmap.cli import completion
-
-    monkeypatch.setattr(completion, "PATIENCE", 600.0)  # it would end this process
-
-    def completed(*words: str | Path) -> list[str]:
-        with monkeypatch.context() as patch:
-            patch.setenv("_PYBITMAP_COMPLETE", "bash_complete")
-            patch.setenv("COMP_WORDS", " ".join(map(str, ["pybitmap", *words])))
-            patch.setenv("COMP_CWORD", str(len(words)))
-            result = run()
-        assert result.err == ""
-        return result.out.split()
-
     qmp = ("--qmp", daemon.monitor)
     run("add", "q", "weekly", *qmp)
     assert {"plain,q", "plain,raw"} <= set(completed("dump", *qmp, ""))

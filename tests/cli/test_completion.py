@@ -6,40 +6,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commands import Run
+from commands import Complete, Run
 from peers import peer
 
 pytest.importorskip("click", reason="the command line is an extra: pip install '.[cli]'")
 pytest.importorskip("rich", reason="the command line is an extra: pip install '.[cli]'")
 
 from pybitmap import BlockGraph
-from pybitmap.cli import completion
 from pybitmap.cli.completion import SHELLS
 from pybitmap.cli.group import COMMANDS
 from pybitmap.store import LocalStore, Qcow2Store
-
-Complete = Callable[..., list[str]]
-
-
-@pytest.fixture
-def completed(monkeypatch: pytest.MonkeyPatch, run: Run) -> Complete:
-    """What bash is given for the last word: ``type,value`` each. Nothing goes to stderr."""
-    monkeypatch.setattr(completion, "PATIENCE", 600.0)  # it would end this process
-
-    def completed(*words: str | Path) -> list[str]:
-        with monkeypatch.context() as patch:
-            patch.setenv("_PYBITMAP_COMPLETE", "bash_complete")
-            patch.setenv("COMP_WORDS", " ".join(map(str, ["pybitmap", *words])))
-            patch.setenv("COMP_CWORD", str(len(words)))
-            result = run()
-        assert result.err == ""
-        return result.out.split()
-
-    return completed
 
 
 def install(command: Path) -> None:

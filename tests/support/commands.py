@@ -25,6 +25,7 @@ class Result(NamedTuple):
 
 
 Run = Callable[..., Result]
+Complete = Callable[..., list[str]]
 
 
 def spawn(*args: str | Path, **options: Any) -> Result:
