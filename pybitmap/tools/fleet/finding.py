@@ -38,7 +38,8 @@ def find(
     :raises InvalidError: if the host has no name
 
     Folders are walked without following links, so that none is walked twice. One that cannot be
-    read is a target, which the scan says of.
+    read is a target, which the scan says of. Nothing is kept open or changed; what comes or goes
+    meanwhile is found or not.
 
     >>> [(os.path.basename(target.path), target.host) for target in find(["."], host="h1")]
     [('vm1.bitmaps', 'h1')]

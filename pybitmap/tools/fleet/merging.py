@@ -86,6 +86,10 @@ def union(
     lies behind that is left out. If one of them cannot be used, neither can the union: its row has
     the state of that, and the reason.
 
+    A kill, Ctrl-C or an error at any moment: the old tables of ``into`` count, and what was begun
+    goes with the next writer. A second writer there is refused; readers, and scans of the sources,
+    go on beside it.
+
     >>> union(["tonight"], "week")
     1
     """

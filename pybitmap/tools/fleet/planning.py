@@ -128,6 +128,9 @@ def plan(
         none
     :raises StoreError: if the tables cannot be read, or the query is none
 
+    A scan beside it: the answer is of the tables that counted at the begin, all of it. Nothing is
+    changed, so a kill, Ctrl-C or a second one leaves nothing.
+
     >>> for row in plan("tonight", "order", window=8 * 3600):
     ...     print(row["link"], row["job"], row["nbytes"], row["fits"])
     h1 increment 65536 True

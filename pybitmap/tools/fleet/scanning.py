@@ -96,6 +96,8 @@ def scan(
     :raises StoreError: if the tables cannot be written; the next run goes on
 
     A target that cannot be read is a row with the reason, and :attr:`Report.unread` counts it.
+    A program that writes to a target keeps its lock, so that is such a row. A kill, Ctrl-C or an
+    error at any moment: the old tables count, and the next run takes up what was read.
 
     >>> from concurrent.futures import ThreadPoolExecutor
     >>> from pybitmap.tools.fleet import find
