@@ -130,6 +130,8 @@ def serve_command(path: str, nodes: list[_Node]) -> None:
 
     def ready() -> None:
         nonlocal listening
+        if came:  # since it was looked at; from now on signals are the server's
+            raise KeyboardInterrupt
         listening = True
         names = ", ".join(node.name for node in nodes)
         note(f"listening on {path}: {names}")

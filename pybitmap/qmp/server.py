@@ -490,6 +490,12 @@ class Server:
     ) -> None:
         self.close()
 
+    @contextmanager
+    def _waking(self) -> Iterator[socket.socket]:
+        """What wakes the loop if it is written to; here also when the server is closed."""
+        with self._wake.dup(), self._waker.dup() as waker:
+            yield waker
+
     # ---- the loop ---------------------------------------------------------------------------
 
     def run(self, ready: Callable[[], object] = lambda: None) -> None:
@@ -660,11 +666,15 @@ def _signals(server: Server) -> Iterator[None]:
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
         numbers.append(signal.SIGHUP)
     before = {each: signal.signal(each, stop) for each in numbers}
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+    # One that comes right before the wait, or to another thread, interrupts nothing: it writes.
+    with server._waking() as waker:
+        descriptor = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(descriptor)
+            for each, handler in before.items():
+                signal.signal(each, handler)
 
 
 # ---- the socket -------------------------------------------------------------------------------

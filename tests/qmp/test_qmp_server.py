@@ -741,6 +741,31 @@ print("done")
 """
 
 
+def test_a_signal_that_interrupts_no_wait_ends_it(path: Path) -> None:
+    """As one that comes right before the wait does not, or that another thread has got."""
+    code = f"""
+import os, signal, threading
+from pybitmap import BlockGraph
+from pybitmap.qmp import serve
+graph = BlockGraph()
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])   # so the thread gets it
+before = signal.set_wakeup_fd(-1)
+serve(graph, {str(path)!r}, lambda: print("listening", flush=True))
+assert signal.set_wakeup_fd(-1) == before
+"""
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "listening\n"
+            time.sleep(0.2)  # it waits
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_end_it(path: Path, number: int) -> None:
     process = subprocess.Popen(
