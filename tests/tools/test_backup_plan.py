@@ -12,6 +12,7 @@ import pytest
 from pybitmap.errors import InvalidError
 from pybitmap.tools.backup.manifest import Copy, Manifest, Point
 from pybitmap.tools.backup.plan import (
+    LONGEST,
     UNCUT,
     Disk,
     Found,
@@ -94,6 +95,21 @@ def test_what_is_not_listed_is_a_full_copy() -> None:
     assert plan(Manifest(), disk(OLD, WHOLE), "auto").reason == "there is no copy of it yet"
     assert plan(listed(None), disk(OLD, WHOLE), "auto").full
     assert plan(listed(), disk(OLD, WHOLE), "full").full
+
+
+def test_a_chain_that_qemu_would_not_open_any_more_is_not_made() -> None:
+    points: list[Point] = []
+    for number in range(LONGEST):
+        below = points[-1].id if points else None
+        name = f"{number:032x}"
+        [copy] = listed().points[0].copies
+        copy = replace(copy, file=f"d-{name}.qcow2", parent=below, reason=None if below else "x")
+        points.append(Point(name, NOW, NOW, (copy,)))
+    found = disk(OLD, WHOLE)
+    assert not plan(Manifest(tuple(points[:-1])), found, "auto").full
+    assert f"its chain has {LONGEST} copies" in str(
+        plan(Manifest(tuple(points)), found, "auto").reason
+    )
 
 
 def test_cuts_are_told_by_whole_groups() -> None:

@@ -301,7 +301,15 @@ def test_the_child_of_a_fork_leaves_all_to_its_parent(folder: Path, live: bool, 
 
 
 @pytest.mark.parametrize(
-    ("which", "harm"), [("newest", "missing"), ("oldest", "cut"), ("newest", "leaves")]
+    ("which", "harm"),
+    [
+        ("newest", "missing"),
+        ("oldest", "cut"),
+        ("newest", "leaves"),
+        ("newest", "L1 table"),
+        ("oldest", "L1 table"),
+        ("newest", "refcount table"),
+    ],
 )
 def test_nothing_is_laid_over_a_copy_that_is_broken(
     machine: Machine, folder: Path, which: str, harm: str
@@ -316,6 +324,10 @@ def test_nothing_is_laid_over_a_copy_that_is_broken(
     file = to / copy.file
     if harm == "cut":
         os.truncate(file, copy.nbytes - 65536)
+    elif harm.endswith("table"):  # only QEMU looks at these fields of the header when it opens one
+        with open(file, "r+b") as header:
+            header.seek({"L1 table": 36, "refcount table": 48}[harm])
+            header.write(bytes(4) if harm == "L1 table" else bytes(7) + b"\x01")
     else:
         Path(f"{file}.leaves" if harm == "leaves" else file).unlink()
     with pytest.raises(InvalidError, match="is broken"):

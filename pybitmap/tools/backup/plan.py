@@ -49,6 +49,9 @@ from .manifest import LOCK, Copy, Manifest
 PREFIX = "pybitmap-"
 UNCUT = "-uncut"
 GRANULARITY = 65536  # bytes
+#: Copies that lie over each other: QEMU opens the files of all of them, of which a process may have
+#: 1024 as a rule, and takes the longer for each the more they are.
+LONGEST = 500
 
 MODES = ("auto", "full", "incremental")
 
@@ -181,6 +184,8 @@ def plan(manifest: Manifest, disk: Disk, mode: str) -> Plan:
     """
     last = _newest(manifest, disk.name)
     reason = _why_full(last, disk) if mode != "full" else "a full one was asked for"
+    if reason is None and last is not None and len(manifest.chain(last[1])) >= LONGEST:
+        reason = f"its chain has {LONGEST} copies: pybitmap prune makes it shorter"
     if reason is not None:
         return full(disk, reason, mode)
     assert last is not None

@@ -245,11 +245,14 @@ class _Run:
 
     def _broken(self, parent: Copy) -> str | None:
         """Why nothing should lie over a copy. Its content is not looked at: verify does that."""
+        folder = self.repository.path
         chain = self.repository.manifest.chain(parent)
         try:
             check_chain(self.repository, chain)
             for each in chain:
                 check_regular(self.repository.leaves_of(each))
+            head = self.repository.path_of(parent).name
+            run("qemu-img", "info", "-f", "qcow2", "--backing-chain", head, folder=folder)
         except StoreError as error:
             return f"the copy that an increment would lie over is broken: {error}"
         return None
