@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from .._core import NotCopied
-from .._fork import in_child
+from .._fork import Process, in_child
 from .._guard import Guard
 from ..errors import ClosedError, MismatchError, StateError
 from ..hbitmap import HBitmap, Taken
@@ -64,7 +64,7 @@ class Tracker(NotCopied, ABC):
         self._what = what
         self._log = HBitmap(size, granularity)
         self._lock = RLock()
-        self._forked = False
+        self._process = Process()
         self._closed = False
         _trackers.add(self)
 
@@ -163,7 +163,7 @@ class Tracker(NotCopied, ABC):
         """
         if self._closed:
             raise ClosedError(f"the tracker of {self._what} is closed")
-        if self._forked and not self._forks:
+        if not (self._forks or self._process.is_this()):
             raise StateError(
                 f"the tracker of {self._what} is the parent's, of whose writes it tells: "
                 "make one in this process"
@@ -220,4 +220,3 @@ def _after_fork() -> None:
     """In the child: the thread that had a lock may be gone."""
     for tracker in _trackers:
         tracker._lock = RLock()
-        tracker._forked = True

@@ -151,8 +151,7 @@ class MemoryTracker(Tracker):
         if code == errno.EBADF:
             raise ClosedError(f"the tracker of {self._what} is closed")
         if code == errno.ESRCH:
-            self._forked = True
-            self._check()
+            self._check()  # in the child of a fork
         if code in (errno.ENXIO, errno.EPERM):
             now = "no longer mapped" if code == errno.ENXIO else "mapped anew"
             raise StoreError(
