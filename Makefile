@@ -24,7 +24,7 @@ TSAN = -O1 -fsanitize=thread
 # The other byte order, and a weaker order of memory. Compilers are MACHINE-linux-gnu-gcc.
 MACHINES = s390x aarch64
 
-.PHONY: help run test test-pure build bench bench-c bench-stores results lint types asan asan-c asan-py tsan cross \
+.PHONY: help run test test-pure build bench bench-c bench-stores bench-tools results lint types asan asan-c asan-py tsan cross \
     cross-tools $(addprefix cross-,$(MACHINES)) lockstep interrupts histories \
     test-minimal systems wheel docs man first-hour clean
 
@@ -69,6 +69,11 @@ bench: $(VENV)/.bench ## Measure from Python, beside peers (BENCH_OPTS: --only s
 
 bench-stores: $(VENV)/.dev ## Measure stores beside plain reads and writes (BENCH_OPTS goes to pytest)
 	$(BIN)/python -m pytest bench/bench_local.py bench/bench_qcow2.py $(BENCH_OPTS)
+
+bench-tools: $(VENV)/.test ## Measure backups beside QEMU's own jobs, nbdkit beside its own plugins, scans of many disks
+	$(BIN)/python bench/bench_backup.py
+	$(BIN)/python bench/bench_nbdkit.py
+	$(BIN)/python bench/bench_fleet.py --scale 3
 
 results: $(VENV)/.bench build/bench/bench ## Measure everything, write bench/RESULTS.md and its plots (RESULTS_OPTS: --large, --redraw)
 	$(BIN)/python bench/results.py --compiler $(CC) --c-program build/bench/bench $(RESULTS_OPTS)
