@@ -50,6 +50,8 @@ for file in /etc/resolv.conf /etc/hosts /etc/ssl/certs/ca-certificates.crt; do
         cp --remove-destination "$file" "$root$file"
     fi
 done
+# Once more for pip: the package of the certificates writes its own.
+cp --remove-destination /etc/ssl/certs/ca-certificates.crt "$root/root/certificates.crt" 2> /dev/null || true
 
 # A folder of its own, since what is compiled in place is nobody else's; environments are kept beside it.
 rm -rf --one-file-system "$root/root/pybitmap"
@@ -62,6 +64,7 @@ cat > "$root/root/inside" <<'INSIDE'
 set -euo pipefail
 # pip keeps no second copy of what the environments have.
 export DEBIAN_FRONTEND=noninteractive PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+[ ! -e /root/certificates.crt ] || export PIP_CERT=/root/certificates.crt
 packages=()
 while [ "$1" != -- ]; do packages+=("$1"); shift; done
 shift

@@ -179,7 +179,9 @@ class _Work:
             room = os.lseek(device.fileno(), 0, os.SEEK_END)
             if room < size:
                 raise InvalidError(f"'{path}' has {room} bytes, and the disk {size}")
-            self._convert(path, ["-n"])
+            # Not by the page cache: zeroes by fallocate(2) fail with EBUSY where it has what was
+            # just written, since the device is held here and not there.
+            self._convert(path, ["-n", "-t", "none"])
             os.fsync(device.fileno())
             file = {"driver": "host_device", "filename": os.fspath(path)}
             self._check({"driver": "raw", "size": size, "file": file}, path.parent)

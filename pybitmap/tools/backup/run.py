@@ -36,7 +36,7 @@ from ..._fork import Process
 from ...errors import BitmapError, ExistsError, InvalidError, StoreError
 from ...sizes import is_granularity
 from ...store.base import Progress
-from ..monitor import TIMEOUT, Monitor
+from ..monitor import TIMEOUT, CommandError, Monitor
 from .copies import check_chain, image_of
 from .hashing import extents, new_copy
 from .images import Images
@@ -267,7 +267,11 @@ class _Run:
         tasks = [self._target(monitor, number, each, names) for number, each in enumerate(plans)]
         self._check_room(tasks)
         step("targets")
-        begun = self._instant(monitor, tasks, names)
+        try:
+            begun = self._instant(monitor, tasks, names)
+        except CommandError:
+            self.disks.check(plans)  # knows better words, if QEMU has refused what is another now
+            raise
         self.disks.check(plans)
         failed: dict[str, str] = {}
         ends = copied(monitor, tasks, self.progress)
