@@ -178,8 +178,9 @@ def _connect(path: Path, process: subprocess.Popen[bytes]) -> socket.socket:
 
 
 def _start(arguments: list[str], log: IO[bytes], *, pipes: bool = False) -> subprocess.Popen[bytes]:
-    # It dies with Python whatever happens, even by SIGKILL.
-    setpriv = shutil.which("setpriv")
+    # It dies with Python whatever happens, even by SIGKILL: by the end of its input, or with the
+    # thread that starts it, which is Python's only if that is the main one.
+    setpriv = None if pipes else shutil.which("setpriv")
     with_python = [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
     return subprocess.Popen(
         [*with_python, *arguments],
