@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""Writes to an SQLite database for ever: ``database_writer.py DATABASE``.
+"""Writes to an SQLite database until its input ends: ``database_writer.py DATABASE``.
 
 Each transaction adds rows n and -n, so they sum up to 0, in pages here and there; n is printed once
 it is committed. The journal keeps its file, since that is a disk of its own.
+
+Not until it is killed: QEMU's FUSE exports may wait for ever for a request that was taken back.
 """
 
 from __future__ import annotations
 
 import itertools
+import select
 import sqlite3
 import sys
 
@@ -24,6 +27,8 @@ def main() -> None:
         database.execute("UPDATE total SET number = number + 1")
         database.execute("COMMIT")
         print(number, flush=True)
+        if select.select([sys.stdin], [], [], 0)[0]:
+            break
 
 
 if __name__ == "__main__":

@@ -37,7 +37,10 @@ class Writer:
     def __init__(self, database: Path) -> None:
         self.committed = 0
         self.process = subprocess.Popen(
-            [sys.executable, WRITER, database], stdout=subprocess.PIPE, text=True
+            [sys.executable, WRITER, database],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         self._thread = threading.Thread(target=self._read)
         self._thread.start()
@@ -54,7 +57,8 @@ class Writer:
             time.sleep(0.001)
 
     def stop(self) -> None:
-        self.process.kill()
+        assert self.process.stdin is not None
+        self.process.stdin.close()
         with self.process:
             self._thread.join()
 
