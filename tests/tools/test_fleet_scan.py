@@ -590,12 +590,30 @@ def test_old_results_of_other_targets_are_not_taken(
 # ---- the folder -----------------------------------------------------------------------------
 
 
-def test_a_folder_of_something_else_is_refused(scan: Any, tmp_path: Path) -> None:
-    (tmp_path / "fleet").mkdir()
-    (tmp_path / "fleet" / "letter").write_text("dear")
-    with pytest.raises(InvalidError, match="'letter' is in it"):
+@pytest.mark.parametrize(
+    "name",
+    ["letter", "results/letter", "results/0123.new", "new-vms/disk", "tables-2025/1", "current"],
+)
+def test_a_folder_of_something_else_is_refused(scan: Any, tmp_path: Path, name: str) -> None:
+    """Also one in which something has nearly a name of ours: it is never deleted."""
+    other = tmp_path / "fleet" / name
+    other.parent.mkdir(parents=True)
+    other.write_text("dear")
+    with pytest.raises(InvalidError, match=r"'[a-z0-9./-]+' is in it"):
         scan([])
-    assert [path.name for path in (tmp_path / "fleet").iterdir()] == ["letter"]
+    assert [path for path in (tmp_path / "fleet").rglob("*") if path.is_file()] == [other]
+
+
+@pytest.mark.parametrize("name", ["results/letter", "new-vms/disk", "tables-2025/1"])
+def test_what_others_put_into_the_folder_meanwhile_is_not_deleted(
+    scan: Any, tmp_path: Path, ten: list[Target], name: str
+) -> None:
+    def put(what: str, done: int, total: int | None) -> None:
+        (tmp_path / "fleet" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "fleet" / name).write_text("dear")
+
+    assert scan(ten, progress=put).states == {State.READY: 10}
+    assert (tmp_path / "fleet" / name).read_text() == "dear"
 
 
 @pytest.mark.parametrize("name", ["a*", "a?", "[a]", "{a,b}", b"\xff"])
@@ -740,13 +758,11 @@ def test_a_full_disk_ends_the_run_and_the_next_goes_on(
     if sys.platform != "linux" or os.geteuid() != 0:
         pytest.skip("only root of a Linux machine can mount")
     with mounted(tmp_path / "m", "-t", "tmpfs", "-o", "size=1M", "tmpfs") as small:
-        filler = small / "fleet"
-        filler.mkdir()
-        (filler / "results").mkdir()
-        (filler / "results" / "filler").write_bytes(bytes(1012 << 10))
+        filler = small / "filler"
+        filler.write_bytes(bytes(1012 << 10))
         with pytest.raises(StoreError, match="No space left"):
             fleet.scan(ten, small / "fleet", executor=threads)
-        (filler / "results" / "filler").unlink()
+        filler.unlink()
         assert fleet.scan(ten, small / "fleet", executor=threads).states == {State.READY: 10}
 
         def fill(what: str, done: int, total: int | None) -> None:

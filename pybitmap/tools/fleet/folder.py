@@ -13,6 +13,9 @@ Each result and each set of tables appears by one rename. So a kill leaves old t
 and whole results, of which the next scan takes those that are young enough; leftovers go with it.
 A result has its length and a checksum, since after a crash of the system a file may lack its end.
 
+Whatever has another name than these is somebody else's: a folder with such things in it is refused,
+and nothing is deleted but by these names.
+
 Readers take no lock of the folder. They hold a shared one (flock) on ``disks.parquet``, and
 whoever would delete these leaves that to the next one if he cannot have an exclusive one.
 
@@ -26,6 +29,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -45,6 +49,12 @@ DISKS, CHAINS, EXTENTS = "disks.parquet", "chains.parquet", "extents"
 
 _LOCK, _RESULTS, _CURRENT = "lock", "results", "current"
 _TABLES, _NEW = "tables-", "new-"
+_OURS = re.compile(
+    f"{_LOCK}|{_RESULTS}|{_CURRENT}|{_TABLES}[0-9a-f]{{12}}"
+    rf"|{_NEW}[0-9a-f]{{12}}(\.link|\.spill|\.merge)?",
+    re.ASCII,
+)
+_RESULT = re.compile(r"[0-9a-f]{40}(\.new)?", re.ASCII)
 _MAGIC = b"pybitmap fleet result 1\n"
 
 
@@ -109,10 +119,10 @@ class Folder:
         self._process = Process()
         with reported(f"cannot use '{self.path}'"):
             self.path.mkdir(exist_ok=True)
-            others = [name for name in os.listdir(self.path) if not _is_ours(name)]
-            if others:
+            other = min(_others(self.path), default=None)
+            if other is not None:
                 raise InvalidError(
-                    f"'{self.path}' is no fleet's folder: '{min(others)}' is in it. "
+                    f"'{self.path}' is no fleet's folder: '{other}' is in it. "
                     "Choose an empty one, or one that is to be made"
                 )
             self._lock = _locked(self.path)
@@ -184,8 +194,9 @@ class Folder:
         """All results: the next scan begins anew."""
         self.check()
         with reported(f"cannot clear up '{self._results}'"):
-            shutil.rmtree(self._results)
-            self._results.mkdir()
+            for name in os.listdir(self._results):
+                if _RESULT.fullmatch(name):
+                    (self._results / name).unlink()
 
     # ---- tables ---------------------------------------------------------------------------------
 
@@ -222,7 +233,7 @@ class Folder:
         current = None
         with suppress(OSError):
             current = os.readlink(self.path / _CURRENT)
-        for name in os.listdir(self.path):
+        for name in filter(_OURS.fullmatch, os.listdir(self.path)):
             path = self.path / name
             if name.startswith(_NEW):
                 with suppress(OSError):
@@ -271,8 +282,15 @@ def _current(path: Path) -> tuple[Path, FileIO]:
                 raise StoreError(f"'{path}' is damaged: its tables '{folder.name}' are missing")
 
 
-def _is_ours(name: str) -> bool:
-    return name in (_LOCK, _RESULTS, _CURRENT) or name.startswith((_TABLES, _NEW))
+def _others(path: Path) -> Iterator[str]:
+    """What is in a folder and was not made here."""
+    for name in os.listdir(path):
+        if not _OURS.fullmatch(name) or (name == _CURRENT and not (path / name).is_symlink()):
+            yield name
+        elif name == _RESULTS:
+            for each in os.listdir(path / name):
+                if not _RESULT.fullmatch(each):
+                    yield os.path.join(name, each)
 
 
 def _locked(folder: Path) -> FileIO:
