@@ -630,6 +630,21 @@ def test_a_folders_name_may_have_quotes(tmp_path: Path, threads: Executor) -> No
     assert [row["state"] for row in fleet.plan(where, "states")] == ["ready"]
 
 
+def test_a_folder_below_names_of_columns_has_its_own_rows(tmp_path: Path, scan: Any) -> None:
+    """Hive's folders are called so, and readers of Parquet may take them at their word."""
+    mark(LocalStore(tmp_path / "s"), "n", [(0, 1)])
+    targets = fleet.find([tmp_path / "s"], host="h")
+    where = tmp_path / "host=x" / "state=vanished" / "size=5" / "length=7" / "epoch=1"
+    where.mkdir(parents=True)
+    scan(targets)
+    shutil.copytree(tmp_path / "fleet", where / "fleet", symlinks=True)
+    for query in fleet.queries():
+        assert fleet.plan(where / "fleet", query) == fleet.plan(tmp_path / "fleet", query)
+    fleet.union([tmp_path / "fleet"], tmp_path / "u")
+    fleet.union([where / "fleet"], where / "u")
+    assert list(fleet.plan(where / "u", "order")) == list(fleet.plan(tmp_path / "u", "order"))
+
+
 def test_a_second_scan_of_the_same_folder_is_refused(scan: Any, ten: list[Target]) -> None:
     refused: list[object] = []
 

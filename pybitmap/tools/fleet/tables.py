@@ -381,24 +381,28 @@ def lay_open(db: DuckDBPyConnection, folder: Path, suffix: str = "") -> None:
     with translated(f"cannot read '{folder}'"):
         for name in (DISKS, CHAINS):
             view = name.partition(".")[0] + suffix
-            source = f"read_parquet({literal(str(folder / name))})"
-            db.execute(f"CREATE VIEW {view} AS SELECT * FROM {source}")
+            db.execute(f"CREATE VIEW {view} AS {_reading([folder / name])}")
         files = [folder / EXTENTS] if any((folder / EXTENTS).iterdir()) else []
-        db.execute(f"CREATE VIEW extents{suffix} AS {_reading(files, '/*/*/*.parquet')}")
+        source = _reading_extents(files, "/*/*/*.parquet")
+        db.execute(f"CREATE VIEW extents{suffix} AS {source}")
 
 
 def extents_of(folders: Iterable[Path], host: str) -> str:
     """A SELECT of the extents of a host in the tables of several folders."""
     found = [_of_host(folder, host) for folder in folders]
-    return _reading([each for each in found if each.exists()], "/*/*.parquet")
+    return _reading_extents([each for each in found if each.exists()], "/*/*.parquet")
 
 
-def _reading(folders: Sequence[Path], pattern: str) -> str:
+def _reading_extents(folders: Sequence[Path], pattern: str) -> str:
     if not folders:
         return (
             "SELECT ''::VARCHAR AS disk, ''::VARCHAR AS host, ''::VARCHAR AS bitmap,"
             " ''::VARCHAR AS epoch, 0::BIGINT AS \"offset\", 0::BIGINT AS length WHERE false"
         )
-    files = ", ".join(literal(f"{each}{pattern}") for each in folders)
-    # The files say hosts and epochs themselves, and say them exactly.
-    return f"SELECT * FROM read_parquet([{files}], hive_partitioning = false)"
+    return _reading(f"{each}{pattern}" for each in folders)
+
+
+def _reading(files: Iterable[Path | str]) -> str:
+    names = ", ".join(literal(str(each)) for each in files)
+    # The files say all columns themselves, and exactly. Folders above may be called `size=5`.
+    return f"SELECT * FROM read_parquet([{names}], hive_partitioning = false)"
