@@ -115,7 +115,7 @@ def scan_command(
     """Read the bitmaps of many TARGETs into tables.
 
     TARGET is a qcow2 image, a local store, a backup directory, a folder in which all of these are
-    meant, however deep, or a glob in quotes.
+    meant, however deep, or a glob in quotes. Links to other folders are not followed.
 
     What is locked, broken or not there is a row with the reason. A scan that is interrupted is
     taken up by the next one to the same DIR, for twelve hours; the tables appear at its end, at

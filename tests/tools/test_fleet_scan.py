@@ -396,6 +396,55 @@ def test_folders_globs_and_names_find_each_target_once(
         fleet.find(["a"], host="")
 
 
+def test_what_cannot_be_looked_at_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever may list a folder may be refused what is in it: its files, and folders in it."""
+    for name in ("closed/disk", "closed/sub/disk", "whole/disk"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        create(tmp_path / name)
+    status = os.stat
+
+    def refused(path: Any, *args: Any, **options: Any) -> os.stat_result:
+        if not isinstance(path, int) and "/closed/" in os.fspath(path):
+            raise PermissionError(13, "Permission denied")
+        return status(path, *args, **options)
+
+    monkeypatch.setattr(os, "stat", refused)
+    found = {os.path.relpath(target.path, tmp_path) for target in fleet.find([tmp_path])}
+    assert found == {"closed/disk", "closed/sub", "whole/disk"}
+
+
+def test_links_that_lead_nowhere_are_rows_as_if_they_were_named(tmp_path: Path, scan: Any) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "unmounted").symlink_to("/nowhere/vm1.qcow2")
+    (folder / "itself").symlink_to("itself")
+    scan(fleet.find([folder]))
+    found = {name: state for name, (state, _) in states(tmp_path).items()}
+    assert found == {"unmounted": "vanished", "itself": "unreadable"}
+    assert fleet.find([folder]) == fleet.find([folder / "unmounted", folder / "itself"])
+
+
+def test_folders_are_walked_however_deep(
+    memory_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    depth = sys.getrecursionlimit() + 10
+    if os.pathconf(memory_path, "PC_PATH_MAX") < 3 * depth:
+        pytest.skip("no path is so long here")
+    monkeypatch.chdir(memory_path)
+    for _ in range(depth):
+        os.mkdir("d")
+        os.chdir("d")
+    create(Path("disk"))
+    os.chdir(memory_path)
+    try:
+        [target] = fleet.find(["d"])
+        assert target.path == f"{memory_path}/{'d/' * depth}disk"
+        with suppress(InvalidError):  # glob.glob calls itself, as a rule
+            assert fleet.find(["d/**/disk"]) == [target]
+    finally:
+        subprocess.run(["rm", "-r", "d"], check=True)
+
+
 # ---- backup directories ---------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ import csv
 import glob
 import os
 import socket
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 
 from ...errors import InvalidError, UnsupportedError
@@ -35,11 +36,11 @@ def find(
     :param host: of all of them; None: this one
     :param bitmaps: names of those that count; none: all
     :param force_share: read them without locks
-    :raises InvalidError: if the host has no name
+    :raises InvalidError: if the host has no name, or folders are too deep for a glob
 
-    Folders are walked without following links, so that none is walked twice. One that cannot be
-    read is a target, which the scan says of. Nothing is kept open or changed; what comes or goes
-    meanwhile is found or not.
+    Folders are walked without following links to others, so that none is walked twice. What cannot
+    be looked at, a folder too, and a link that leads nowhere, is a target, which the scan says of.
+    Nothing is kept open or changed; what comes or goes meanwhile is found or not.
 
     >>> [(os.path.basename(target.path), target.host) for target in find(["."], host="h1")]
     [('vm1.bitmaps', 'h1')]
@@ -123,7 +124,10 @@ def _identity(path: str) -> object:
 
 def _paths(path: str, pattern: str) -> Iterator[str]:
     if not os.path.lexists(path) and glob.has_magic(pattern):
-        matches = sorted(glob.glob(pattern, recursive=True))
+        try:
+            matches = sorted(glob.glob(pattern, recursive=True))
+        except RecursionError:
+            raise InvalidError(f"'{pattern}': too deep for a glob; name the folder") from None
         if not matches:
             yield path
         for match in matches:
@@ -135,19 +139,20 @@ def _paths(path: str, pattern: str) -> Iterator[str]:
 
 
 def _walk(folder: str) -> Iterator[str]:
-    unreadable: list[str] = []
-    for where, folders, files in os.walk(
-        folder, onerror=lambda error: unreadable.append(error.filename)
-    ):
-        targets = [name for name in folders if _is_target(os.path.join(where, name))]
-        folders[:] = [name for name in folders if name not in targets]
-        for name in [*targets, *files]:
-            path = os.path.join(where, name)
-            if name in targets or _is_target(path):
+    waiting = [folder]
+    while waiting:
+        where = waiting.pop()
+        try:
+            with os.scandir(where) as entries:
+                found = [(each.path, each.is_dir(follow_symlinks=False)) for each in entries]
+        except OSError:  # the scan says which
+            yield where
+            continue
+        for path, is_folder in found:
+            if _is_target(path):
                 yield path
-        yield from unreadable
-        unreadable.clear()
-    yield from unreadable
+            elif is_folder:
+                waiting.append(path)
 
 
 def _is_target(path: str) -> bool:
@@ -158,5 +163,14 @@ def _is_target(path: str) -> bool:
     except UnsupportedError:  # an image, which the scan says of that it has no bitmaps
         return True
     except OSError:
-        # A file that cannot be opened may be one. A folder is told of when it is walked.
-        return not os.path.isdir(path) and os.path.isfile(path)
+        return _may_be_target(path)
+
+
+def _may_be_target(path: str) -> bool:
+    """What cannot be looked at may be one. Of a folder it is told when it is walked."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return os.path.islink(path)  # which leads nowhere; else it was deleted just now
+    except OSError:
+        return True
