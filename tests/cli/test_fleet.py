@@ -84,6 +84,16 @@ def test_a_scan_says_what_it_found(run: Run, tmp_path: Path, store: Path) -> Non
     )
 
 
+def test_what_is_listed_and_named_is_counted_once(run: Run, tmp_path: Path, store: Path) -> None:
+    (tmp_path / "link").symlink_to(store)
+    (tmp_path / "l").write_text("host,path\nh,link\n")
+    scan = ("fleet", "scan", "--list", tmp_path / "l", store, "--to", tmp_path / "f", "-j", "1")
+    found = run(*scan, "--host", "h", "--json")
+    assert json.loads(found.out)["states"] == {"ready": 3}
+    found = run(*scan, "--host", "other", "--json")
+    assert json.loads(found.out)["states"] == {"ready": 6}
+
+
 def test_the_questions_are_listed(run: Run, folder: Path) -> None:
     shown = run("fleet", "plan", folder).out
     for name in ("links", "order", "full", "hottest", "granularity", "chains", "states"):

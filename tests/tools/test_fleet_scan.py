@@ -344,6 +344,29 @@ def test_a_list_says_hosts(tmp_path: Path, scan: Any) -> None:
     assert rows_in(tmp_path / "fleet", query) == [("h,2", "vanished"), ("h1", "ready")]
 
 
+def test_a_list_means_each_target_of_a_host_once(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    image = create(folder / "disk")
+    (tmp_path / "link").symlink_to(image)
+    os.link(image, folder / "hard")
+    mark(LocalStore(folder / "store"), "n", [])
+    (folder / "again").symlink_to("store")
+    (tmp_path / "l").write_text(
+        "host,path\nh1,images/disk\nh1,link\nh1,images/hard\nh2,images/hard\nh1,images/store\n"
+        "h1,images/again\nh1,not there\nh1,not there\n"
+    )
+    found = [
+        (each.host, os.path.relpath(each.path, tmp_path)) for each in fleet.listed(tmp_path / "l")
+    ]
+    assert found == [
+        ("h1", "link"),
+        ("h2", "images/hard"),
+        ("h1", "images/again"),
+        ("h1", "not there"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -51,11 +51,8 @@ def find(
         raise InvalidError("a host has a name of one character at least")
     names_of = tuple(bitmaps)
     found = {path for name in names for path in _paths(absolute(name), os.fsdecode(name))}
-    named: dict[object, str] = {}
-    for path in sorted(found, key=lambda path: (path.count("/"), os.fsencode(path))):
-        named.setdefault(_identity(path), path)
-    paths = sorted(named.values(), key=os.fsencode)
-    return [Target(path, host, names_of, force_share) for path in paths]
+    paths = sorted(found, key=os.fsencode)
+    return once([Target(path, host, names_of, force_share) for path in paths])
 
 
 def listed(
@@ -64,8 +61,9 @@ def listed(
     """The targets of a list: CSV with the columns ``host`` and ``path``, and any others.
 
     Names with commas, quotes or newlines are quoted as CSV has it; bytes that are no UTF-8 are
-    taken as they are. Relative paths start at the folder that the list is in. What stands there
-    twice is meant once; each path is one target, never a folder or a glob.
+    taken as they are. Relative paths start at the folder that the list is in. Each path is one
+    target, never a folder or a glob. What a host has twice is meant once, however many links lead
+    to it, by the path that is the least deep.
 
     :raises InvalidError: for a list without these columns, or a row without one of them
     :raises OSError: if it cannot be read
@@ -77,13 +75,21 @@ def listed(
     """
     folder = os.path.dirname(os.path.abspath(os.fsdecode(path)))
     names_of = tuple(bitmaps)
-    targets = {
-        Target(
-            absolute(os.path.join(folder, row["path"])), row["host"], names_of, force_share
-        ): None
-        for _, row in rows_of(path, ("host", "path"))
-    }
-    return list(targets)
+    return once(
+        [
+            Target(absolute(os.path.join(folder, row["path"])), row["host"], names_of, force_share)
+            for _, row in rows_of(path, ("host", "path"))
+        ]
+    )
+
+
+def once(targets: Sequence[Target]) -> list[Target]:
+    """Of the targets of a host that are one file, that whose path is the least deep."""
+    first: dict[object, Target] = {}
+    for each in sorted(targets, key=lambda each: (each.path.count("/"), os.fsencode(each.path))):
+        first.setdefault((each.host, _identity(each.path)), each)
+    chosen = set(first.values())
+    return [each for each in dict.fromkeys(targets) if each in chosen]
 
 
 def rows_of(
