@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from images import asked, create, qemu_img, qemu_io
+from peers import package, peer
 
 pytest.importorskip("duckdb", reason="fleets are an extra: pip install '.[fleet]'")
 pytest.importorskip("numpy", reason="fleets are an extra: pip install '.[fleet]'")
@@ -544,6 +545,29 @@ def test_of_a_disk_that_could_not_be_read_no_bitmap_is_known_to_be_missing(
         scan(fleet.find([image, tmp_path / "b1"]))
     query = "SELECT state FROM disks"
     assert rows_in(tmp_path / "fleet", query) == [("locked",)]
+
+
+def test_after_a_backup_what_was_written_is_all_that_is_dirty(tmp_path: Path, scan: Any) -> None:
+    """A backup's second bitmap is all dirty: the union with it would be the whole disk."""
+    package("qemu.qmp")
+    peer("qemu-storage-daemon", "qemu-system-common")
+    from pybitmap.tools.backup import backup
+
+    image = create(tmp_path / "vm1.qcow2", 1 << 30)
+    backup([str(image)], tmp_path / "b")
+    qemu_io(image, "write 0 1M")
+    nbytes = (1 << 20) + GROUP  # and the last group, which a backup begins with
+    report = scan(fleet.find([image, tmp_path / "b"]))
+    assert (report.states, report.dirty_bytes) == ({State.READY: 1}, nbytes)
+    fleet.union([tmp_path / "fleet"], tmp_path / "u")
+    for folder in ("fleet", "u"):
+        [row] = fleet.plan(tmp_path / folder, "order")
+        assert (row["job"], row["nbytes"]) == ("increment", nbytes)
+    [bitmap] = rows_in(tmp_path / "fleet", "SELECT bitmap FROM disks")[0]
+    report = scan(fleet.find([image], bitmaps=[f"{bitmap}-uncut"]))
+    assert report.dirty_bytes == 1 << 30
+    mark(Qcow2Store(image), "n", [(0, 1)], "mine-uncut")
+    assert scan(fleet.find([image])).states == {State.READY: 2}
 
 
 def test_a_backup_directory_that_is_damaged_is_a_row(tmp_path: Path, scan: Any) -> None:

@@ -177,6 +177,12 @@ def leftovers(names: Collection[str], tag: str, keep: Collection[str]) -> list[s
     return found
 
 
+def tells_cuts(name: str) -> bool:
+    """Is it the second bitmap of a point, which is no record of what was written?"""
+    match = _NAME.fullmatch(name)
+    return match is not None and match[3] is not None
+
+
 def plan(manifest: Manifest, disk: Disk, mode: str) -> Plan:
     """What is to be done with a disk.
 

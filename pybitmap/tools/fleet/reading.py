@@ -124,6 +124,8 @@ def _read_node(target: Target, store: Store, node: str | None, disk: Disk) -> It
             bitmap = reading.bitmap
             if target.bitmaps and bitmap.name not in target.bitmaps:
                 continue
+            if not target.bitmaps and bitmap.reason is None and _is_all_dirty(bitmap.name):
+                continue
             known = replace(
                 disk,
                 bitmap=text_of(bitmap.name),
@@ -142,6 +144,15 @@ def _read_node(target: Target, store: Store, node: str | None, disk: Disk) -> It
             nbytes = int(extents[:, 1].sum())
             known = replace(known, state=State.READY, dirty_bytes=nbytes, extents=len(extents))
             yield known, packed(extents, volume.size, bitmap.granularity)
+
+
+def _is_all_dirty(name: str) -> bool:
+    """Is it of the bitmaps that a backup has for something else than what was written?"""
+    if not name.endswith("-uncut"):
+        return False
+    from ..backup.plan import tells_cuts  # which others do without
+
+    return tells_cuts(name)
 
 
 def _without(disk: Disk, error: Exception) -> Disk:
