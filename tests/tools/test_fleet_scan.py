@@ -534,6 +534,24 @@ def test_a_bitmap_that_a_backup_rests_on_and_no_disk_has_is_a_row(
     )
 
 
+def test_a_bitmap_that_was_not_asked_for_is_not_missing(tmp_path: Path, scan: Any) -> None:
+    image = create(tmp_path / "vm1.qcow2", SIZE)
+    mark(Qcow2Store(image), "n", [(0, 1)], "point")
+    mark(Qcow2Store(image), "n", [(GROUP, 1)], "mine")
+    [first] = repository(tmp_path / "b1", "vm1.qcow2", "point", 1)
+    repository(tmp_path / "b2", "vm1.qcow2", "lost", 1)
+    query = "SELECT bitmap, state, epoch FROM disks ORDER BY bitmap"
+    for asked_for, rows in {
+        "mine": [("mine", "ready", "0")],
+        "point": [("point", "ready", first)],
+        "lost": [(None, "no bitmap", "0"), ("lost", "no bitmap", first)],
+    }.items():
+        scan(fleet.find([image, tmp_path / "b1", tmp_path / "b2"], bitmaps=[asked_for]))
+        assert rows_in(tmp_path / "fleet", query + " NULLS FIRST") == rows
+        [job] = fleet.plan(tmp_path / "fleet", "order")
+        assert job["job"] == ("full" if asked_for == "lost" else "increment")
+
+
 def test_of_a_disk_that_could_not_be_read_no_bitmap_is_known_to_be_missing(
     tmp_path: Path, scan: Any
 ) -> None:

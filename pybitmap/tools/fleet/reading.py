@@ -177,7 +177,8 @@ def _extents(reading: Reading) -> Extents:
 
 
 def _chains(target: Target) -> list[Chain]:
-    """Of each disk of a backup directory, its newest copy."""
+    """Of each disk of a backup directory, its newest copy; if only some bitmaps are asked for, of
+    those that rest on one of them: of others it will not be known if they are there."""
     from ..backup.manifest import Repository  # which other targets do without
 
     with Repository.open(Path(target.path)) as repository:
@@ -185,6 +186,8 @@ def _chains(target: Target) -> list[Chain]:
         chains = []
         for name in manifest.disks:
             point, copy = manifest.copy(name)
+            if target.bitmaps and copy.bitmap not in target.bitmaps:
+                continue
             chains.append(
                 Chain(
                     host=text_of(target.host),
