@@ -130,7 +130,6 @@ def scan_command(
     Exit code: 0 all were read; 1 some could not be, see `pybitmap fleet plan DIR full`.
     """
     from ..tools import fleet
-    from ..tools.fleet.finding import once
 
     if not names and not lists:
         raise click.UsageError("Give a TARGET, or a --list of them.")
@@ -141,7 +140,7 @@ def scan_command(
     ]
     with progress_bars() as progress:
         targets += fleet.find(names, host=host, bitmaps=bitmaps, force_share=force_share)
-        targets = once(targets)
+        targets = fleet.once(targets)
         tell(f"{len(targets)} targets")
         report = fleet.scan(targets, into, processes=jobs, fresh=fresh, progress=progress)
     if as_json:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from .finding import find, listed
+    from .finding import find, listed, once
     from .merging import union
     from .planning import Answer, Query, plan, queries
     from .rows import Chain, Disk, Result, State, Target
@@ -42,6 +42,7 @@ __all__ = [
     "Target",
     "find",
     "listed",
+    "once",
     "plan",
     "queries",
     "scan",
@@ -49,7 +50,7 @@ __all__ = [
 ]
 
 _PLACES = {
-    **dict.fromkeys(["find", "listed"], "finding"),
+    **dict.fromkeys(["find", "listed", "once"], "finding"),
     **dict.fromkeys(["union"], "merging"),
     **dict.fromkeys(["Answer", "Query", "plan", "queries"], "planning"),
     **dict.fromkeys(["Chain", "Disk", "Result", "State", "Target"], "rows"),

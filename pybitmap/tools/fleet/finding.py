@@ -84,7 +84,13 @@ def listed(
 
 
 def once(targets: Sequence[Target]) -> list[Target]:
-    """Of the targets of a host that are one file, that whose path is the least deep."""
+    """Of the targets of a host that are one file, that whose path is the least deep: of lists and
+    folders together, for example. They keep their order.
+
+    >>> targets = [*find(["."], host="h1"), *find(["vm1.bitmaps"], host="h1")]
+    >>> len(targets), len(once(targets))
+    (2, 1)
+    """
     first: dict[object, Target] = {}
     for each in sorted(targets, key=lambda each: (each.path.count("/"), os.fsencode(each.path))):
         first.setdefault((each.host, _identity(each.path)), each)
