@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from pybitmap import BitmapError, HBitmap, InvalidError, NotFoundError, StoreError
 from pybitmap.sizes import granularity_bits
 from pybitmap.tools import fleet
-from pybitmap.tools.fleet import Disk, Result, State, Target
+from pybitmap.tools.fleet import Chain, Disk, Result, State, Target
 from pybitmap.tools.fleet.rows import Packed, areas_of, packed
 
 COUNT = 10_000
@@ -490,6 +490,49 @@ def test_disks_as_large_as_can_be_are_summed(tables: Any) -> None:
     assert rows_in(folder.with_name("u"), "SELECT sum(dirty_bytes) FROM disks") == [
         (3 * size + 2 * group - 1,)
     ]
+
+
+def test_the_order_names_disks_of_which_nothing_is_known_last(tables: Any) -> None:
+    folder = tables(
+        (disk("all"), [(0, 1 << 20)]),
+        (disk("some"), [(0, 4096)]),
+        (disk("open", state=State.LOCKED, bitmap=None, size=None, reason="open"), []),
+        (disk("old", state=State.NONE, bitmap=None, size=None, reason="of version 2"), []),
+    )
+    found = rows(folder, "order", bandwidth=1 << 20, window=1)
+    assert [(row["disk"], row["job"], row["nbytes"]) for row in found] == [
+        ("some", "increment", 4096),
+        ("all", "full", 1 << 20),
+        ("old", "full", None),
+        ("open", "unknown", None),
+    ]
+    assert [row["fits"] for row in found] == [True, False, None, None]
+    assert [row["begins"] for row in found] == [0.0, 0.0, None, None]
+
+
+def test_a_hosts_own_link_is_none_that_is_called_as_the_host(tables: Any, tmp_path: Path) -> None:
+    folder = tables((disk("mine"), [(0, 4096)]), (disk("other", host="g"), [(0, 8192)]))
+    (tmp_path / "links.csv").write_text("host,link,bandwidth\ng,h,1K\n")
+    known: dict[str, Any] = {"links": tmp_path / "links.csv", "bandwidth": 4096, "window": 100}
+    ends = {row["disk"]: (row["link"], row["ends"]) for row in rows(folder, "order", **known)}
+    assert ends == {"mine": ("h", 1.0), "other": ("h", 8.0)}
+    shares = {row["host"]: row["link_share_of_window"] for row in rows(folder, "links", **known)}
+    assert shares == {"h": 0.01, "g": 0.08}
+
+
+def test_the_bitmap_that_is_asked_for_comes_before_none(tables: Any, tmp_path: Path) -> None:
+    """As of a disk whose last backup began none."""
+    chain = Chain("h", "/b", "d", 1 << 20, None, "1" * 32, 1.0, 1)
+
+    def reader(target: Target) -> Result:
+        result = given_rows((disk(), [(0, 4096)]))(target)
+        return Result(result.disks, result.contents, [chain])
+
+    with ThreadPoolExecutor(1) as threads:
+        fleet.scan([Target("/t", "h")], tmp_path / "t", reader=reader, executor=threads)
+    assert [row["job"] for row in rows(tmp_path / "t", "order")] == ["full"]
+    [row] = rows(tmp_path / "t", "order", bitmap="daily")
+    assert (row["job"], row["nbytes"]) == ("increment", 4096)
 
 
 def test_each_disk_has_one_job(folder: Path, targets: list[Target]) -> None:

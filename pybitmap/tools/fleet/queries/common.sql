@@ -6,9 +6,9 @@
 -- Values that are set from outside (--set NAME=VALUE, --bandwidth, --window, --bitmap) are variables, which getvariable()
 -- has; NULL where nobody has set them.
 
--- Each host, the link that it sends over (its own, where none is named), and bytes a second.
+-- Each host, the link that it sends over (its own, where none is named; it may be called as one that is), and bytes a second.
 CREATE VIEW paths AS
-SELECT host, coalesce(l.link, host) AS link,
+SELECT host, coalesce(l.link, host) AS link, l.link IS NULL AS own,
     coalesce(l.bandwidth, getvariable('bandwidth')::BIGINT, 125000000) AS bandwidth  -- 1 Gbit/s
 FROM (SELECT DISTINCT host FROM disks) LEFT JOIN links l USING (host);
 
@@ -19,7 +19,7 @@ SELECT * FROM disks
 WHERE bitmap IS NULL OR bitmap = coalesce(getvariable('bitmap')::VARCHAR, bitmap)
 QUALIFY row_number() OVER (
     PARTITION BY host, disk
-    ORDER BY epoch <> '0' DESC, state = 'ready' AND recording DESC, dirty_bytes DESC NULLS LAST, bitmap
+    ORDER BY bitmap IS NULL AND getvariable('bitmap') IS NOT NULL, epoch <> '0' DESC, state = 'ready' AND recording DESC, dirty_bytes DESC NULLS LAST, bitmap
 ) = 1;
 
 -- Of each disk, what tonight's job is: an increment, a full copy and why, or not known and why. nbytes is what it copies.

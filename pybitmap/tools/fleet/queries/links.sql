@@ -10,8 +10,8 @@ SELECT link, host,
     coalesce(sum(nbytes) FILTER (job = 'increment'), 0) AS increment_bytes,
     coalesce(sum(nbytes) FILTER (job = 'full'), 0) AS full_bytes,
     round(coalesce(sum(nbytes), 0) / any_value(bandwidth), 1) AS seconds,
-    round(sum(coalesce(sum(nbytes), 0)) OVER (PARTITION BY link) / any_value(bandwidth)
+    round(sum(coalesce(sum(nbytes), 0)) OVER (PARTITION BY link, own) / any_value(bandwidth)
         / coalesce(getvariable('window')::DOUBLE, 28800), 3) AS link_share_of_window
 FROM jobs JOIN paths USING (host)
-GROUP BY link, host
-ORDER BY link, host;
+GROUP BY link, own, host
+ORDER BY link, own, host;
