@@ -83,8 +83,8 @@ def exact_sizes(sizes: Iterable[int]) -> str:
 
 
 def rough_size(nbytes: int) -> str:
-    """For people, from 1 KiB up: 1313280 -> 1.3 MiB."""
-    unit = (nbytes.bit_length() - 1) // 10
+    """For people, from 1 KiB up: 1313280 -> 1.3 MiB. Sums of sizes may be beyond EiB."""
+    unit = min((nbytes.bit_length() - 1) // 10, len(_SUFFIXES))
     number = f"{nbytes / (1 << 10 * unit):.1f}"
     return f"{number[:-2] if number.endswith('.0') else number} {_SUFFIXES[unit - 1]}iB"
 

@@ -147,6 +147,11 @@ def test_an_exact_size_is_read_as_what_it_was(nbytes: int) -> None:
 
 def test_a_rough_size_is_for_people() -> None:
     assert [rough_size(n) for n in (1024, 1313280, 64 << 30)] == ["1 KiB", "1.3 MiB", "64 GiB"]
+    assert [rough_size(n << 60) for n in (1, 1 << 10, 1 << 40)] == [
+        "1 EiB",
+        "1024 EiB",
+        "1099511627776 EiB",
+    ]
 
 
 # ---- against QEMU -----------------------------------------------------------

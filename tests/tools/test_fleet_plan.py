@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import itertools
+import math
 import os
 import shutil
 import subprocess
@@ -30,7 +31,7 @@ from pybitmap import BitmapError, HBitmap, InvalidError, NotFoundError, StoreErr
 from pybitmap.sizes import granularity_bits
 from pybitmap.tools import fleet
 from pybitmap.tools.fleet import Chain, Disk, Result, State, Target
-from pybitmap.tools.fleet.rows import Packed, areas_of, packed
+from pybitmap.tools.fleet.rows import Packed, areas_of, packed, text_of
 
 COUNT = 10_000
 ROOT = Path(__file__).resolve().parents[2]
@@ -562,6 +563,24 @@ def test_queries_can_be_copied_and_changed(tables: Any, tmp_path: Path) -> None:
     assert rows(folder, "seven", queries=mine) == [{"n": 7}]
 
 
+def test_columns_of_one_name_are_all_in_the_answer(tables: Any, tmp_path: Path) -> None:
+    (tmp_path / "two.sql").write_text("SELECT 1 AS a, 2 AS a, 3 AS a_1, 4 AS a")
+    answer = fleet.plan(tables((disk(), [])), "two", queries=tmp_path)
+    assert [sorted(row.values()) for row in answer] == [[1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize("name", ["a\\b", "\udcff", "\\xff", "7"])
+def test_a_bitmap_is_asked_for_by_the_name_that_it_has_on_the_disk(
+    tables: Any, tmp_path: Path, name: str
+) -> None:
+    """Whatever the tables make of its bytes; as a scan and other commands take it."""
+    folder = tables((disk(bitmap=text_of(name)), [(0, 4096)]), (disk(bitmap="b"), [(0, 8192)]))
+    [row] = rows(folder, "order", bitmap=name)
+    assert (row["job"], row["nbytes"]) == ("increment", 4096)
+    [(*_, nbytes, _)] = merged(tmp_path, folder, bitmaps=[name])
+    assert nbytes == 4096
+
+
 def test_what_cannot_be_asked_is_told(tables: Any, tmp_path: Path) -> None:
     folder = tables((disk(), [(0, 4096)]))
     with pytest.raises(NotFoundError, match="there is no query 'ordre'; queries there: chains"):
@@ -577,6 +596,15 @@ def test_what_cannot_be_asked_is_told(tables: Any, tmp_path: Path) -> None:
     (mine / "wrong.sql").write_text("SELEC 1")
     with pytest.raises(StoreError, match=r"query 'wrong': .*SELEC"):
         fleet.plan(folder, "wrong", queries=mine)
+    for text in ("", "-- nothing\n", ";"):
+        (mine / "empty.sql").write_text(text)
+        with pytest.raises(InvalidError, match="asks nothing"):
+            fleet.plan(folder, "empty", queries=mine)
+    for name in ("bandwidth", "window"):
+        wrong: list[Any] = [0, -1, 0.0, math.nan, math.inf, "x"]
+        for value in wrong:
+            with pytest.raises(InvalidError, match=f"{name} is .*number above 0"):
+                rows(folder, "order", **{name: value})
     (mine / "bytes.sql").write_bytes(b"\xff")
     with pytest.raises(StoreError, match="no UTF-8"):
         fleet.plan(folder, "bytes", queries=mine)

@@ -25,7 +25,7 @@ from ...hbitmap import HBitmap
 from ...sizes import granularity_bits
 from ...store.base import Progress
 from .folder import Folder, reading
-from .rows import NO_EPOCH, Disk, Extents, State, areas_of
+from .rows import NO_EPOCH, Disk, Extents, State, areas_of, text_of
 from .tables import Writer, check_name, connected, extents_of, lay_open, literal, translated
 
 #: The bitmap that a union is called.
@@ -75,7 +75,7 @@ def union(
     :param sources: folders of scans or unions
     :param into: the folder for the tables, which replace those there; not one of the sources
     :param epochs: only of these; none: of all
-    :param bitmaps: only these names; none: all
+    :param bitmaps: only these names, as they are on the disks; none: all
     :param progress: as for a scan; it may raise to stop
     :returns: how many disks there are
     :raises NotFoundError: if a source has no tables
@@ -142,7 +142,8 @@ class _Merging:
         if epochs:
             self._wanted += f" AND (bitmap IS NULL OR epoch IN ({_list(epochs)}))"
         if bitmaps:
-            self._wanted += f" AND (bitmap IS NULL OR bitmap IN ({_list(bitmaps)}))"
+            names = _list(map(text_of, bitmaps))
+            self._wanted += f" AND (bitmap IS NULL OR bitmap IN ({names}))"
         disks = " UNION ALL BY NAME ".join(f"FROM disks_{number}" for number in range(len(tables)))
         self._db.execute(f"CREATE VIEW disks AS FROM ({disks}) WHERE {self._wanted}")
 

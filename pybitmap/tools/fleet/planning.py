@@ -11,9 +11,10 @@ meanwhile. Kill, drop, Ctrl-C: nothing is written. Fork: not in the child of one
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ class Query:
 class Answer:
     """A table.
 
-    :param columns: their names
+    :param columns: their names, another each: what a query calls `a` a second time is `a_1`
     :param rows: a tuple of values each
 
     >>> answer = plan("tonight", "states")
@@ -122,10 +123,11 @@ def plan(
         ``link`` and ``bandwidth``, in bytes a second, with units as other sizes; a host that is not
         in it has a link of its own
     :param variables: for queries, by name: ``bandwidth`` (bytes a second of a link that is not
-        listed), ``window`` (seconds), ``bitmap`` (its name), and what the query says
+        listed), ``window`` (seconds), ``bitmap`` (its name, as it is on the disk), and what the
+        query says
     :raises NotFoundError: if there are no tables, or no such query
-    :raises InvalidError: for a variable that the query does not look at, or a list of links that is
-        none
+    :raises InvalidError: for a variable that the query does not look at, a bandwidth or a window
+        that is none, or a list of links that is none
     :raises StoreError: if the tables cannot be read, or the query is none
 
     A scan beside it: the answer is of the tables that counted at the begin, all of it. Nothing is
@@ -144,6 +146,7 @@ def plan(
         if name not in asked.variables and name not in ("bandwidth", "window", "bitmap"):
             there = ", ".join(sorted(asked.variables))
             raise InvalidError(f"query '{query}' looks at no variable '{name}'; at these: {there}")
+    values = {name: _checked(name, value) for name, value in variables.items()}
     routes = [] if links is None else _links(links)
     with ExitStack() as stack:
         tables = stack.enter_context(reading(folder))
@@ -155,16 +158,41 @@ def plan(
             db.execute("CREATE TABLE links (host VARCHAR, link VARCHAR, bandwidth BIGINT)")
             if routes:
                 db.executemany("INSERT INTO links VALUES (?, ?, ?)", routes)
-            for name, value in variables.items():
+            for name, value in values.items():
                 db.execute(f'SET VARIABLE "{name}" = ?', [value])
             db.execute(_common(asked.path.parent))
             answer = db.execute(asked.text)
-            if answer.description is None:
+            # A text without a statement has no answer at all.
+            description = getattr(answer, "description", None)
+            if description is None:
                 raise InvalidError(f"'{asked.path}' asks nothing: its last statement is no SELECT")
-            columns = [each[0] for each in answer.description]
-            return Answer(columns, answer.fetchall())
+            return Answer(_distinct(each[0] for each in description), answer.fetchall())
         finally:
             db.close()
+
+
+def _checked(name: str, value: Value) -> Value:
+    if value is None:
+        return None
+    if name == "bitmap":
+        return text_of(str(value))  # as the tables have it
+    number = None if isinstance(value, str) else value
+    if name in ("bandwidth", "window") and not 0 < (number or 0) < math.inf:
+        raise InvalidError(f"{name} is {value!r}, and has to be a number above 0")
+    return value
+
+
+def _distinct(names: Iterable[str]) -> list[str]:
+    """As DuckDB names the columns of a table that it makes."""
+    found: dict[str, None] = {}
+    for name in names:
+        number = 0
+        unique = name
+        while unique in found:
+            number += 1
+            unique = f"{name}_{number}"
+        found[unique] = None
+    return list(found)
 
 
 _queries = queries  # of which `plan` has an argument
