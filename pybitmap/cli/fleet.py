@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..sizes import is_size, parse_size, rough_size
-from .common import Refused, json_option, note, progress_bars, rendered, tell, write
+from .common import Refused, json_option, note, progress_bars, rendered, tell, unwinding, write
 from .group import Group, command
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def scan_command(
         for each in lists
         for target in fleet.listed(each, bitmaps=bitmaps, force_share=force_share)
     ]
-    with progress_bars() as progress:
+    with unwinding(), progress_bars() as progress:
         targets += fleet.find(names, host=host, bitmaps=bitmaps, force_share=force_share)
         targets = fleet.once(targets)
         tell(f"{len(targets)} targets")
@@ -216,7 +216,7 @@ def union_command(
     """
     from ..tools import fleet
 
-    with progress_bars() as progress:
+    with unwinding(), progress_bars() as progress:
         count = fleet.union(sources, into, epochs=epochs, bitmaps=bitmaps, progress=progress)
     write(json.dumps({"disks": count}) + "\n" if as_json else f"{count} disks\n")
 

@@ -99,6 +99,28 @@ def test_a_program_that_cannot_be_imported_again_is_told_so(tmp_path: Path) -> N
     assert "__main__" in done.stdout
 
 
+def test_ctrl_c_does_not_reach_a_process_that_is_only_beginning(tmp_path: Path) -> None:
+    """It goes to all processes of a terminal, also to those that import their modules yet."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, signal, sys\n"
+        "from pybitmap.tools import fleet\n"
+        "from fleets import made, targets\n"
+        "if __name__ == '__main__':\n"
+        "    print(fleet.scan(targets(3), sys.argv[1], reader=made, processes=2).unread)\n"
+        "else:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(program), str(tmp_path / "f")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(SUPPORT)},
+    )
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_killed_leaves_no_process_and_is_taken_up(
     tmp_path: Path, notes: Path, number: int

@@ -29,7 +29,7 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future
 from concurrent.futures.process import ProcessPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import wait as wait_for
-from typing import Callable, Generic, TypeVar
+from typing import Any, Callable, Generic, TypeVar
 
 from ..._fork import Process
 from ...errors import ExecutorError
@@ -153,6 +153,18 @@ class _Running(Generic[_Task, _Answer]):
             yield answer
 
 
+class _Processes(ProcessPoolExecutor):
+    """Processes that Ctrl-C does not reach before they are told to ignore it."""
+
+    def submit(self, *args: Any, **options: Any) -> Future[Any]:
+        # It starts them, and they inherit the mask.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            return super().submit(*args, **options)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 class _Pool:
     """Processes of our own, which end with this block, or with this process.
 
@@ -162,7 +174,7 @@ class _Pool:
     def __init__(self, count: int) -> None:
         # Not forked: this process may have threads, with locks that nobody opens in a child.
         context = multiprocessing.get_context("spawn")
-        self.executor = ProcessPoolExecutor(count, context, _begin)
+        self.executor = _Processes(count, context, _begin)
         self._process = Process()
         try:
             self.executor.submit(os.getpid).result()
@@ -196,6 +208,7 @@ class _Pool:
 def _begin() -> None:
     """In each process: Ctrl-C is for who started it, and it ends when that one does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
