@@ -32,6 +32,7 @@ from pybitmap.sizes import granularity_bits
 from pybitmap.tools import fleet
 from pybitmap.tools.fleet import Chain, Disk, Result, State, Target
 from pybitmap.tools.fleet.rows import Packed, areas_of, packed, text_of
+from pybitmap.tools.fleet.tables import translated
 
 COUNT = 10_000
 ROOT = Path(__file__).resolve().parents[2]
@@ -640,6 +641,27 @@ def test_tables_that_are_damaged_are_told(tables: Any) -> None:
     shutil.rmtree(current)
     with pytest.raises(BitmapError, match="are missing"):
         fleet.plan(folder, "order")
+
+
+def test_tables_of_something_else_are_told(tables: Any, tmp_path: Path) -> None:
+    import duckdb
+
+    folder = tables((disk(), [(0, 4096)]))
+    with duckdb.connect() as db:
+        db.execute(f"COPY (SELECT 1 AS n) TO '{folder / 'current' / 'disks.parquet'}'")
+    cases: list[dict[str, Any]] = [{}, {"epochs": ["0"]}, {"bitmaps": ["daily"]}]
+    for options in cases:
+        with pytest.raises(StoreError, match=r"cannot read tables: .*not found"):
+            fleet.union([folder], tmp_path / "u", **options)
+    with pytest.raises(StoreError, match=r"query 'order': .*not found"):
+        fleet.plan(folder, "order")
+
+
+def test_ctrl_c_within_a_query_is_none_of_duckdbs_errors() -> None:
+    with pytest.raises(KeyboardInterrupt), translated("cannot write"):
+        raise RuntimeError("Query interrupted")  # as it says then
+    with pytest.raises(RuntimeError, match="other"), translated("cannot write"):
+        raise RuntimeError("other")
 
 
 def test_the_picture_of_a_night_is_that_of_the_real_plan(tmp_path: Path) -> None:

@@ -145,7 +145,8 @@ class _Merging:
             names = _list(map(text_of, bitmaps))
             self._wanted += f" AND (bitmap IS NULL OR bitmap IN ({names}))"
         disks = " UNION ALL BY NAME ".join(f"FROM disks_{number}" for number in range(len(tables)))
-        self._db.execute(f"CREATE VIEW disks AS FROM ({disks}) WHERE {self._wanted}")
+        with translated("cannot read tables"):
+            self._db.execute(f"CREATE VIEW disks AS FROM ({disks}) WHERE {self._wanted}")
 
     def __enter__(self) -> _Merging:
         return self

@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 #: Of DuckDB, in bytes: what does not fit goes to files beside the tables.
 MEMORY = 256 << 20
 
+#: What DuckDB says when a signal has come.
+_INTERRUPTED = "Query interrupted"
+
 #: Rows of extents that are handed to DuckDB at once.
 _BATCH = 1 << 18
 #: Rows of disks, likewise.
@@ -98,11 +101,19 @@ def literal(text: str) -> str:
 
 @contextmanager
 def translated(what: str) -> Iterator[None]:
-    """DuckDB's errors become ours."""
+    """DuckDB's errors become ours.
+
+    What the handler of a signal raises within a query, as that of Ctrl-C does, is lost there: a
+    KeyboardInterrupt stands for it.
+    """
     try:
         yield
     except duckdb.InterruptException:
         raise KeyboardInterrupt from None
+    except RuntimeError as error:
+        if str(error) == _INTERRUPTED:
+            raise KeyboardInterrupt from None
+        raise
     except duckdb.OutOfMemoryException as error:
         raise MemoryError(f"{what}: {error}") from error
     except duckdb.Error as error:
