@@ -206,8 +206,8 @@ def union_command(
     """Merge the bitmaps of each disk, of several scans.
 
     Each disk then has one bitmap, "union": what is dirty in any of them. If one of them cannot be
-    used, neither can the union, and its row says why. A disk that a scan did not name is not missed
-    there.
+    used, or is not there by the name of --bitmap, neither can the union, and its row says why. A
+    disk that a scan did not name is not missed there.
 
     \b
     Examples:

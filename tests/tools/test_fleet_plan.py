@@ -358,6 +358,29 @@ def test_a_union_of_some_bitmaps_only(tmp_path: Path, tables: Any) -> None:
     assert state == "inconsistent"
 
 
+def test_a_union_of_a_bitmap_that_a_disk_lacks_on_one_night_cannot_be_used(
+    tmp_path: Path, tables: Any
+) -> None:
+    """What was written that night is in none of those that are asked for."""
+    monday = tables((disk("a"), [(0, 4096)]), (disk("b"), [(0, 4096)]), (disk("c"), []))
+    tuesday = tables(
+        (disk("a", read_at=2.0), [(4096, 4096)]),
+        (disk("b", bitmap="weekly", read_at=2.0), [(4096, 4096)]),
+        (disk("e", bitmap="weekly", read_at=2.0), [(4096, 4096)]),
+    )
+    found = merged(tmp_path, monday, tuesday, bitmaps=["daily"])
+    assert [(row[0], row[1], row[2], row[4]) for row in found] == [
+        ("a", "ready", 1 << 20, 8192),
+        ("b", "no bitmap", 1 << 20, None),
+        ("c", "ready", 1 << 20, 0),  # which Tuesday does not name at all
+        ("e", "no bitmap", 1 << 20, None),
+    ]
+    assert found[1][-1] == "it has no bitmap of the name that was asked for"
+    full = {row["disk"]: row["job"] for row in rows(tmp_path / "u", "order")}
+    assert full == {"a": "increment", "b": "full", "c": "increment", "e": "full"}
+    assert len(merged(tmp_path, monday, tuesday, epochs=["1"])) == 0
+
+
 def test_a_union_into_a_source_or_of_nothing_is_refused(tmp_path: Path, tables: Any) -> None:
     source = tables((disk(), []))
     with pytest.raises(InvalidError, match="into itself"):

@@ -61,6 +61,14 @@ _ROWS = """
     ORDER BY k.host, k.disk
 """
 
+#: A disk that has none of the bitmaps that are asked for, where others of its are known.
+_LACKING = """
+    SELECT host, disk, arg_max(target, read_at) AS target, any_value(node) AS node,
+        max(read_at) AS read_at, arg_max(size, read_at) AS size, '0' AS epoch,
+        'no bitmap' AS state, 'it has no bitmap of the name that was asked for' AS reason
+    FROM {source} GROUP BY host, disk HAVING NOT bool_or(bitmap IS NULL OR bitmap IN ({names}))
+"""
+
 
 def union(
     sources: Sequence[str | os.PathLike[str]],
@@ -83,8 +91,9 @@ def union(
     :raises StoreError, LockedError: as for a scan
 
     The new bitmap has the finest granularity of those merged, and the size that was read last; what
-    lies behind that is left out. If one of them cannot be used, neither can the union: its row has
-    the state of that, and the reason.
+    lies behind that is left out. If one of them cannot be used, or a disk that a source knows has
+    no bitmap of those names there, neither can the union: its row has the state of that, and the
+    reason. With epochs, disks that have none of them are left out.
 
     A kill, Ctrl-C or an error at any moment: the old tables of ``into`` count, and what was begun
     goes with the next writer. A second writer there is refused; readers, and scans of the sources,
@@ -141,12 +150,17 @@ class _Merging:
         self._wanted = "true"
         if epochs:
             self._wanted += f" AND (bitmap IS NULL OR epoch IN ({_list(epochs)}))"
+        names = ""
         if bitmaps:
             names = _list(map(text_of, bitmaps))
             self._wanted += f" AND (bitmap IS NULL OR bitmap IN ({names}))"
-        disks = " UNION ALL BY NAME ".join(f"FROM disks_{number}" for number in range(len(tables)))
+        parts = []
+        for number in range(len(tables)):
+            parts.append(f"FROM disks_{number} WHERE {self._wanted}")
+            if bitmaps:
+                parts.append(_LACKING.format(source=f"disks_{number}", names=names))
         with translated("cannot read tables"):
-            self._db.execute(f"CREATE VIEW disks AS FROM ({disks}) WHERE {self._wanted}")
+            self._db.execute(f"CREATE VIEW disks AS {' UNION ALL BY NAME '.join(parts)}")
 
     def __enter__(self) -> _Merging:
         return self
