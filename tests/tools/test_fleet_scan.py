@@ -24,6 +24,7 @@ from peers import package, peer
 pytest.importorskip("duckdb", reason="fleets are an extra: pip install '.[fleet]'")
 pytest.importorskip("numpy", reason="fleets are an extra: pip install '.[fleet]'")
 
+import numpy as np
 from fleet_run import AtOnce
 from fleets import extents_in, rows_in
 
@@ -32,10 +33,11 @@ from pybitmap.store import LocalStore, Qcow2Store, Store
 from pybitmap.store import local as local_store
 from pybitmap.store.qcow2 import store as qcow2_store
 from pybitmap.tools import fleet
-from pybitmap.tools.fleet import State, Target
+from pybitmap.tools.fleet import Disk, Result, State, Target
 from pybitmap.tools.fleet.reading import read
 from pybitmap.tools.fleet.rows import text_of
 
+ROW = Disk("h", "d", "/a", State.READY, 1.0, bitmap="b", size=1 << 20, granularity=4096)
 SIZE = (1 << 30) + 512
 GROUP = 64 << 10
 
@@ -251,9 +253,15 @@ def test_a_disk_that_cannot_be_read_leaves_the_others_of_its_store(
 
 @pytest.mark.parametrize(
     "error",
-    [RuntimeError("odd"), MemoryError("9 GiB"), OSError(5, "I/O"), PermissionError(13, "no")],
+    [
+        RuntimeError("odd"),
+        MemoryError("9 GiB"),
+        OSError(5, "I/O"),
+        PermissionError(13, "no"),
+        SystemExit(7),
+    ],
 )
-def test_whatever_a_reader_raises_is_a_row(scan: Any, tmp_path: Path, error: Exception) -> None:
+def test_whatever_a_reader_raises_is_a_row(scan: Any, tmp_path: Path, error: BaseException) -> None:
     def raises(target: Target) -> Any:
         raise error
 
@@ -261,6 +269,31 @@ def test_whatever_a_reader_raises_is_a_row(scan: Any, tmp_path: Path, error: Exc
     assert report.states == {State.UNREADABLE: 1}
     [(reason,)] = rows_in(tmp_path / "fleet", "SELECT reason FROM disks")
     assert str(error.args[-1]) in reason
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (None, "answered NoneType"),
+        (Result([ROW], []), "1 disks have 0 contents"),
+        (Result([ROW], [None]), "'d' is ready, and has no extents"),
+        (Result([replace(ROW, state=State.NONE, reason="\udcff")], [None]), "surrogates"),
+        (Result([replace(ROW, state=State.NONE, size=np.int64(7))], [None]), "int64"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_a_reader_cannot_answer_is_a_row_and_the_others_are_read(
+    scan: Any, tmp_path: Path, ten: list[Target], answer: Any, words: str
+) -> None:
+    def reader(target: Target) -> Any:
+        return read(target) if target in ten else answer
+
+    assert scan([*ten, Target("/a", "h")], reader=reader).states == {
+        State.READY: 10,
+        State.UNREADABLE: 1,
+    }
+    query = "SELECT reason FROM disks WHERE state <> 'ready'"
+    [(reason,)] = rows_in(tmp_path / "fleet", query)
+    assert words in reason
 
 
 def test_a_running_machines_image_is_read_only_if_that_is_asked_for(
@@ -757,6 +790,25 @@ def test_a_folder_below_names_of_columns_has_its_own_rows(tmp_path: Path, scan: 
     fleet.union([tmp_path / "fleet"], tmp_path / "u")
     fleet.union([where / "fleet"], where / "u")
     assert list(fleet.plan(where / "u", "order")) == list(fleet.plan(tmp_path / "u", "order"))
+
+
+def test_tables_stay_if_it_is_not_known_which_count(
+    scan: Any, tmp_path: Path, ten: list[Target], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan(ten)
+    with monkeypatch.context() as patch:
+
+        def fail(path: Any) -> str:
+            raise OSError(5, "Input/output error")
+
+        def stop(what: str, done: int, total: int | None) -> None:
+            if what == "writing tables":
+                raise KeyboardInterrupt
+
+        patch.setattr(os, "readlink", fail)
+        with pytest.raises(KeyboardInterrupt):
+            scan(ten[:3], progress=stop)
+    assert rows_in(tmp_path / "fleet", "SELECT count(*) FROM disks") == [(10,)]
 
 
 def test_a_second_scan_of_the_same_folder_is_refused(scan: Any, ten: list[Target]) -> None:

@@ -230,9 +230,12 @@ class Folder:
 
     def _sweep(self) -> None:
         """Delete tables that do not count, and that nobody reads."""
-        current = None
-        with suppress(OSError):
+        try:
             current = os.readlink(self.path / _CURRENT)
+        except FileNotFoundError:
+            current = None
+        except OSError:  # it is not known which count
+            return
         for name in filter(_OURS.fullmatch, os.listdir(self.path)):
             path = self.path / name
             if name.startswith(_NEW):

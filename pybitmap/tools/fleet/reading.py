@@ -13,6 +13,7 @@ same target.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ MANIFEST = "manifest.json"
 _Found = tuple[Disk, "Packed | None"]
 
 
-#: What reads a target. It may raise: see :func:`answered`.
+#: What reads a target. It may raise, or answer what cannot be: see :func:`answered`.
 Reader = Callable[[Target], Result]
 
 
@@ -42,9 +43,25 @@ def answered(reader: Reader, target: Target) -> Result:
     """What a reader says of a target; its errors are rows with the reason."""
     now = time.time()
     try:
-        return reader(target)
-    except Exception as error:  # whatever it is, and not the end of all others
+        return _checked(reader(target))
+    except (Exception, SystemExit) as error:  # whatever it is, and not the end of all others
         return failed(target, _state_of(error), _words(error), now)
+
+
+def _checked(result: Result) -> Result:
+    """What a reader answers has to go into tables with that of all others.
+
+    :raises TypeError, ValueError: if it cannot
+    """
+    if not isinstance(result, Result):
+        raise TypeError(f"its reader answered {type(result).__name__}, and no Result")
+    if len(result.disks) != len(result.contents):
+        raise ValueError(f"{len(result.disks)} disks have {len(result.contents)} contents")
+    for disk, content in zip(result.disks, result.contents):
+        if disk.state is State.READY and content is None:
+            raise ValueError(f"disk '{disk.disk}' is ready, and has no extents")
+    json.dumps(result.header(), ensure_ascii=False).encode()
+    return result
 
 
 def keyed(reader: Reader, target: Target) -> tuple[str, Result]:
@@ -74,7 +91,7 @@ def read(target: Target) -> Result:
     return Result([disk for disk, _ in rows], [content for _, content in rows])
 
 
-def _state_of(error: Exception) -> State:
+def _state_of(error: BaseException) -> State:
     if isinstance(error, LockedError):
         return State.LOCKED
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
@@ -84,7 +101,7 @@ def _state_of(error: Exception) -> State:
     return State.UNREADABLE
 
 
-def _words(error: Exception) -> str:
+def _words(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return f"there is not enough memory to read it ({error})"
     if isinstance(error, BitmapError):
