@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import logging
 import os
 import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -33,7 +36,7 @@ from fleets import made, rows_in
 from pybitmap import BlockGraph, StoreError
 from pybitmap.errors import ExecutorError
 from pybitmap.tools import fleet
-from pybitmap.tools.fleet import State, Target, running
+from pybitmap.tools.fleet import Result, State, Target, running
 from pybitmap.tools.fleet.reading import keyed, read
 
 SUPPORT = Path(fleet_run.__file__).parent
@@ -175,41 +178,62 @@ def test_a_progress_that_raises_ends_processes_that_hang(tmp_path: Path, notes: 
         gone(int(note.name))
 
 
-def test_a_child_of_a_fork_can_neither_go_on_nor_undo(tmp_path: Path) -> None:
-    said: list[str] = []
+@pytest.mark.parametrize("fork", [os.fork, ctypes.PyDLL(None).fork], ids=["python", "c"])
+@pytest.mark.parametrize("leaves", [False, True])
+@pytest.mark.parametrize("what", ["reading targets", "writing tables", "merging disks"])
+def test_a_child_of_a_fork_can_neither_go_on_nor_undo(
+    tmp_path: Path, what: str, leaves: bool, fork: Callable[[], int]
+) -> None:
+    """Whether it comes back from the progress or leaves it, it ends by no crash, and in time."""
+    parent = os.getpid()
+    reading, writing = os.pipe()
 
-    def fork(what: str, done: int, total: int | None) -> None:
-        if done != 2 or said:
+    def progress(doing: str, done: int, total: int | None) -> None:
+        if doing != what or done != 2 or os.getpid() != parent or children:
             return
-        reading, writing = os.pipe()
-        child = os.fork()
-        if child:
-            os.close(writing)
-            with open(reading) as answer:
-                said.append(answer.read())
-            os.waitpid(child, 0)
-        else:
-            children.append(writing)
+        child = fork()
+        if not child:
+            signal.alarm(60)  # or it would wait for good, and its parent for it
+            if leaves:
+                raise ValueError("it leaves")
+            return
+        children.append(child)
+        forked.set()
+
+    def reader(target: Target) -> Result:
+        if target not in targets[:2]:
+            forked.wait()
+        return made(target)
 
     children: list[int] = []
     targets = named(*["h"] * 6)
+    forked = threading.Event()
+    if what != "reading targets":
+        forked.set()
+    threads = ThreadPoolExecutor(2)
     try:
-        with ThreadPoolExecutor(1) as threads:
-            report = fleet.scan(
-                targets, tmp_path / "f", reader=made, executor=AtOnce(), progress=fork
-            )
+        fleet.scan(targets, tmp_path / "f", reader=reader, executor=threads, progress=progress)
+        fleet.union([tmp_path / "f"], tmp_path / "u", progress=progress)
     except BaseException as error:
-        if children:
-            os.write(children[0], str(error).encode())
-            os._exit(0)
-        raise
-    if children:
-        os.write(children[0], b"it went on")
-        os._exit(0)
-    assert threads is not None
-    assert f"is being changed by process {os.getpid()}" in said[0]
-    assert report.states == {State.READY: 6}
+        if os.getpid() == parent:
+            raise
+        os.write(writing, str(error).encode())
+        del error
+        gc.collect()
+        os._exit(7)
+    if os.getpid() != parent:
+        os._exit(8)
+    threads.shutdown()
+    os.close(writing)
+    [child] = children
+    with open(reading) as answer:
+        said = answer.read()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert ("it leaves" if leaves else f"is being changed by process {parent}") in said
     each_once(tmp_path / "f", targets, {State.READY: 6})
+    assert rows_in(tmp_path / "u", "SELECT state, count(*) FROM disks GROUP BY ALL") == [
+        ("ready", 6)
+    ]
 
 
 # ---- a caller's executors -------------------------------------------------------------------

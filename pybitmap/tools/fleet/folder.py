@@ -40,6 +40,7 @@ from uuid import uuid4
 
 from ..._fork import Process
 from ...errors import InvalidError, LockedError, NotFoundError, StoreError, UnsupportedError
+from ...store.base import Progress
 from ...store.files import lock_holders, reported, sync_directory, sync_file
 from ...store.opened import opened
 from ...store.unlocked import lacking
@@ -155,6 +156,16 @@ class Folder:
                 f"'{self.path}' is being changed by process {self._process.pid}: "
                 "it cannot be on both sides of a fork"
             )
+
+    def told(self, progress: Progress | None) -> Progress:
+        """A caller's progress, which may come back in the child of a fork: that ends there."""
+
+        def tell(what: str, done: int, total: int | None) -> None:
+            if progress is not None:
+                progress(what, done, total)
+            self.check()
+
+        return tell
 
     # ---- results --------------------------------------------------------------------------------
 

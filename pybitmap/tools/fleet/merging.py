@@ -20,13 +20,23 @@ from typing import Any
 
 import numpy as np
 
+from ..._fork import Process
 from ...errors import InvalidError
 from ...hbitmap import HBitmap
 from ...sizes import granularity_bits
 from ...store.base import Progress
 from .folder import Folder, reading
 from .rows import NO_EPOCH, Disk, Extents, State, areas_of, text_of
-from .tables import Writer, check_name, connected, extents_of, lay_open, literal, translated
+from .tables import (
+    Writer,
+    check_name,
+    connected,
+    extents_of,
+    lay_open,
+    let_go,
+    literal,
+    translated,
+)
 
 #: The bitmap that a union is called.
 UNION = "union"
@@ -104,10 +114,10 @@ def union(
     """
     if not sources:
         raise InvalidError("a union needs one folder of a scan at least")
-    tell = progress or (lambda what, done, total: None)
     with ExitStack() as stack:
         folder = stack.enter_context(Folder(into))
         check_name(folder.path)
+        tell = folder.told(progress)
         for each in sources:
             if os.path.realpath(each) == os.path.realpath(folder.path):
                 raise InvalidError(f"'{os.fspath(each)}' cannot be merged into itself")
@@ -143,6 +153,7 @@ class _Merging:
         epochs: Collection[str],
         bitmaps: Collection[str],
     ) -> None:
+        self._process = Process()
         self._db = connected(spill.with_name(spill.name + ".merge"))
         self._tables = tables
         for number, each in enumerate(tables):
@@ -166,7 +177,7 @@ class _Merging:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._db.close()
+        let_go(self._db, self._process)
 
     def rows(self) -> list[Disk]:
         """Of each disk its union, without what is dirty."""

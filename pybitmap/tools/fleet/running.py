@@ -113,6 +113,7 @@ class _Running(Generic[_Task, _Answer]):
         self, executor: Executor, function: Callable[[_Task], _Answer], tasks: deque[_Task]
     ) -> None:
         self._executor, self._function, self._tasks = executor, function, tasks
+        self._process = Process()
         #: Why the executor broke; None: it did not.
         self.error: BaseException | None = None
         #: Tasks that were under way then, and have no answer.
@@ -132,8 +133,10 @@ class _Running(Generic[_Task, _Answer]):
                 future, task = under_way.popitem()
                 yield from self._answer(future, task)
         finally:
-            for future in under_way:
-                future.cancel()
+            # In the child of a fork a thread that is not there may have one locked.
+            if self._process.is_this():
+                for future in under_way:
+                    future.cancel()
 
     def _submit(self, under_way: dict[Future[_Answer], _Task], ahead: int) -> None:
         try:

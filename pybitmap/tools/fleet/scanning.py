@@ -107,10 +107,10 @@ def scan(
     """
     if processes is not None and processes < 1:
         raise InvalidError(f"{processes} processes read nothing: one at least")
-    tell = progress or _nobody
     todo = dict.fromkeys(targets)
     with Folder(into) as folder:
         check_name(folder.path)
+        tell = folder.told(progress)
         if fresh:
             folder.forget()
         missing = _missing(folder, todo, max_age)
@@ -121,10 +121,6 @@ def scan(
         report = _tabulate(folder, list(todo), resumed, tell)
         folder.forget()
     return report
-
-
-def _nobody(what: str, done: int, total: int | None) -> None:
-    pass
 
 
 def _missing(folder: Folder, targets: Iterable[Target], max_age: float) -> list[Target]:

@@ -20,6 +20,7 @@ so what a writer takes does not grow with the fleet.
 
 from __future__ import annotations
 
+import ctypes
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ from urllib.parse import quote
 import duckdb
 import numpy as np
 
+from ..._fork import Process
 from ...errors import CorruptError, InvalidError, StoreError
 from .folder import CHAINS, DISKS, EXTENTS
 from .rows import NO_EPOCH, Chain, Disk, Extents, State
@@ -92,6 +94,17 @@ def connected(spill: Path) -> DuckDBPyConnection:
         "temp_directory": str(spill),
     }
     return duckdb.connect(":memory:", config=config)
+
+
+def let_go(db: DuckDBPyConnection, process: Process) -> None:
+    """Close it; but not in the child of a fork, which has not its threads, and would crash.
+
+    :param process: that made it
+    """
+    if process.is_this():
+        db.close()
+    elif hasattr(ctypes, "pythonapi"):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(db))  # never to be collected
 
 
 def literal(text: str) -> str:
@@ -196,6 +209,7 @@ class Writer:
         """
         check_name(folder)
         self._folder = folder
+        self._process = Process()
         self._spill = folder.with_name(folder.name + ".spill")
         with translated(f"cannot write in '{folder}'"):
             self._db = connected(self._spill)
@@ -213,7 +227,7 @@ class Writer:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._db.close()
+        let_go(self._db, self._process)
 
     def add(self, disk: Disk, epoch: str = NO_EPOCH, chain_length: int | None = None) -> int:
         """A row; its number. What is dirty is counted when its extents are written."""
