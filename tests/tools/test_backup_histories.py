@@ -148,7 +148,8 @@ class History:
             for _ in range(self.rng.choice([1, 2, 2]))
         ]
         if len(sizes) == 2:
-            sizes[1] = self.rng.choice([len(self.held[name]), sizes[1]])
+            end = -(-sizes[0] // self.granularity) * self.granularity  # of a bitmap's group
+            sizes[1] = self.rng.choice([len(self.held[name]), sizes[1], end])
         self._resize(name, sizes)
 
     def _resize(self, name: str, sizes: list[int]) -> None:

@@ -371,6 +371,27 @@ def test_holes_beside_small_data_and_marked_ones_are_no_reason(folder: Path) -> 
 
 
 @pytest.mark.parametrize("kind", ["image", "raw"])
+@pytest.mark.parametrize(("old", "new"), [(64 * K, 64 * K), (M, 512), (4 * K, M)])
+def test_a_disk_that_was_cut_amid_the_group_that_is_its_last_does_not_get_that_back(
+    folder: Path, kind: str, old: int, new: int
+) -> None:
+    a, raw, to = new_image(folder, "a"), Raw(folder, "r"), folder / "to"
+    write(a, "write -P 7 0 4M", format="qcow2")
+    raw.write(7, 0, 4 * M)
+    source: Place = a if kind == "image" else raw.source
+    backup([source], to, granularity=old)
+    sizes = old // 2, 4 * M, old
+    raw.resize(*sizes)
+    for size in sizes:
+        qemu_img("resize", "-q", "--shrink", str(a), str(size))
+    for _ in range(2):
+        done = backup([source], to, granularity=new)
+        assert not fulls(done) or kind == "raw"
+        copy = done.point.copies[0]
+        assert content(to / copy.file) == (content(a) if kind == "image" else raw.path.read_bytes())
+
+
+@pytest.mark.parametrize("kind", ["image", "raw"])
 @pytest.mark.parametrize("step", ["recovered", "planned"])
 def test_a_disk_resized_before_it_is_locked_is_not_copied_wrong(
     folder: Path, kind: str, step: str

@@ -192,6 +192,41 @@ def test_what_a_disk_loses_by_shrinking_does_not_come_back(
         assert copied(to, done, "d") == of(machine, "d")
 
 
+@pytest.mark.parametrize("kind", ["qcow2", "raw"])
+@pytest.mark.parametrize("old", [4 * K, 64 * K, M])
+@pytest.mark.parametrize("new", [512, 64 * K, M])
+def test_a_disk_that_was_cut_amid_the_group_that_is_its_last_does_not_get_that_back(
+    folder: Path, kind: str, old: int, new: int
+) -> None:
+    to = folder / "to"
+    path = new_raw(folder, "d") if kind == "raw" else new_image(folder, "d", cluster_size="4k")
+    with Machine({"d": path}) as machine:
+        machine.write("d", "write -P 7 0 4M")
+        backup(["d"], to, qmp=machine.qmp, granularity=old)
+        machine.resize("d", old // 2, 4 * M, old)
+        done = backup(["d"], to, qmp=machine.qmp, granularity=new)
+        assert not fulls(done)
+        assert copied(to, done, "d") == of(machine, "d")
+        machine.write("d", "write -P 8 0 512")
+        done = backup(["d"], to, qmp=machine.qmp)
+        assert not fulls(done)
+        assert copied(to, done, "d") == of(machine, "d")
+
+
+def test_a_smaller_disk_that_is_read_only_is_copied_in_full(folder: Path) -> None:
+    to, path = folder / "to", new_image(folder, "d")
+    write(path, "write -P 7 0 4M", format="qcow2")
+    backup([Source(str(path), "d")], to)
+    for size in (512, 4 * M, 64 * K):
+        qemu_img("resize", "-q", "--shrink", str(path), str(size))
+    with Machine({}, nbd=False) as machine:
+        file = {"driver": "file", "filename": str(path)}
+        machine.must("blockdev-add", driver="qcow2", node_name="d", file=file, read_only=True)
+        done = backup(["d"], to, qmp=machine.qmp)
+        assert "read only" in str(fulls(done)["d"])
+        assert copied(to, done, "d") == content(path, shared=True)
+
+
 def test_two_directories_take_from_the_same_disk(machine: Machine, folder: Path) -> None:
     daily, weekly = folder / "daily", folder / "weekly"
     backup(["a"], weekly, qmp=machine.qmp)

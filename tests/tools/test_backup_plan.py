@@ -83,6 +83,13 @@ def test_a_disk_that_only_shrank_or_only_grew_is_an_increment() -> None:
     assert not plan(listed(), disk(OLD, WHOLE, size=99 * K), "auto").full
 
 
+def test_the_last_group_of_a_smaller_disk_is_not_known_unless_it_was_the_last_before() -> None:
+    for size, shrunk in ((5 * K, True), (7 * K, True), (7 * K + 512, False), (9 * K, False)):
+        uncut = replace(WHOLE, count=min(8, -(-size // K)) * K)
+        assert plan(listed(), disk(OLD, uncut, size=size), "auto").shrunk == shrunk
+    assert not plan(listed(), disk(size=5 * K), "auto").shrunk
+
+
 def test_growth_from_amid_a_cluster_larger_than_a_group_is_a_full_copy() -> None:
     odd, even = listed(size=8 * K - 512), listed()
     large = disk(OLD, WHOLE, size=99 * K, cluster=4 * K)

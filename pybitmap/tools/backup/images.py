@@ -152,7 +152,7 @@ class Images(Disks):
         for plan in plans:
             image = self._images[plan.disk.name]
             with _explained(image):
-                _add(image, names, granularity)
+                _add(image, plan, names, granularity)
         for plan in plans:
             image = self._images[plan.disk.name]
             if image.raw:
@@ -454,8 +454,9 @@ def _common(
             other = next(right, None)
 
 
-def _add(image: _Image, names: Names, granularity: int) -> None:
-    """The bitmaps of a new point, in one switch; nothing is in use at any moment."""
+def _add(image: _Image, plan: Plan, names: Names, granularity: int) -> None:
+    """The bitmaps of a new point, and what the old one lacks, in one switch; nothing is in use at
+    any moment."""
     store = image.store
     with BlockGraph() as graph:
         label = image.node or image.label
@@ -464,7 +465,7 @@ def _add(image: _Image, names: Names, granularity: int) -> None:
             graph.add_node(label, store=store)
         finally:
             store.at_rest = False
-        marks = add_marks(graph, image.size, granularity)
+        marks = add_marks(graph, plan, granularity)
         with graph.transaction(close=True) as tx:
             disk = image.source.name
             name, uncut = names.bitmap(disk, image.file), names.uncut(disk, image.file)
@@ -472,6 +473,8 @@ def _add(image: _Image, names: Names, granularity: int) -> None:
             tx.merge(label, name, [marks[END]])
             tx.add(label, uncut, granularity, persistent=True, disabled=True)
             tx.merge(label, uncut, [marks[ALL]])
+            if plan.shrunk and plan.old is not None:
+                tx.merge(label, plan.old.name, [marks[END]])
 
 
 def _of_held(image: _Image, name: str) -> Found | None:

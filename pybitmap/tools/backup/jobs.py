@@ -12,6 +12,8 @@ The same for a machine that runs and for a daemon that has the disks open, read 
     transaction                       ---- the instant ----
       add NEW, merge end              NEW records                  NEW: nobody names it either
       add NEW-uncut, merge all
+      merge end into OLD, if the      OLD has more than it had     harmless
+        disk is smaller
       remove all, end of the file
       blockdev-backup                 running -> pending           and a job, which waits for ever
     job-finalize                      concluded, without error
@@ -45,7 +47,7 @@ from ...errors import StoreError
 from ...store import Qcow2Store
 from ...store.base import Progress
 from ..monitor import Action, CommandError, Monitor, UnansweredError, action
-from .plan import PREFIX, Found, Plan, node_of
+from .plan import PREFIX, Found, Plan, last_group, node_of
 
 #: Bitmaps of a new target, which go at the instant: what QEMU merges from them has no other way in.
 ALL, END, OLD = "all", "end", "old"
@@ -85,23 +87,17 @@ class JobError(StoreError):
 # ---- the way there --------------------------------------------------------------------------
 
 
-def add_marks(graph: BlockGraph, size: int, granularity: int) -> dict[str, tuple[str, str]]:
+def add_marks(graph: BlockGraph, plan: Plan, granularity: int) -> dict[str, tuple[str, str]]:
     """Two bitmaps to be merged, of a node in memory, with that: ALL is dirty, END in the last
-    group.
-
-    :param size: of the disk, in bytes
-    """
+    group, of the old bitmap's too."""
+    size = plan.disk.size
+    coarser = granularity if plan.old is None else max(granularity, plan.old.granularity)
     node = graph.add_node("\0marks", size)
-    for name, start in ((ALL, 0), (END, last_group(size, granularity))):
+    for name, start in ((ALL, 0), (END, last_group(size, coarser))):
         bitmap = node.add_bitmap(name, granularity)
         node.mark_dirty(start, size - start)
         bitmap.disable()
     return {name: (node.name, name) for name in (ALL, END)}
-
-
-def last_group(size: int, granularity: int) -> int:
-    """Where it begins, on a disk of that size; all in bytes."""
-    return max(size - 1, 0) // granularity * granularity
 
 
 def give(

@@ -46,6 +46,7 @@ class Live(Disks):
         self._sources = sources
         self._nodes: dict[str, str] = {}  # of disks
         self._persistent: dict[str, bool] = {}
+        self._read_only: set[str] = set()
 
     def look(self) -> list[Disk]:
         nodes = nodes_of(self.monitor)
@@ -56,6 +57,8 @@ class Live(Disks):
             disks.append(_disk(source, node))
             self._nodes[source.name] = node["node-name"]
             self._persistent[source.name] = _keeps_bitmaps(node)
+            if node["ro"]:
+                self._read_only.add(source.name)
         twice = [
             each for each in self._nodes if list(self._nodes.values()).count(self._nodes[each]) > 1
         ]
@@ -65,6 +68,8 @@ class Live(Disks):
 
     def doubt(self, plan: Plan, repository: Repository) -> str | None:
         """QEMU has marked whatever came to the disk."""
+        if plan.shrunk and plan.disk.name in self._read_only:
+            return "it was made smaller, and is read only, as its bitmaps are"
         return None
 
     def recover(self, folder: Path) -> list[str]:
@@ -78,7 +83,7 @@ class Live(Disks):
 
     def mark(self, plan: Plan, path: Path, granularity: int) -> Sequence[str]:
         with BlockGraph() as graph:
-            marks = add_marks(graph, plan.disk.size, granularity)
+            marks = add_marks(graph, plan, granularity)
             give(graph, path, granularity, marks)
         return tuple(marks)
 
@@ -99,6 +104,8 @@ class Live(Disks):
                 )
             )
             made.append(merging(task, name, marks))
+        if task.plan.shrunk and task.bitmap is not None:
+            made.append(merging(task, task.bitmap, END))
         return made
 
     def check(self, plans: Sequence[Plan]) -> None:

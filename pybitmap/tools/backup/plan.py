@@ -24,7 +24,9 @@ would come back in silence. The second one does, whatever was written since::
 
 The last group is dirty in the recording one from the begin: a disk that ends amid a cluster may,
 when it grows, show what an earlier, larger one had left in the rest of it. And an increment without
-it was made by a bitmap that somebody has cleared.
+it was made by a bitmap that somebody has cleared. When a disk has become smaller, its last group is
+another, which the recording one gets with the next point: the disk may have been cut amid that, and
+have grown to the end of it, which the second one does not tell.
 
 The tag is the backup directory's: several of them may take from the same disk. The names are data
 of the manifest; the tag of its newest bitmap is the directory's, and before there is one its path
@@ -110,6 +112,15 @@ class Plan:
     @property
     def full(self) -> bool:
         return self.parent is None
+
+    @property
+    def shrunk(self) -> bool:
+        """Has the disk another last group than at the parent's point? Nobody knows if it was cut
+        amid it."""
+        if self.parent is None or self.old is None:
+            return False
+        before, now = self.parent[1].size, self.disk.size
+        return last_group(now, self.old.granularity) < last_group(before, self.old.granularity)
 
 
 class Names:
@@ -257,6 +268,11 @@ def _why_full(last: tuple[str, Copy] | None, disk: Disk) -> str | None:
         if disk.cluster > old.granularity and copy.size % disk.cluster:
             return "it has grown from a size amid one of its clusters"
     return None
+
+
+def last_group(size: int, granularity: int) -> int:
+    """Where it begins, on a disk of that size; all in bytes."""
+    return max(size - 1, 0) // granularity * granularity
 
 
 def was_cut(uncut: Found, before: int, now: int) -> bool:

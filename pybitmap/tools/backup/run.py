@@ -40,10 +40,22 @@ from ..monitor import TIMEOUT, CommandError, Monitor
 from .copies import check_chain, image_of
 from .hashing import extents, new_copy
 from .images import Images
-from .jobs import JobError, Task, begin, copied, finish, last_group, open_target
+from .jobs import JobError, Task, begin, copied, finish, open_target
 from .live import Live
 from .manifest import MANIFEST, Copy, Point, Repository, check_regular
-from .plan import GRANULARITY, MODES, Disk, Names, Plan, full, kept, leftovers, plan, tag_of
+from .plan import (
+    GRANULARITY,
+    MODES,
+    Disk,
+    Names,
+    Plan,
+    full,
+    kept,
+    last_group,
+    leftovers,
+    plan,
+    tag_of,
+)
 from .qemu import program, run
 from .source import Disks, Source, check_names
 
