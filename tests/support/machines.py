@@ -36,13 +36,20 @@ class Machine:
     :param disks: by the name of their node
     :param system: a qemu-system-x86_64; else a qemu-storage-daemon, which starts faster
     :param nbd: has exports to be written to; sizes cannot change while they are there
+    :param incoming: waits to be migrated to, which :meth:`migrate` does
     """
 
     def __init__(
-        self, disks: Mapping[str, Path], *, system: bool = False, nbd: bool = True, drive: str = ""
+        self,
+        disks: Mapping[str, Path],
+        *,
+        system: bool = False,
+        nbd: bool = True,
+        drive: str = "",
+        incoming: bool = False,
     ) -> None:
         self.disks = dict(disks)
-        self._system, self._nbd, self._drive = system, nbd, drive
+        self._system, self._nbd, self._drive, self._incoming = system, nbd, drive, incoming
         self.folder = Path(tempfile.mkdtemp(prefix="machine-"))
         self._client: QmpClient | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -85,6 +92,8 @@ class Machine:
         command += [f"{dash}chardev", f"socket,id=own,path={own},server=on,wait=on", *monitor]
         if self._drive:
             command += ["-drive", self._drive]
+        if self._incoming:
+            command += ["-incoming", f"unix:{self.folder}/incoming"]
         setpriv = shutil.which("setpriv")
         if setpriv:
             command = [setpriv, "--pdeathsig", "KILL", "--", *command]
@@ -129,6 +138,14 @@ class Machine:
         with suppress(subprocess.TimeoutExpired):
             return self._process.wait(10) == -signal.SIGABRT
         return False
+
+    def migrate(self, other: Machine) -> None:
+        """Its disks are the other's then."""
+        self.must("migrate", uri=f"unix:{other.folder}/incoming")
+        while self.must("query-migrate").get("status") != "completed":
+            pass
+        while other.must("query-status")["status"] == "inmigrate":
+            pass
 
     def stop(self) -> None:
         """Orderly: bitmaps are stored."""

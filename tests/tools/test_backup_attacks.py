@@ -247,6 +247,35 @@ def test_a_snapshot_right_before_the_instant_is_noticed(tmp_path: Path) -> None:
         assert set(machine.bitmaps("overlay")) == needed(done, "vda")
 
 
+@pytest.mark.parametrize("step", ["", "planned", "targets", "before"])
+def test_a_machine_that_has_not_arrived_or_has_gone_is_not_backed_up(
+    tmp_path: Path, step: str
+) -> None:
+    """Its disks are written to by another one."""
+    to = tmp_path / "to"
+    drive = f"file={filled(tmp_path, 'a', 1)},format=qcow2,if=virtio,id=vda"
+    with (
+        Machine({}, system=True, drive=drive, nbd=False) as here,
+        Machine({}, system=True, drive=drive, nbd=False, incoming=True) as there,
+    ):
+
+        def go(name: str) -> None:
+            if name == step:
+                here.migrate(there)
+
+        first = backup(["vda"], to, qmp=here.qmp)
+        with pytest.raises(errors.StateError, match="'inmigrate', in which its disks are those of"):
+            backup(["vda"], to, qmp=there.qmp)
+        go("")
+        with pytest.raises(errors.StateError, match="'postmigrate', in which its disks are those"):
+            backup(["vda"], to, qmp=here.qmp, hooks=Hooks(step=go))
+        assert here.jobs() == there.jobs() == []
+        nothing_left(to, 1)
+        done = backup(["vda"], to, qmp=there.qmp)
+        assert not fulls(done)
+        assert done.point.copies[0].parent == first.point.id
+
+
 def test_an_encrypted_image_is_not_touched(tmp_path: Path) -> None:
     image = filled(tmp_path, "a", 1)
     with image.open("r+b") as file:  # the method: making a key takes what processors are busy with

@@ -11,6 +11,9 @@ A qcow2 image keeps the bitmaps, also when the machine is started again. Other d
 the machine's memory: after its restart they are copied in full. Nodes may have names that QEMU gave
 them (``#block123``). Sizes cannot change while jobs run: QEMU refuses that.
 
+A machine that was migrated away, or has not arrived yet, has its disks open, but another one writes
+to them: it is refused. While jobs run, QEMU lets no machine go.
+
 Visitors. Writer: the guest; each of its writes is in the copies, or recorded for the next, as the
 transaction has it. Kill: jobs and bitmaps stay with QEMU until the next run. Twin: another client
 of the monitor is kept out by QEMU as long as this one is there.
@@ -33,6 +36,7 @@ from .plan import UNCUT, Disk, Found, Names, Plan
 from .source import Disks, Source, refuse_cut
 
 _OF_JOBS = "copy-before-write"  # driver of the node that a backup's job puts over its source
+_AWAY = ("inmigrate", "finish-migrate", "postmigrate")  # states in which disks are another's
 
 
 class Live(Disks):
@@ -49,6 +53,7 @@ class Live(Disks):
         self._read_only: set[str] = set()
 
     def look(self) -> list[Disk]:
+        self._check_here()
         nodes = nodes_of(self.monitor)
         devices = self.monitor.execute("query-block")
         disks = []
@@ -65,6 +70,19 @@ class Live(Disks):
         if twice:
             raise InvalidError(f"{' and '.join(map(repr, twice))} are the same disk")
         return disks
+
+    def _check_here(self) -> None:
+        """
+        :raises StateError: if another machine has the disks, by a migration
+        """
+        if not self.monitor.has_command("query-status"):
+            return  # a storage daemon, which stays where it is
+        state = self.monitor.execute("query-status")["status"]
+        if state in _AWAY:
+            raise StateError(
+                f"{self.monitor.path}: the machine is in state '{state}', in which its disks are "
+                "those of another, by a migration: they are backed up by the monitor of that one"
+            )
 
     def doubt(self, plan: Plan, repository: Repository) -> str | None:
         """QEMU has marked whatever came to the disk."""
@@ -109,7 +127,9 @@ class Live(Disks):
         return made
 
     def check(self, plans: Sequence[Plan]) -> None:
-        """Jobs are there now, so sizes stay, and no snapshot comes between a disk and its node."""
+        """Jobs are there now, so sizes stay, no snapshot comes between a disk and its node, and the
+        machine does not go."""
+        self._check_here()
         nodes = nodes_of(self.monitor)
         devices = self.monitor.execute("query-block")
         for source in self._sources:
