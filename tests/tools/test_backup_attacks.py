@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,7 +34,16 @@ from machines import Machine, content, write
 
 from pybitmap import errors, offline
 from pybitmap.store import LocalStore, Qcow2Store
-from pybitmap.tools.backup import Hooks, JobError, Source, backup, restore, verify
+from pybitmap.tools.backup import (
+    Hooks,
+    JobError,
+    Source,
+    backup,
+    points,
+    prune,
+    restore,
+    verify,
+)
 
 
 def filled(folder: Path, name: str, pattern: int, size: int = 1 * M) -> Path:
@@ -274,6 +285,70 @@ def test_a_machine_that_has_not_arrived_or_has_gone_is_not_backed_up(
         done = backup(["vda"], to, qmp=there.qmp)
         assert not fulls(done)
         assert done.point.copies[0].parent == first.point.id
+
+
+PLACES = ["missing", "folder", "pipe", "socket", "loop", "file/below", "x" * 5000]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_what_is_no_disk_no_directory_and_no_monitor_is_refused_by_errors_of_ours(
+    tmp_path: Path, place: str
+) -> None:
+    """And none is waited for."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").touch()
+    (tmp_path / "file").write_bytes(bytes(M))
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    to, disk, other = tmp_path / "to", filled(tmp_path, "a", 1), tmp_path / "other"
+    backup([disk], to)
+    wrong = tmp_path / place
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        calls: list[Callable[[], object]] = [
+            lambda: backup([wrong], other),
+            lambda: backup([Source(str(tmp_path / "file"), store=str(wrong))], other),
+            lambda: backup(["vda"], other, qmp=wrong),
+            lambda: restore(wrong, to=tmp_path / "restored"),
+            lambda: verify(wrong),
+            lambda: verify(to, against=wrong),
+            lambda: verify(to, against=wrong, against_format="raw"),
+            lambda: prune(wrong, keep=1),
+            lambda: points(wrong),
+        ]
+        if place != "missing":
+            calls += [
+                lambda: backup([disk], wrong),
+                lambda: restore(to, to=wrong),
+                lambda: restore(to, to=wrong, force=True),
+            ]
+        for call in calls:
+            with pytest.raises(errors.BitmapError):
+                call()
+
+
+def test_a_working_directory_that_is_gone_is_an_error_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to, disk, gone = tmp_path / "to", filled(tmp_path, "a", 1), tmp_path / "gone"
+    backup([disk], to)
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    calls: list[Callable[[], object]] = [
+        lambda: backup([disk], "other"),
+        lambda: backup(["a.qcow2"], to),
+        lambda: restore("to", to=tmp_path / "restored"),
+        lambda: restore(to, to="restored"),
+        lambda: verify(to, against="a.qcow2"),
+        lambda: prune("to", keep=1),
+        lambda: points("to"),
+    ]
+    for call in calls:
+        with pytest.raises(errors.StoreError, match="cannot look at"):
+            call()
+    assert not fulls(backup([disk], to))
+    assert verify(to, against=disk).good
 
 
 def test_an_encrypted_image_is_not_touched(tmp_path: Path) -> None:

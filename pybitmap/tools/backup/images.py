@@ -53,6 +53,7 @@ from ...errors import (
 )
 from ...store import LocalStore, Qcow2Store, Store, probe
 from ...store.base import StoredNode
+from ...store.files import reported
 from ...store.opened import opened
 from ...store.qcow2 import locks
 from ...store.qcow2.file import File
@@ -64,7 +65,7 @@ from .jobs import ALL, END, OLD, Task, add_marks, bitmaps_of, give, merging, nod
 from .manifest import Copy, Repository
 from .plan import PREFIX, UNCUT, Disk, Found, Names, Plan
 from .qemu import Content, run, started
-from .source import Disks, Source, refuse_cut
+from .source import Disks, Source, is_device, refuse_cut
 
 _DAEMON = "qemu-storage-daemon"
 _FS_IOC_GETVERSION = 0x80087601  # of Linux
@@ -122,9 +123,11 @@ class Images(Disks):
                 "brew install qemu), and copies disks that are off"
             )
         for number, source in enumerate(self._sources):
-            self._images[source.name] = _found(source, f"{PREFIX}disk-{number:x}")
-        _check_apart([each.source for each in self._images.values()])
-        return [_disk(each) for each in self._images.values()]
+            with reported(f"cannot look at '{source.place}'"):
+                self._images[source.name] = _found(source, f"{PREFIX}disk-{number:x}")
+        with reported("cannot look at disks"):
+            _check_apart([each.source for each in self._images.values()])
+            return [_disk(each) for each in self._images.values()]
 
     @property
     def names(self) -> Sequence[str]:
@@ -257,12 +260,9 @@ class _explained:
 def _found(source: Source, label: str) -> _Image:
     """
     :raises InvalidError: if it is no disk that can be backed up so
-    :raises StoreError, OSError: if it cannot be looked at
+    :raises StoreError: if it cannot be looked at
     """
-    mode = os.stat(source.place).st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
-        raise InvalidError(f"{source.place}: neither a file nor a block device")
-    driver = "host_device" if stat.S_ISBLK(mode) else "file"
+    driver = "host_device" if is_device(source.place) else "file"
     if source.store is None:
         if probe(source.place) is not Qcow2Store:
             raise InvalidError(

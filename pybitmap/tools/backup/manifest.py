@@ -444,7 +444,7 @@ class Repository:
         ...     repository.manifest.disks
         ['vda']
         """
-        folder = Path(os.path.abspath(path))
+        folder = _absolute(path)
         if not os.path.lexists(folder):
             raise NotFoundError(f"'{path}' is no backup directory: nothing is there")
         _check_directory(folder)
@@ -473,7 +473,7 @@ class Repository:
         >>> points("others")
         ()
         """
-        folder = Path(os.path.abspath(path))
+        folder = _absolute(path)
         with _reported(f"cannot make '{path}'"), suppress(FileExistsError):
             os.mkdir(folder, 0o700)
             sync_directory(folder.parent)
@@ -794,6 +794,14 @@ def _safe(disk: str) -> str:
 def _left(name: str, named: set[str]) -> bool:
     copy = name[: -len(LEAVES)] if name.endswith(LEAVES) else name
     return name == _NEW or (bool(_FILE.fullmatch(copy)) and copy not in named)
+
+
+def _absolute(path: str | os.PathLike[str]) -> Path:
+    """
+    :raises StoreError: if it begins at a working directory that is there no more
+    """
+    with _reported(f"cannot look at '{path}'"):
+        return Path(os.path.abspath(path))
 
 
 def _check_directory(folder: Path) -> None:

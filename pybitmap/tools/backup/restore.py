@@ -114,7 +114,8 @@ class _Target:
 def _target(to: Path, repository: Repository, force: bool) -> _Target:
     if os.path.lexists(to) and not force:
         raise ExistsError(f"'{to}' is there already: --force (force=True) replaces what it holds")
-    path = Path(os.path.realpath(to))
+    with reported(f"cannot look at '{to}'"):
+        path = Path(os.path.realpath(to))
     if path.parent == Path(os.path.realpath(repository.path)):
         raise InvalidError(f"'{to}' lies in the backup directory itself: choose another place")
     try:

@@ -36,6 +36,7 @@ from ..._fork import Process
 from ...errors import BitmapError, ExistsError, InvalidError, StoreError
 from ...sizes import is_granularity
 from ...store.base import Progress
+from ...store.files import reported
 from ..monitor import TIMEOUT, CommandError, Monitor
 from .copies import check_chain, image_of
 from .hashing import extents, new_copy
@@ -169,17 +170,7 @@ def backup(
     found = [each if isinstance(each, Source) else Source(os.fspath(each)) for each in sources]
     check_names(found)
     for each in found:
-        if qmp is not None:
-            if each.store is not None or (os.sep in each.place and os.path.isfile(each.place)):
-                raise InvalidError(
-                    f"'{each.place}' is no disk of a machine that runs: disks of a machine and "
-                    "such that are off have no instant in common; make two backups"
-                )
-        elif os.path.dirname(os.path.realpath(each.place)) == os.path.realpath(to):
-            raise InvalidError(
-                f"'{each.place}' lies in the backup directory itself, where nothing is to be "
-                "written into: pybitmap restore makes a disk of it"
-            )
+        _check_place(each, to, live=qmp is not None)
     if mode not in MODES:
         raise InvalidError(f"mode '{mode}' is none of {', '.join(MODES)}")
     if not (is_granularity(granularity) and 512 <= granularity <= 1 << 31):
@@ -193,11 +184,45 @@ def backup(
         if isinstance(qmp, Monitor):
             monitor = qmp
         elif qmp is not None:
-            monitor = stack.enter_context(Monitor(qmp, timeout=timeout))
+            monitor = stack.enter_context(_reached(qmp, timeout))
         repository = stack.enter_context(_opened(to))
         disks: Disks = Images(found, timeout) if monitor is None else Live(monitor, found)
         stack.callback(disks.close)
         return _Run(repository, disks, mode, granularity, compress, speed, hooks, progress).run()
+
+
+def _check_place(source: Source, to: str | os.PathLike[str], *, live: bool) -> None:
+    """
+    :raises InvalidError: if it is of another kind, or in the directory
+    :raises StoreError: if that cannot be told
+    """
+    place = source.place
+    if live:
+        if source.store is not None or (os.sep in place and os.path.isfile(place)):
+            raise InvalidError(
+                f"'{place}' is no disk of a machine that runs: disks of a machine and such that "
+                "are off have no instant in common; make two backups"
+            )
+        return
+    with reported(f"cannot look at '{place}' and '{to}'"):
+        inside = os.path.dirname(os.path.realpath(place)) == os.path.realpath(to)
+    if inside:
+        raise InvalidError(
+            f"'{place}' lies in the backup directory itself, where nothing is to be written into: "
+            "pybitmap restore makes a disk of it"
+        )
+
+
+def _reached(path: str | os.PathLike[str], timeout: float) -> Monitor:
+    """
+    :raises BitmapError: if it cannot be
+    """
+    try:
+        return Monitor(path, timeout=timeout)
+    except BitmapError:
+        raise
+    except OSError as error:
+        raise StoreError(f"cannot reach '{path}': {error.strerror}", error.errno) from error
 
 
 def _opened(path: str | os.PathLike[str]) -> Repository:

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import os
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import InvalidError, StateError
+from ...store.files import reported
 from ..monitor import Action, Monitor
 from .jobs import Task
 from .manifest import Repository
@@ -54,6 +56,19 @@ def check_names(sources: Sequence[Source]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise InvalidError(f"two disks are called '{name}': call one OTHER=PLACE")
+
+
+def is_device(place: str | os.PathLike[str]) -> bool:
+    """Is a disk that is off a block device, and no file?
+
+    :raises InvalidError: if it is neither
+    :raises StoreError: if it cannot be looked at
+    """
+    with reported(f"cannot look at '{place}'"):
+        mode = os.stat(place).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+        raise InvalidError(f"'{place}' is neither a file nor a block device")
+    return stat.S_ISBLK(mode)
 
 
 def refuse_cut(plan: Plan, uncut: Found | None) -> None:

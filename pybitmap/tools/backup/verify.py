@@ -22,12 +22,14 @@ from pathlib import Path
 
 from ...errors import CorruptError, InvalidError, StoreError
 from ...store.base import Progress
+from ...store.files import reported
 from ...store.qcow2.file import File
 from ...store.qcow2.image import Image, version_of
 from .copies import chain_of, check_copy, image_of
 from .hashing import content_hashes, listed_root, sha256_of
 from .manifest import Copy, Manifest, Point, Repository
 from .qemu import ProgramError, run
+from .source import is_device
 
 _LEAKS = (
     3  # what `qemu-img check` returns for clusters that nobody uses: nothing is wrong with data
@@ -227,7 +229,9 @@ def _difference(
     :param known: the format of the disk
     :raises StoreError: if it cannot be read
     """
-    path = os.path.abspath(other)
+    is_device(other)  # or neither, of which nobody knows when it could be read
+    with reported(f"cannot look at '{other}'"):
+        path = os.path.abspath(other)
     kind = known or _format_of(path)
     with repository.reading(copies):
         _, told = run(
