@@ -31,6 +31,7 @@ from pybitmap.errors import (
     BitmapError,
     InvalidError,
     NotFoundError,
+    StateError,
     StoreError,
     UnsupportedError,
 )
@@ -248,16 +249,20 @@ def test_jobs_of_another_directory_are_left_alone(machine: Machine, folder: Path
     assert node in machine.nodes()
 
 
+@pytest.mark.parametrize("step", ["after", "copied"])
+@pytest.mark.parametrize("dismissed", [False, True])
 def test_a_job_that_somebody_else_cancels_is_a_disk_left_out(
-    machine: Machine, folder: Path
+    machine: Machine, folder: Path, step: str, dismissed: bool
 ) -> None:
     to = folder / "to"
     machine.write("a", "write -P 1 0 2M")
 
-    def cancel(step: str) -> None:
-        if step == "after":
+    def cancel(now: str) -> None:
+        if now == step:
             [job] = [each["id"] for each in machine.jobs() if each["id"].endswith(".a")]
             machine.must("job-cancel", id=job)
+            while dismissed and "error" in machine.execute("job-dismiss", {"id": job}):
+                pass  # until it has ended
 
     done = backup(["a", "b"], to, qmp=machine.qmp, speed=M, hooks=Hooks(step=cancel))
     assert list(done.failed) == ["a"]
@@ -265,6 +270,37 @@ def test_a_job_that_somebody_else_cancels_is_a_disk_left_out(
     assert machine.jobs() == []
     nothing_left(to, 1)
     assert set(fulls(backup(["a", "b"], to, qmp=machine.qmp))) == {"a"}
+
+
+def test_a_job_that_somebody_else_finalizes_is_as_right(machine: Machine, folder: Path) -> None:
+    to = folder / "to"
+    machine.write("a", "write -P 1 0 2M")
+
+    def finalize(step: str) -> None:
+        if step == "copied":
+            for job in machine.jobs():
+                machine.must("job-finalize", id=job["id"])
+
+    done = backup(["a", "b"], to, qmp=machine.qmp, hooks=Hooks(step=finalize))
+    assert done.failed == {}
+    settled(machine, done, "a", "b")
+    assert copied(to, done, "a") == of(machine, "a")
+
+
+def test_a_bitmap_that_somebody_else_removes_at_the_instant_is_said_to_be_lost(
+    machine: Machine, folder: Path
+) -> None:
+    to = folder / "to"
+    first = backup(["a"], to, qmp=machine.qmp)
+
+    def remove(step: str) -> None:
+        if step == "instant":
+            name = f"{first.point.copies[0].bitmap}-uncut"
+            machine.must("block-dirty-bitmap-remove", node="a", name=name)
+
+    with pytest.raises(StateError, match="lost a bitmap"):
+        backup(["a"], to, qmp=machine.qmp, hooks=Hooks(step=remove))
+    assert "missing" in str(fulls(backup(["a"], to, qmp=machine.qmp))["a"])
 
 
 @pytest.mark.parametrize(

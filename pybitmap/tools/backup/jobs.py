@@ -224,9 +224,11 @@ def finish(monitor: Monitor, task: Task) -> str | None:
 
     :raises MonitorError: if QEMU is gone, or does not end it
     """
-    monitor.execute("job-finalize", id=task.job)
+    with suppress(CommandError):  # another client has ended it meanwhile
+        monitor.execute("job-finalize", id=task.job)
     error = _concluded(monitor, task.job)
-    monitor.execute("job-dismiss", id=task.job)
+    with suppress(CommandError):
+        monitor.execute("job-dismiss", id=task.job)
     if error is None:
         monitor.execute("blockdev-del", node_name=task.node)
     return error

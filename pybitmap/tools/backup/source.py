@@ -75,10 +75,15 @@ def refuse_cut(plan: Plan, uncut: Found | None) -> None:
     """Of an increment, when sizes cannot change any more: was the disk cut since it was planned?
 
     :param uncut: the bitmap that tells
-    :raises StateError: if it was
+    :raises StateError: if it was, or nobody knows
     """
     assert plan.parent is not None
-    if uncut is None or was_cut(uncut, plan.parent[1].size, plan.disk.size):
+    if uncut is None:
+        raise StateError(
+            f"disk '{plan.disk.name}' lost a bitmap while the backup began, by somebody else: "
+            "nothing was done, try again"
+        )
+    if was_cut(uncut, plan.parent[1].size, plan.disk.size):
         raise StateError(
             f"disk '{plan.disk.name}' was resized while the backup began: nothing was done, try "
             "again"
