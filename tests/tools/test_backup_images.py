@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -27,7 +28,7 @@ from pybitmap.errors import (
     StateError,
 )
 from pybitmap.store import LocalStore, Qcow2Store
-from pybitmap.tools.backup import Hooks, Repository, Source, backup
+from pybitmap.tools.backup import Hooks, Repository, Source, backup, restore, verify
 
 package("qemu.qmp")
 peer("qemu-storage-daemon", "qemu-system-common")
@@ -321,6 +322,20 @@ def test_no_room_in_the_image_for_bitmaps_changes_nothing(folder: Path) -> None:
         assert sha256(a) == before
         with Repository.open(to) as repository:
             assert repository.leftovers() == []
+
+
+def test_temporary_files_may_be_anywhere(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where paths are too long for sockets, or have what QEMU's options are made of."""
+    a, to, place = new_image(folder, "a"), folder / "to", folder / ("x" * 200) / "a,b=c d"
+    place.mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    for number in range(2):
+        write(a, f"write -P {number} {number}M 1M", format="qcow2")
+        backup([a], to)
+    assert verify(to, full=True, against=a).good
+    restored = restore(to, to=folder / "restored")
+    assert restored.path.read_bytes() == content(a)
+    assert list(place.iterdir()) == []
 
 
 def test_a_file_that_nothing_can_be_written_to_is_refused_and_nothing_is_left(

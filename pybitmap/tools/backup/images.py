@@ -64,7 +64,7 @@ from .hashing import extents
 from .jobs import ALL, END, OLD, Task, add_marks, bitmaps_of, give, merging, nodes_of
 from .manifest import Copy, Repository
 from .plan import PREFIX, UNCUT, Disk, Found, Names, Plan
-from .qemu import Content, run, started
+from .qemu import Content, folder_of_socket, run, started
 from .source import Disks, Source, is_device, refuse_cut
 
 _DAEMON = "qemu-storage-daemon"
@@ -517,7 +517,7 @@ class _Daemon:
         try:
             errors = self._stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
             # Not the backup directory: the path of a socket has at most 107 bytes.
-            with tempfile.TemporaryDirectory() as name:
+            with folder_of_socket() as name:
                 folder = Path(name)
                 path = folder / "qmp"
                 # wait=on: until we are there. Others are greeted twice, if they come too early.

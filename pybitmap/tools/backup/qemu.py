@@ -141,6 +141,13 @@ def _failed(
     return ProgramError(words if words.startswith(f"{name}:") else f"{name}: {words}", code)
 
 
+def folder_of_socket() -> tempfile.TemporaryDirectory[str]:
+    """A folder for a socket, of whose path systems take a hundred bytes, which are too few for some
+    users' temporary files."""
+    usual = tempfile.gettempdir()
+    return tempfile.TemporaryDirectory(dir=usual if len(os.fsencode(usual)) < 80 else "/tmp")
+
+
 # ---- reading --------------------------------------------------------------------------------
 
 _NBDMAGIC, _IHAVEOPT = 0x4E42444D41474943, 0x49484156454F5054
@@ -199,7 +206,7 @@ class Content:
         # systemd's way to hand over a socket: descriptor 3, and the process that it is for.
         shell = 'LISTEN_FDS=1 LISTEN_PID=$$ exec "$@" 3<&0 0</dev/null'
         command = _dying(self._arguments)
-        with tempfile.TemporaryDirectory() as place, socket.socket(socket.AF_UNIX) as listener:
+        with folder_of_socket() as place, socket.socket(socket.AF_UNIX) as listener:
             listener.bind(f"{place}/s")
             listener.listen(1)
             self._socket.connect(f"{place}/s")
