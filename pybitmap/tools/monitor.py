@@ -437,7 +437,7 @@ class Monitor(Guard):
         except MonitorError as error:
             return None, error
         except qmp.QMPError as error:
-            self._end = f"{self.path}: QEMU does not answer as QMP has it: {error}"
+            self._end = f"{self.path}: QEMU does not answer as QMP has it: {_brief(error)}"
             self._discard()
             return None, MonitorError(self._end, command)
         except BaseException:
@@ -558,7 +558,9 @@ class _Link:
             why = error.exc
             if isinstance(why, (EOFError, ConnectionError)):
                 raise DisconnectedError(f"{path}: the connection was closed at once") from None
-            raise MonitorError(f"{path}: this is no monitor that speaks QMP: {why}") from None
+            raise MonitorError(
+                f"{path}: this is no monitor that speaks QMP: {_brief(why)}"
+            ) from None
         except AssertionError:  # of qemu.qmp's, that what has just been greeted is still there
             raise DisconnectedError(f"{path}: the connection was closed at once") from None
 
@@ -663,7 +665,7 @@ class _Link:
         with suppress(KeyError, TypeError):
             if all(isinstance(found["qemu"][each], int) for each in ("major", "minor", "micro")):
                 return found
-        raise MonitorError(f"the greeting has no version of QEMU: {found}")
+        raise MonitorError(f"the greeting has no version of QEMU: {_brief(found)}")
 
     def peer(self) -> tuple[int, int] | None:
         """The process that has made the socket, and its user, where the system tells."""
@@ -682,7 +684,7 @@ class _Link:
         except (EOFError, ConnectionError, _Late):
             pass
         except Exception as error:
-            return f"{error}"
+            return _brief(error)
         return "it has ended, or another client was given the monitor"
 
 
@@ -696,6 +698,12 @@ def _after_fork() -> None:
     for link in list(_links):
         with suppress(Exception):
             link.close()
+
+
+def _brief(said: object) -> str:
+    """In one line, since what somebody has sent may be in it, however long."""
+    text = " ".join(str(said)[:2000].split())
+    return text if len(text) <= 300 else text[:300] + "..."
 
 
 def _package() -> Any:

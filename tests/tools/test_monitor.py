@@ -282,6 +282,28 @@ def test_an_answer_that_is_none_is_an_error(tmp_path: Path, said: Any) -> None:
             monitor.execute("stop")
 
 
+LONG = b"x" * (1 << 20)
+
+
+@pytest.mark.parametrize(
+    "replies",
+    [
+        [LONG + b"\n"],
+        [b'{"QMP": {"version": "' + LONG + b'", "capabilities": []}}\n'],
+        [GREETING, {"return": {}}, LONG + b"\n"],
+    ],
+)
+def test_an_error_is_a_line_however_much_was_said(tmp_path: Path, replies: list[Any]) -> None:
+    with (
+        fake(tmp_path / "s", *replies, then="end") as path,
+        pytest.raises(MonitorError) as caught,
+        Monitor(path) as monitor,
+    ):
+        monitor.execute("stop")
+    assert len(str(caught.value)) < 1000
+    assert "\n" not in str(caught.value)
+
+
 def test_qemu_gone_amid_a_command(tmp_path: Path) -> None:
     with Daemon({"a": Disk(1 << 20)}) as daemon, Monitor(daemon.monitor) as monitor:
         export_pid = daemon.pid
