@@ -29,6 +29,7 @@ from pybitmap.errors import (
 )
 from pybitmap.store import LocalStore, Qcow2Store
 from pybitmap.tools.backup import Hooks, Repository, Source, backup, restore, verify
+from pybitmap.tools.backup.run import STEPS
 
 package("qemu.qmp")
 peer("qemu-storage-daemon", "qemu-system-common")
@@ -435,3 +436,35 @@ def test_a_disk_resized_before_it_is_locked_is_not_copied_wrong(
     copy = done.point.copies[0]
     assert copy.parent is None
     assert content(to / copy.file) == (content(a) if kind == "image" else raw.path.read_bytes())
+
+
+@pytest.mark.parametrize("kind", ["image", "raw"])
+@pytest.mark.parametrize("step", STEPS[: STEPS.index("instant")])
+def test_a_disk_replaced_before_it_is_copied_is_not_taken_for_what_it_was(
+    folder: Path, kind: str, step: str
+) -> None:
+    to, disk, other = folder / "to", Raw(folder, "a"), folder / "other"
+    image = new_image(folder, "a")
+    disk.write(7, 0, M)
+    write(image, "write -P 7 0 1M", format="qcow2")
+    path, source = (image, Source(str(image))) if kind == "image" else (disk.path, disk.source)
+    backup([source], to)
+    before = content(image) if kind == "image" else path.read_bytes()
+    if kind == "image":
+        qemu_img("create", "-q", "-f", "qcow2", str(other), "4M")
+        write(other, "write -P 8 0 4M", format="qcow2")
+    else:
+        other.write_bytes(bytes([8]) * 4 * M)
+
+    def replace(now: str) -> None:
+        if now == step:
+            other.rename(path)
+
+    with suppress(StateError):
+        done = backup([source], to, hooks=Hooks(step=replace))
+        now = content(path) if kind == "image" else path.read_bytes()
+        assert copied(to, done, source.name) in (before, now)
+    done = backup([source], to)
+    assert copied(to, done, source.name) == (
+        content(path) if kind == "image" else path.read_bytes()
+    )

@@ -48,6 +48,7 @@ from ...errors import (
     LockedError,
     MismatchError,
     NotFoundError,
+    StateError,
     StoreError,
     UnsupportedError,
 )
@@ -196,7 +197,7 @@ class Images(Disks):
         ]
 
     def check(self, plans: Sequence[Plan]) -> None:
-        """Locks are there now, so sizes stay."""
+        """Locks are there now, so sizes stay; and what is open is what was looked at."""
         nodes = nodes_of(self.monitor)
         for plan in plans:
             if plan.old is None:
@@ -206,6 +207,7 @@ class Images(Disks):
             if not image.raw:
                 refuse_cut(plan, bitmaps_of(nodes[image.label]).get(name))
             else:
+                _check_same(image)
                 refuse_cut(plan, _of_held(image, name))
 
     # ---- afterwards -------------------------------------------------------------------------
@@ -382,6 +384,19 @@ def _which(path: str) -> str:
             with suppress(OSError):  # a file system without
                 fcntl.ioctl(file.fileno(), _FS_IOC_GETVERSION, generation)
         return f"{status.st_ino}.{generation.hex()}"
+
+
+def _check_same(image: _Image) -> None:
+    """
+    :raises StateError: if a raw disk is another file than when it was looked at
+    """
+    with reported(f"cannot look at '{image.source.place}'"):
+        now = _which(image.source.place)
+    if now != image.file:
+        raise StateError(
+            f"'{image.source.place}' became another file while the backup began: nothing was done, "
+            "try again"
+        )
 
 
 def _size_of(path: str) -> int:

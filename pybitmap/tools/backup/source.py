@@ -80,7 +80,7 @@ def refuse_cut(plan: Plan, uncut: Found | None) -> None:
     assert plan.parent is not None
     if uncut is None:
         raise StateError(
-            f"disk '{plan.disk.name}' lost a bitmap while the backup began, by somebody else: "
+            f"disk '{plan.disk.name}' lost a bitmap while the backup began, or was replaced: "
             "nothing was done, try again"
         )
     if was_cut(uncut, plan.parent[1].size, plan.disk.size):
@@ -140,7 +140,7 @@ class Disks(ABC):
 
     @abstractmethod
     def check(self, plans: Sequence[Plan]) -> None:
-        """After the instant: was no disk cut in between?
+        """After the instant: was no disk cut, or replaced, in between?
 
         :raises StateError: if one was
         """
