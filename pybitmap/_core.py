@@ -207,6 +207,7 @@ buffer: Callable[[CData, int], Any] = ffi.buffer
 #: Formats of the struct module for numbers of this machine ("" and "@": native).
 _PREFIXES = ("", "@", "=", "<" if sys.byteorder == "little" else ">")
 _INTEGER_CODES = "bBhHiIlLqQnNO"  # O: of Python's objects, which may be integers
+_BYTES = ("?", "B", "b", "c")
 _INT64_FORMATS = {prefix + code for prefix in _PREFIXES for code in "QLql"}
 
 
@@ -546,6 +547,8 @@ def integers(name: str, data: Integers) -> CData:
             raise InvalidError(f"{name} must have one dimension, not {view.ndim}{hint}")
         if view.format in _INT64_FORMATS and view.itemsize == 8:
             return _aligned(view)
+        if _packed(data, view):
+            raise TypeError(f"{name} must be integers, not packed bits: see HBitmap.from_mask()")
         plain = isinstance(data, (bytes, bytearray, memoryview)) and view.itemsize == 1
         if plain or view.format[-1:] not in _INTEGER_CODES:
             raise TypeError(
@@ -626,10 +629,10 @@ def bools(name: str, data: Mask) -> CData:
     if view is not None:
         if view.ndim != 1:
             raise InvalidError(f"{name} must have one dimension, not {view.ndim}")
-        if isinstance(data, Sized) and len(data) != len(view):
-            view = None  # of packed bits, as bitarray's; its elements are bools
+        if _packed(data, view):
+            view = None
     if view is not None:
-        if view.format in ("?", "B", "b", "c"):
+        if view.format in _BYTES:
             return ffi.from_buffer("uint8_t[]", view if view.c_contiguous else view.tobytes())
         if view.format != "O":
             raise TypeError(
@@ -653,6 +656,17 @@ def bools(name: str, data: Mask) -> CData:
         if not good:
             raise TypeError(f"{name}[{i}] is {value!r}, no bool")
     return ffi.from_buffer("uint8_t[]", bytes(map(bool, values)))
+
+
+def _packed(data: object, view: memoryview) -> bool:
+    """Are these bytes of packed bits, as bitarray's, whose elements are bools?"""
+    if not isinstance(data, Sized):
+        return False
+    if len(data) != 1 or len(view) != 1 or view.format not in _BYTES:
+        return len(data) != len(view)
+    # A single bit has a byte, in which others lie beside it.
+    [bit] = cast("Iterable[Any]", data)
+    return bit in (0, 1) and bit != view[0]
 
 
 def with_ranges(

@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import Any
 
 import pytest
+from peers import package
 from support import collect, run_python
 
 from pybitmap import HBitmap, InvalidError, RangeError
@@ -470,7 +471,7 @@ def test_an_interruption_at_any_line_leaves_nothing_that_harms() -> None:
 
 
 @pytest.mark.parametrize("endian", ["little", "big"])
-@pytest.mark.parametrize("nbits", [0, 2, 8, 64, 65, 1000])
+@pytest.mark.parametrize("nbits", [0, 1, 2, 8, 64, 65, 1000])
 @pytest.mark.parametrize("step", [1, 8, 2000])
 def test_an_array_of_packed_bits_is_a_mask_of_its_bits(endian: Any, nbits: int, step: int) -> None:
     """Its buffer is of bytes, which are 0 and 1 as well where few bits are set."""
@@ -483,6 +484,45 @@ def test_an_array_of_packed_bits_is_a_mask_of_its_bits(endian: Any, nbits: int, 
         bits = kind([i % step == 0 for i in range(nbits)], endian=endian)
         hb = HBitmap.from_mask(bits)
         assert (hb.size, list(hb)) == (nbits, list(range(0, nbits, step)))
+
+
+@pytest.mark.parametrize(
+    "mask", [b"\1", bytearray(b"\0"), memoryview(b"\1"), memoryview(b"\1").cast("c")]
+)
+def test_a_mask_of_one_byte_is_its_flag(mask: Any) -> None:
+    """An array of one packed bit has a byte as well."""
+    assert list(HBitmap.from_mask(mask)) == [0] * (bytes(mask) == b"\1")
+
+
+@pytest.mark.parametrize("endian", ["little", "big"])
+def test_what_lies_beside_a_packed_bit_is_not_looked_at(endian: Any) -> None:
+    for padding in range(256):
+        bits = package("bitarray").bitarray(endian=endian)
+        bits.frombytes(bytes([padding]))
+        del bits[1:]
+        assert HBitmap.from_mask(bits) == set(bits.search(1))
+
+
+@pytest.mark.parametrize("nbits", [1, 8, 9, 64])
+def test_packed_bits_are_no_numbers(nbits: int) -> None:
+    """Their bytes would be taken for what is dirty."""
+    bits, hb = package("bitarray").bitarray("1" * nbits), HBitmap(300)
+    for starts, counts in [(bits, 1), ([0] * nbits, bits)]:
+        with pytest.raises(TypeError, match=r"from_mask\("):
+            hb.set_many(starts, counts)
+    assert hb.empty()
+
+
+def test_arrays_of_one_byte_are_numbers() -> None:
+    """Whatever their elements are, which pyarrow's are not equal to."""
+    for one in (array("B", [1]), array("b", [1])):
+        assert HBitmap(10).union(one) == {1}
+        hb = HBitmap(10)
+        hb.set_many(one)
+        assert hb == {1}
+    hb = HBitmap(10)
+    hb.set_many(package("pyarrow").array([1], "uint8"))
+    assert hb == {1}
 
 
 @pytest.mark.parametrize("mask", [{0, 1}, frozenset(), {0: True}, HBitmap(1)])
