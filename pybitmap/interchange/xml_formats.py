@@ -225,6 +225,7 @@ class _EraDump(_Elements):
         self._options, self._since = replace(options, any_order=True), since
         self._order: Order | None = None
         self._era = 0  # of the writeset
+        self._sets = False  # there are such
         self._blocks = 0
         self._next = -1  # the block that would go on the last extent
 
@@ -235,14 +236,21 @@ class _EraDump(_Elements):
             self._blocks = _whole(attributes, "nr_blocks")
             self.extents.append(self._order.blocks(self._blocks, 0))
         elif path == ["superblock", "writeset"]:
-            self._era = _whole(attributes, "era")
+            self._era, self._sets = _whole(attributes, "era"), True
         elif path == ["superblock", "writeset", "bit"]:
             value = attributes.get("value")
             if value not in ("true", "false"):
                 raise Malformed(f"a bit that is {shown(value)}, neither true nor false")
             self._block(attributes, self._era if value == "true" else -1)
         elif path == ["superblock", "era_array", "era"]:
-            self._block(attributes, _whole(attributes, "era"))
+            era = _whole(attributes, "era")
+            if 0 < era < self._since and not self._sets:
+                raise Malformed(
+                    f"block {_whole(attributes, 'block')} was written in era {era}, and perhaps"
+                    " later: without sets of writes, as of era_dump --logical, the first of several"
+                    " eras may be told. Take era_dump without it, or era_invalidate"
+                )
+            self._block(attributes, era)
         elif path != ["superblock", "era_array"]:
             raise _unknown(path)
 
@@ -262,9 +270,10 @@ class _EraDump(_Elements):
 
 
 def read_era_dump(source: Source, options: Options) -> Iterator[Extent]:
-    """``era_dump``, with --logical or without: blocks that were written in an era from ``since``
-    on, by the array of eras or by a set of writes that is not in there yet. (The first is what
-    ``era_invalidate --written-since`` takes.)"""
+    """``era_dump``: blocks that were written in an era from ``since`` on, by the array of eras or
+    by a set of writes that is not in there yet. (The first is what ``era_invalidate
+    --written-since`` takes.) With --logical, version 0.9 tells of a block that is in several of
+    these sets the first era, so a dump without sets is refused where that would matter."""
     if options.since is None:
         raise FormatError("era-dump: say from which era on blocks count, by since (--since)")
     return _EraDump(source, options, options.since).run()

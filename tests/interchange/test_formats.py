@@ -69,7 +69,7 @@ WRITTEN: list[tuple[str, str, list[tuple[int, int]], int, dict[str, Any]]] = [
     ("thin-delta-verbose.xml", "thin-delta", THIN, 212 * BLOCK, {}),
     ("era-invalidate.xml", "era", ERA, 100 * BLOCK, {"block_size": BLOCK}),
     ("era-dump.xml", "era-dump", ERA, 100 * BLOCK, {"since": 3}),
-    ("era-dump-logical.xml", "era-dump", ERA, 100 * BLOCK, {"since": 3}),
+    ("era-dump-logical.xml", "era-dump", [(0, 100 * BLOCK)], 100 * BLOCK, {"since": 1}),
     ("csi-lister.json", "csi", [(0, BLOCK), (MIB, BLOCK), (5 * MIB, BLOCK)], DISK, {}),
     ("csi-grpc.json", "csi", [(0, BLOCK), (MIB, 131072), (5 * MIB, 1000)], DISK, {}),
     ("vmware.json", "vmware", ALLOCATED, DISK, {}),
@@ -201,6 +201,34 @@ def test_thin_delta_and_era_today(tmp_path: Path) -> None:
         text = _tool("era_invalidate", "--written-since", str(since), era)
         ours = read(_tool("era_dump", era), since=since)
         assert ours == read(text, block_size=BLOCK, size=100 * BLOCK)
+
+
+def test_a_dump_that_may_have_the_first_of_several_eras_is_refused(tmp_path: Path) -> None:
+    """As ``era_dump --logical`` tells of a block that was written again since."""
+    eras = "".join(f'<era block="{block}" era="{block}"/>' for block in range(3))
+    sets = "".join(
+        f'<writeset era="{era}" nr_bits="3"><bit block="0" value="true"/>'
+        f'<bit block="1" value="{str(era == 5).lower()}"/><bit block="2" value="false"/></writeset>'
+        for era in (3, 5)
+    )
+    source, metadata = tmp_path / "xml", tmp_path / "metadata"
+    source.write_text(
+        '<superblock uuid="" block_size="128" nr_blocks="3" current_era="6">'
+        f"{sets}<era_array>{eras}</era_array></superblock>"
+    )
+    with metadata.open("wb") as file:
+        file.truncate(8 * MIB)
+    _tool("era_restore", "-i", source, "-o", metadata)
+    plain, logical = _tool("era_dump", metadata), _tool("era_dump", "--logical", metadata)
+    for since in range(7):
+        text = _tool("era_invalidate", "--written-since", str(since), metadata)
+        wanted = read(text, block_size=BLOCK, size=3 * BLOCK)
+        assert read(plain, since=since) == wanted
+        if since < 3:  # nothing was written first before it, and again since
+            assert read(logical, since=since) == wanted
+            continue
+        with pytest.raises(FormatError, match=r"block [02] .*era [23].* --logical"):
+            read(logical, since=since)
 
 
 def test_pyroaring_reads_what_is_written_and_writes_what_is_read() -> None:
