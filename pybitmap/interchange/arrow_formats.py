@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..errors import FormatError
 from ..extent import Extent
@@ -44,32 +44,47 @@ def _pyarrow() -> Any:
 
 
 def read_arrow(source: Source, options: Options) -> Iterator[Extent]:
-    """Arrow's IPC stream, or file, which has such a stream in it."""
+    """Arrow's IPC stream, or file; the latter is read as Parquet is, since what is in it need be no
+    stream (that of Polars is none)."""
     pa = _pyarrow()
     from pyarrow import ipc
 
-    if source.head().startswith(ARROW_MAGIC):
-        source.read(8)
-    with _refusing(source, pa):
-        reader = ipc.open_stream(source.file())
-        _check(source, pa, reader.schema)
-    yield from _extents(source, options, pa, reader.schema, iter(reader))
+    if not source.head().startswith(ARROW_MAGIC):
+        with _refusing(source, pa):
+            stream = ipc.open_stream(source.file())
+            _check(source, pa, stream.schema)
+        yield from _extents(source, options, pa, stream.schema, iter(stream))
+        return
+    with _copied(source) as file:
+        with _refusing(source, pa):
+            table = ipc.open_file(file)
+            _check(source, pa, table.schema)
+        batches = map(table.get_batch, range(table.num_record_batches))
+        yield from _extents(source, options, pa, table.schema, batches)
 
 
 def read_parquet(source: Source, options: Options) -> Iterator[Extent]:
-    """A Parquet file. It ends with what says where things are, so it is copied to a temporary file
-    first."""
+    """A Parquet file."""
     pa = _pyarrow()
     import pyarrow.parquet as pq
 
-    with tempfile.TemporaryFile() as file:
-        shutil.copyfileobj(source.file(), file)
+    with _copied(source) as file:
         with _refusing(source, pa):
             parquet = pq.ParquetFile(file)
             _check(source, pa, parquet.schema_arrow)
             columns = [name for name in parquet.schema_arrow.names if name in _COLUMNS]
             batches = parquet.iter_batches(_ROWS, columns=columns)
         yield from _extents(source, options, pa, parquet.schema_arrow, batches)
+
+
+@contextmanager
+def _copied(source: Source) -> Iterator[BinaryIO]:
+    """As a temporary file: what ends with what says where things are is not read from its
+    beginning on."""
+    with tempfile.TemporaryFile() as file:
+        shutil.copyfileobj(source.file(), file)
+        file.seek(0)
+        yield file
 
 
 _COLUMNS = ("offset", "length", "dirty")

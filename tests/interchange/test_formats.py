@@ -263,6 +263,12 @@ def test_pyarrow_reads_and_writes_the_same(fmt: str, extras: Any, tmp_path: Path
     assert list(read(path.read_bytes()).areas()) == [(512, 4096), (9000, 10)]
 
 
+def test_arrow_files_are_read_by_what_stands_at_their_end(extras: Any, tmp_path: Path) -> None:
+    """As all read them: there may be no stream in them, or others than what is meant."""
+    package("polars").DataFrame({"offset": [0, 4096], "length": [512, 5]}).write_ipc(tmp_path / "a")
+    assert list(read((tmp_path / "a").read_bytes()).areas()) == [(0, 512), (4096, 5)]
+
+
 def test_polars_and_pandas_read_what_is_written(extras: Any, tmp_path: Path) -> None:
     hb = HBitmap.from_extents([(0, 512), (4096, 4096)])
     (tmp_path / "p").write_bytes(written("parquet", hb))
