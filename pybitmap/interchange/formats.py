@@ -118,7 +118,8 @@ def _roaring(head: bytes) -> bool:
 
 
 def _xml(text: str) -> Iterator[str]:
-    root = re.search(r"<([a-z_]+)([^<>]*)>", text)
+    # Of a name that is all of it no shorter one is tried: that would be a search for each letter.
+    root = re.search(r"<([a-z_]+)(?![a-z_])([^<>]*)>", text)
     if root is None:
         return
     if root[1] == "blocks":

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from images import create, qemu_img, qemu_io
 from peers import package, peer
+from support import run_python
 
 from pybitmap import HBitmap
 from pybitmap.interchange import FORMATS, Extent, FormatError, Options, read_extents
@@ -608,6 +609,24 @@ def test_what_has_to_be_said_is_asked_for(fmt: str, options: dict[str, Any], wor
 def test_what_is_not_recognised_is_refused_with_the_formats_there_are(text: bytes) -> None:
     with pytest.raises(FormatError, match=r"cannot tell the format.*--from: json, .*parquet"):
         read(text)
+
+
+def test_no_beginning_takes_long_to_tell_from_the_formats() -> None:
+    """A search that tries each end of a name anew takes half a minute of the processor."""
+    run_python(
+        """
+import io, resource
+from pybitmap.interchange import FormatError, read_extents
+resource.setrlimit(resource.RLIMIT_CPU, (10, 10))
+for text in ("<" + "a" * 65536, "<a" * 32768, "<a " * 20000, "<superblock" + " " * 65536):
+    try:
+        list(read_extents(io.BytesIO(text.encode())))
+    except FormatError as error:
+        assert "cannot tell" in str(error), error
+    else:
+        raise AssertionError(text[:20])
+"""
+    )
 
 
 def test_a_format_that_there_is_not_is_refused_with_the_nearest() -> None:
