@@ -113,7 +113,7 @@ def write_json(extents: Iterable[Extent], out: Output, options: Options) -> None
 
 
 def read_qemu_map(source: Source, options: Options) -> Iterator[Extent]:
-    """``qemu-img map --output=json``: what has data is dirty.
+    """``qemu-img map --output=json``: what has data is dirty, and what need not read as zeroes.
 
     Source: https://www.qemu.org/docs/master/tools/qemu-img.html (map). A map over NBD with
     x-dirty-bitmap looks alike and means the opposite (`qemu-map-bitmap`); it is recognised by what
@@ -121,13 +121,13 @@ def read_qemu_map(source: Source, options: Options) -> Iterator[Extent]:
     """
 
     def make(found: _Object, order: Order) -> Extent:
-        data = _flag(found, "data")
-        if options.guessed and not data and not _flag(found, "zero"):
+        data, zero = _flag(found, "data"), _flag(found, "zero")
+        if options.guessed and not data and not zero:
             raise Malformed(
                 "neither data nor zeroes: a map with x-dirty-bitmap? Say which it is, by --from"
-                " qemu-map-bitmap (this is dirty) or --from qemu-map (it is not)"
+                " qemu-map-bitmap (only this is dirty) or --from qemu-map (all but zeroes is)"
             )
-        return order.extent(_whole(found, "start"), _whole(found, "length"), data)
+        return order.extent(_whole(found, "start"), _whole(found, "length"), data or not zero)
 
     return _list(source, options, make)
 
@@ -167,11 +167,11 @@ def write_qemu_map_bitmap(extents: Iterable[Extent], out: Output, options: Optio
 # ---- nbdinfo --map --json -------------------------------------------------------------------
 
 #: What nbdinfo calls extents of the contexts base:allocation, qemu:dirty-bitmap and
-#: qemu:allocation-depth, and whether that is dirty.
+#: qemu:allocation-depth, and whether that is dirty. (What need not read as zeroes may have data.)
 _NBD_STATES = {
     "data": True,
     "zero": False,
-    "hole": False,
+    "hole": True,
     "hole,zero": False,
     "dirty": True,
     "clean": False,
@@ -194,8 +194,8 @@ def nbd_dirty(description: str) -> bool:
 
 
 def read_nbdinfo_json(source: Source, options: Options) -> Iterator[Extent]:
-    """``nbdinfo --map --json``, of base:allocation (data is dirty), of a dirty bitmap
-    (``--map=qemu:dirty-bitmap:NAME``), or of qemu:allocation-depth (local is dirty).
+    """``nbdinfo --map --json``, of base:allocation (what need not read as zeroes is dirty), of a
+    dirty bitmap (``--map=qemu:dirty-bitmap:NAME``), or of qemu:allocation-depth (local is dirty).
 
     Source: https://libguestfs.org/nbdinfo.1.html (MAP OPTION).
     """
@@ -453,7 +453,7 @@ FORMATS = (
     Format("json", "offset and length, as pybitmap dump", ".json", read_json, write_json),
     Format(
         "qemu-map",
-        "qemu-img map --output=json; data is dirty",
+        "qemu-img map --output=json; what may have data is dirty",
         "",
         read_qemu_map,
         write_qemu_map,

@@ -124,7 +124,8 @@ def test_a_map_of_a_dirty_bitmap_is_not_taken_for_one_of_data() -> None:
     data = (FILES / "qemu-map-bitmap.json").read_bytes()
     with pytest.raises(FormatError, match=r"file:2: .*--from qemu-map-bitmap .* --from qemu-map "):
         read(data)
-    assert next(read(data, "qemu-map").areas()) == (0, MIB)
+    # By the wrong name, all is dirty.
+    assert list(read(data, "qemu-map").areas()) == [(0, DISK)]
 
 
 #: Written as the program writes it, byte for byte, from what it says is dirty.
@@ -179,6 +180,38 @@ def test_qemu_and_nbdinfo_today(tmp_path: Path) -> None:
     finally:
         server.kill()
         server.wait()
+
+
+HOLES = """case "$1" in
+get_size) echo 256K ;;
+can_extents) ;;
+pread) head -c "$3" /dev/zero | tr '\\0' A ;;
+extents) printf '%s\\n' '0 64K hole' '64K 64K zero' '128K 64K hole,zero' '192K 64K' ;;
+*) exit 2 ;;
+esac
+"""
+
+
+def test_holes_that_need_not_read_as_zeroes_are_dirty(tmp_path: Path) -> None:
+    """As they are copied by ``qemu-img convert``: something may be in them."""
+    for each, deb in (("nbdinfo", "libnbd-bin"), ("qemu-img", "qemu-utils")):
+        peer(each, deb)
+    disk = tmp_path / "disk"
+    disk.write_text(HOLES)
+    disk.chmod(0o700)
+    run = """nbdinfo --map "$uri" >nbdinfo && nbdinfo --map --json "$uri" >nbdinfo-json &&
+        qemu-img map --output=json "$uri" >qemu-map && qemu-img convert -f raw -O raw "$uri" copy"""
+    command = [peer("nbdkit", "nbdkit"), "-U", "-", "sh", str(disk), "--run", run]
+    subprocess.run(command, check=True, cwd=tmp_path, timeout=60)
+    copied = (tmp_path / "copy").read_bytes()
+    groups = [at for at in range(0, len(copied), BLOCK) if any(copied[at : at + BLOCK])]
+    assert groups == [0, 3 * BLOCK]
+    for fmt in ("nbdinfo", "nbdinfo-json"):
+        assert read((tmp_path / fmt).read_bytes()) == HBitmap.from_extents(
+            [(at, BLOCK) for at in groups], len(copied)
+        )
+    hb = read((tmp_path / "qemu-map").read_bytes(), "qemu-map")
+    assert list(hb.areas()) == [(0, 2 * BLOCK), (3 * BLOCK, BLOCK)]  # what is allocated has data
 
 
 def _tool(name: str, *arguments: str | Path) -> bytes:
