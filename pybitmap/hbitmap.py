@@ -841,7 +841,8 @@ class HBitmap(Base, MutableSet[int]):
         first = start >> bits
         while True:
             size = self.size
-            nbits = max(0, -(-min(end, size) >> bits) - first)
+            last = min(end, size)
+            nbits = -(-last >> bits) - first if start < last else 0
             # For a bitmap of that size it cannot be refused; another thread may give it another.
             with suppress(RangeError, InvalidError):
                 data, head = self._words_from(first, nbits, size) if nbits else (b"", 0)
@@ -1054,7 +1055,8 @@ class HBitmap(Base, MutableSet[int]):
             block_size = index(block_size)
             if block_size < 1:
                 raise InvalidError(f"block_size {block_size} is not positive")
-            start, end = start // block_size * block_size, -(-end // block_size) * block_size
+            if start < end:
+                start, end = start // block_size * block_size, -(-end // block_size) * block_size
         extents: Iterator[Extent] = (Extent(*area) for area in self.areas(start, end=end))
         if block_size is not None:
             extents = cut_in_blocks(extents, block_size, size)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 from array import array
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import pytest
@@ -75,7 +76,7 @@ def test_extents_tell_what_is_dirty(
     hb = HBitmap.from_extents(extents, SIZE, granularity)
     dirty = items_of(extents, 1 << granularity, SIZE)
     last = SIZE if end is None else min(end, SIZE)
-    if block_size is not None:
+    if block_size is not None and start < last:
         start = start // block_size * block_size
         last = min(-(-last // block_size) * block_size, SIZE)
         dirty = items_of([(item, 1) for item in dirty if start <= item < last], 1, SIZE)
@@ -102,11 +103,12 @@ def test_extents_tell_what_is_dirty(
 
 
 def test_a_list_that_was_cut_goes_on_where_it_ended() -> None:
+    """Also behind the last one, which the end of the bitmap cuts, so that going on has an end."""
     hb = HBitmap.from_extents([(5, 20), (50, 1), (90, 10)], 100)
-    for block_size in (None, 8):
-        whole = list(hb.to_extents(block_size=block_size))
-        for count in range(1, len(whole)):
-            rest = hb.to_extents(whole[count - 1].end, block_size=block_size)
+    for block_size, clean in product((None, 8), (False, True)):
+        whole = list(hb.to_extents(block_size=block_size, clean=clean))
+        for count in range(1, len(whole) + 1):
+            rest = hb.to_extents(whole[count - 1].end, block_size=block_size, clean=clean)
             assert whole[:count] + list(rest) == whole
 
 
