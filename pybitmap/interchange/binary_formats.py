@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from .._core import MAX_GROUPS
 from ..compat.roaring_format import dump32, dump64, load32, load64
 from ..errors import FormatError, InvalidError
 from ..extent import Extent
@@ -60,12 +61,29 @@ def read_bits(source: Source, options: Options) -> Iterator[Extent]:
 
 
 def _blocks(extents: Iterable[Extent], options: Options, what: str) -> HBitmap:
-    """A bit for each block."""
-    block_size = options.blocks(what)
-    blocks = HBitmap(-(-(options.size or 0) // block_size))
+    """A bit for each block.
+
+    :raises FormatError: if there are too many, or those that are dirty take more than the memory
+        limit: blocks may be much smaller than the groups that the extents come from
+    """
+    block_size, limit, ndirty = options.blocks(what), options.memory_limit, 0
+    nblocks = -(-(options.size or 0) // block_size)
+    if nblocks > MAX_GROUPS:
+        raise FormatError(
+            f"{what}, of which the disk has {nblocks}, and {MAX_GROUPS} is the most: take larger"
+            " ones (--block-size)"
+        )
+    blocks = HBitmap(nblocks)
     for start, length, _ in extents:
         first = start // block_size
-        blocks.set(first, -(-(start + length) // block_size) - first)
+        count = -(-(start + length) // block_size) - first
+        ndirty += count
+        if ndirty > 8 * limit:
+            raise FormatError(
+                f"{what}, and those that are dirty take more than {limit} bytes of memory: take"
+                " larger ones (--block-size), or allow more, by memory_limit (--memory-limit)"
+            )
+        blocks.set(first, count)
     return blocks
 
 

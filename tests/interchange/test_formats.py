@@ -682,6 +682,19 @@ def test_a_roaring_bitmap_of_few_bytes_takes_no_more_memory_than_is_allowed() ->
         read(data, "roaring64", block_size=1)
 
 
+@pytest.mark.parametrize("fmt", ["bits", "roaring", "roaring64"])
+def test_blocks_are_refused_where_there_are_too_many_of_them(fmt: str) -> None:
+    """Of a few bytes, blocks may be many where the groups of the bitmap are few."""
+    hb = HBitmap.from_extents([(0, 1 << 27)], 1 << 62, group_size=1 << 27)
+    with pytest.raises(FormatError, match=r"block, of which the disk has 9.*--block-size"):
+        written(fmt, hb, block_size=512, bit_order="lsb")
+    hb.truncate(1 << 30)
+    with pytest.raises(FormatError, match=r"block, and .* 65536 bytes.*--block-size.*--memory"):
+        written(fmt, hb, block_size=64, bit_order="lsb", memory_limit=1 << 16)
+    few = written(fmt, hb, block_size=256, bit_order="lsb", memory_limit=1 << 16)
+    assert next(read(few, fmt, block_size=256, bit_order="lsb").areas()) == (0, 1 << 27)
+
+
 @pytest.mark.parametrize("cut", range(0, 24, 3))
 def test_a_roaring_bitmap_that_is_cut_is_refused(cut: int) -> None:
     data = written("roaring", HBitmap.from_extents([(1, 2), (70000, 5)]), block_size=1)
