@@ -9,13 +9,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from commands import Run, heed_signals, spawn
 from images import create, qemu_img, qemu_io
-from peers import package
+from peers import lacking, package, peer
 
 pytest.importorskip("click", reason="the command line is an extra: pip install '.[cli]'")
 pytest.importorskip("rich", reason="the command line is an extra: pip install '.[cli]'")
@@ -358,6 +359,55 @@ def test_the_example_brings_a_copy_up_to_date(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "beyond the size of the disk" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def devices(tmp_path: Path) -> Iterator[list[Path]]:
+    """Of 3 MiB, 3 MiB and 2 MiB."""
+    if os.geteuid():
+        lacking("only root can make a loop device")
+    made: list[str] = []
+    try:
+        for number, size in enumerate((3 * MIB, 3 * MIB, 2 * MIB)):
+            path = tmp_path / f"device{number}"
+            path.write_bytes(bytes(size))
+            command = [peer("losetup", "mount"), "--find", "--show", str(path)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                lacking(f"no loop device: {done.stderr.strip()}")
+            made.append(done.stdout.strip())
+        yield [Path(each) for each in made]
+    finally:
+        for each in made:
+            subprocess.run(["losetup", "-d", each], check=True)
+
+
+def test_the_example_takes_devices_which_have_no_size_as_files(
+    tmp_path: Path, devices: list[Path]
+) -> None:
+    example = Path(__file__).parents[2] / "examples" / "apply_changes.py"
+    copy, changes = tmp_path / "copy", tmp_path / "changes.json"
+
+    def applied(disk: Path, copy: Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *map(str, [example, changes, disk, copy])]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+    old, new = b"a" * 3 * MIB, b"b" * 3 * MIB
+    devices[0].write_bytes(new)
+    copy.write_bytes(old)
+    devices[1].write_bytes(old)
+    for target in (copy, devices[1]):
+        changes.write_text("[]")
+        done = applied(devices[0], target)
+        assert (done.returncode, done.stdout) == (0, "0 bytes copied\n"), done.stderr
+        assert target.read_bytes() == old
+        changes.write_text('[{"offset": 512, "length": 1024}]')
+        done = applied(devices[0], target)
+        assert (done.returncode, done.stdout) == (0, "1024 bytes copied\n"), done.stderr
+        assert target.read_bytes() == old[:512] + new[:1024] + old[1536:]
+    done = applied(devices[0], devices[2])
+    assert (done.returncode, "is smaller than" in done.stderr) == (1, True), done.stderr
+    assert not any(devices[2].read_bytes())
 
 
 # ---- help and completion --------------------------------------------------------------------
