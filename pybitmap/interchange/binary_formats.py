@@ -34,9 +34,9 @@ def read_bits(source: Source, options: Options) -> Iterator[Extent]:
 
     As the logs of KVM (https://docs.kernel.org/virt/kvm/api.html, KVM_GET_DIRTY_LOG) and of
     XenServer (https://docs.xenserver.com/en-us/xenserver/8/developer/changed-block-tracking). Bits
-    that begin beyond the size of the disk are to be 0.
+    that begin beyond the size of the disk are to be 0; if it is known, no block may lack its bit.
     """
-    options.blocks(_BIT)
+    block_size = options.blocks(_BIT)
     msb_first = _bit_order(options) == MSB
     order, nread = Order(options), 0
     while True:
@@ -53,7 +53,13 @@ def read_bits(source: Source, options: Options) -> Iterator[Extent]:
         nread += len(data)
         if not data:
             break
-    if options.size is None:
+    if options.size is not None:
+        if 8 * nread * block_size < options.size:
+            source.refuse(
+                f"it ends after {8 * nread} bits, of {block_size} bytes each, and the disk has"
+                f" {options.size} bytes: is it cut short?"
+            )
+    else:
         try:
             yield order.blocks(8 * nread, 0)
         except Malformed as error:

@@ -405,14 +405,19 @@ def read_vmware(source: Source, options: Options) -> Iterator[Extent]:
     """
     text, order = JsonText(source), Order(options)
     if text.peek() == "[":
+        before = None
         for _ in text.items():
-            yield from _disk_change_info(text, order)
+            yield from _disk_change_info(text, order, before)
+            before = None if options.any_order else order.end
     else:
         yield from _disk_change_info(text, order)
     text.end()
 
 
-def _disk_change_info(text: JsonText, order: Order) -> Iterator[Extent]:
+def _disk_change_info(text: JsonText, order: Order, before: int | None = None) -> Iterator[Extent]:
+    """
+    :param before: where the call before has ended, if this one is to go on there
+    """
     asked: dict[str, int] = {}
     first, last, line = None, 0, text.line
 
@@ -434,6 +439,8 @@ def _disk_change_info(text: JsonText, order: Order) -> Iterator[Extent]:
     if len(asked) < 2:
         text.refuse("a DiskChangeInfo without startOffset and length", line)
     start = asked["startOffset"]
+    if before is not None and start > before:
+        text.refuse(f"no call is about {before} to {start}, between this one and the last", line)
     end = start + asked["length"]
     if first is not None and (first < start or last > end):
         text.refuse(f"areas from {first} to {last}, where {start} to {end} was asked about", line)

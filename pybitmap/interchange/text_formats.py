@@ -73,8 +73,8 @@ def write_csv(extents: Iterable[Extent], out: Output, options: Options) -> None:
 def read_nbdinfo(source: Source, options: Options) -> Iterator[Extent]:
     """``nbdinfo --map``: offset, length, type and what that means; see the same in JSON.
 
-    Source: https://libguestfs.org/nbdinfo.1.html (MAP OPTION). It has all of the disk, so that
-    there is none is an error where the disk is known to have a size.
+    Source: https://libguestfs.org/nbdinfo.1.html (MAP OPTION). It has all of the disk, so that it
+    ends before is an error where the size of the disk is known.
     """
 
     def make(text: str, order: Order) -> Extent:
@@ -83,11 +83,15 @@ def read_nbdinfo(source: Source, options: Options) -> Iterator[Extent]:
             raise Malformed(f"expected OFFSET LENGTH TYPE DESCRIPTION, found {shown(text)}")
         return order.extent(number(match[1]), number(match[2]), nbd_dirty(match[4].strip()))
 
-    extent = None
+    end = 0
     for extent in _lines(source, options, make):
+        end = max(end, extent.end)
         yield extent
-    if extent is None and options.size:
-        source.refuse("no extents, where nbdinfo prints those of all the disk: did it fail?")
+    if options.size is not None and end < options.size:
+        source.refuse(
+            f"extents up to {end}, where nbdinfo prints those of all the disk, of {options.size}"
+            " bytes: did it fail?"
+        )
 
 
 def write_nbdinfo(extents: Iterable[Extent], out: Output, options: Options) -> None:

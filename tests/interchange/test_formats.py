@@ -432,6 +432,36 @@ def test_vmware_has_several_calls_in_a_list() -> None:
     assert (list(hb.areas()), hb.size) == ([(10, 5), (150, 5)], 300)
 
 
+def test_what_no_call_of_vmware_is_about_is_refused() -> None:
+    """Nobody has said that it is clean."""
+    one, two = (
+        {"startOffset": start, "length": MIB, "changedArea": [{"start": start, "length": 512}]}
+        for start in (0, 2 * MIB)
+    )
+    with pytest.raises(FormatError, match="file:1: no call is about 1048576 to 2097152"):
+        read(json.dumps([one, two]).encode())
+    one["length"] = 2 * MIB
+    wanted = [(0, 512), (2 * MIB, 512)]
+    assert list(read(json.dumps([one, two]).encode()).areas()) == wanted
+    assert list(read(json.dumps([two, one]).encode(), any_order=True).areas()) == wanted
+    assert list(read(json.dumps(two).encode()).areas()) == wanted[1:]  # who goes on
+
+
+@pytest.mark.parametrize("fmt", ["nbdinfo", "bits"])
+def test_what_is_about_all_of_the_disk_may_not_end_before(fmt: str) -> None:
+    """Of both nothing else tells that they are cut short."""
+    options: dict[str, Any] = {"block_size": 512, "bit_order": "msb"}
+    hb = HBitmap.from_extents([(0, 512), (70 * 512, 512)], 80 * 512 - 100)
+    whole = written(fmt, hb, **options)
+    pieces = whole.splitlines(keepends=True) if fmt == "nbdinfo" else [bytes([b]) for b in whole]
+    for count in range(len(pieces)):
+        cut = b"".join(pieces[:count])
+        with pytest.raises(FormatError, match=r"40860 bytes: .*cut short|of 40860 bytes: did it"):
+            read(cut, fmt, size=hb.size, **options)
+        read(cut, fmt, **options)  # nobody knows
+    assert read(whole, fmt, size=hb.size, **options) == hb
+
+
 def test_long_lists_are_the_same_in_whatever_chunks_they_come() -> None:
     rng = random.Random(2)
     extents = [(i * 1000, rng.randrange(1, 999)) for i in range(30_000)]
