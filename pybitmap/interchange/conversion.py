@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
 
-from .._core import MAX_GROUPS
+from .._core import MAX_GROUPS, granularity_of
 from .._fork import Process
 from ..errors import FormatError
 from ..extent import Extent, batches, rounded, with_gaps
@@ -75,12 +75,13 @@ def gather(
         where the size is not known, since bitmaps that grow keep what they were
     :raises RangeError: if an extent is beyond the size
     :raises FormatError: if the bitmap would take more
+    :raises InvalidError: for a granularity that is no power of 2
 
     Memory does not grow with the number of extents. Writer, twin, fork, kill, drop: nothing of it
     is anybody else's.
     """
     memory_limit = memory_limit if size is not None else memory_limit // 2
-    group = granularity or FINEST
+    group = FINEST if granularity is None else 1 << granularity_of(None, granularity)
     room = _FIRST_SIZE if size is None else size
     group = _fitting(room, group, granularity is not None, memory_limit)
     found = Gathered(HBitmap(room, group_size=group))

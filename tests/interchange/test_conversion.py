@@ -18,7 +18,7 @@ from lines import at_every_line
 from peers import lacking
 
 from pybitmap import HBitmap
-from pybitmap.errors import RangeError
+from pybitmap.errors import InvalidError, RangeError
 from pybitmap.interchange import (
     Extent,
     FormatError,
@@ -99,6 +99,13 @@ def test_a_granularity_that_was_asked_for_is_kept_or_refused() -> None:
         gather(extents((0, 1), (TIB, 1)), granularity=4096, memory_limit=1 << 20)
     with pytest.raises(FormatError, match="granularity of 4K"):
         gather(iter(()), size=TIB, granularity=4096, memory_limit=1 << 20)
+
+
+@pytest.mark.parametrize("granularity", [0, -1, -512, 3, 1000])
+def test_a_granularity_that_is_no_power_of_2_is_refused(granularity: int) -> None:
+    for size in (None, TIB):
+        with pytest.raises(InvalidError, match=f"{granularity} is not a power of 2"):
+            gather(extents((5, 1)), size=size, granularity=granularity)
 
 
 def test_one_beyond_the_size_is_refused() -> None:
