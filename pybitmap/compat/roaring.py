@@ -58,6 +58,15 @@ def _overflowing() -> Iterator[None]:
         raise NoItem(str(error)) from None
 
 
+def _sized(hb: HBitmap, size: int) -> HBitmap:
+    """Of that size: itself, or a copy."""
+    if hb.size == size:
+        return hb
+    made = hb.copy()
+    made.truncate(size)
+    return made
+
+
 class _Reading:
     """What all of them answer."""
 
@@ -183,6 +192,13 @@ class _Reading:
         if other._copy_on_write != self._copy_on_write:
             raise InvalidError("the two bitmaps differ in copy_on_write: give both the same")
         return other._hb
+
+    def _with(self, *others: object) -> list[HBitmap]:
+        """The bitmaps of all operands, of the size that the largest has: of smaller ones, which
+        ``of`` was given, as copies."""
+        operands = [self._hb, *map(self._other, others)]
+        size = max(each.size for each in operands)
+        return [_sized(each, size) for each in operands]
 
     # ---- questions --------------------------------------------------------------------------
 
@@ -325,27 +341,32 @@ class _Reading:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, self._FAMILY):
             return NotImplemented
-        return self._hb == self._other(other)
+        mine, others = self._with(other)
+        return mine == others
 
     def __le__(self, other: _Reading) -> bool:
         if not isinstance(other, self._FAMILY):
             return NotImplemented
-        return self._hb <= self._other(other)
+        mine, others = self._with(other)
+        return mine <= others
 
     def __lt__(self, other: _Reading) -> bool:
         if not isinstance(other, self._FAMILY):
             return NotImplemented
-        return self._hb < self._other(other)
+        mine, others = self._with(other)
+        return mine < others
 
     def __ge__(self, other: _Reading) -> bool:
         if not isinstance(other, self._FAMILY):
             return NotImplemented
-        return self._hb >= self._other(other)
+        mine, others = self._with(other)
+        return mine >= others
 
     def __gt__(self, other: _Reading) -> bool:
         if not isinstance(other, self._FAMILY):
             return NotImplemented
-        return self._hb > self._other(other)
+        mine, others = self._with(other)
+        return mine > others
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -355,7 +376,8 @@ class _Reading:
         >>> BitMap([3]).issubset(BitMap([3, 7]))
         True
         """
-        return self._hb <= self._other(other)
+        mine, others = self._with(other)
+        return mine <= others
 
     def issuperset(self, other: _Reading) -> bool:
         """Are all of the other in here?
@@ -363,7 +385,8 @@ class _Reading:
         >>> BitMap([3, 7]).issuperset(BitMap([3]))
         True
         """
-        return self._hb >= self._other(other)
+        mine, others = self._with(other)
+        return mine >= others
 
     def isdisjoint(self, other: _Reading) -> bool:
         """Have they none in common?
@@ -371,7 +394,8 @@ class _Reading:
         >>> BitMap([3]).isdisjoint(BitMap([7]))
         True
         """
-        return self._hb.isdisjoint(self._other(other))
+        mine, others = self._with(other)
+        return mine.isdisjoint(others)
 
     def intersect(self, other: _Reading) -> bool:
         """Have they one in common?
@@ -384,16 +408,20 @@ class _Reading:
     # ---- of two, or several -----------------------------------------------------------------
 
     def __or__(self, other: _Reading) -> Self:
-        return self._like(self._hb | self._other(other))
+        mine, others = self._with(other)
+        return self._like(mine | others)
 
     def __and__(self, other: _Reading) -> Self:
-        return self._like(self._hb & self._other(other))
+        mine, others = self._with(other)
+        return self._like(mine & others)
 
     def __sub__(self, other: _Reading) -> Self:
-        return self._like(self._hb - self._other(other))
+        mine, others = self._with(other)
+        return self._like(mine - others)
 
     def __xor__(self, other: _Reading) -> Self:
-        return self._like(self._hb ^ self._other(other))
+        mine, others = self._with(other)
+        return self._like(mine ^ others)
 
     def union(self, *bitmaps: _Reading) -> Self:
         """What is in one of them; also ``BitMap.union(a, b, c)``.
@@ -401,7 +429,8 @@ class _Reading:
         >>> BitMap([3]).union(BitMap([7]), BitMap([9]))
         BitMap([3, 7, 9])
         """
-        return self._like(self._hb.union(*map(self._other, bitmaps)))
+        mine, *others = self._with(*bitmaps)
+        return self._like(mine.union(*others))
 
     def intersection(self, *bitmaps: _Reading) -> Self:
         """What is in all of them.
@@ -409,7 +438,8 @@ class _Reading:
         >>> BitMap([3, 7]).intersection(BitMap([7, 9]))
         BitMap([7])
         """
-        return self._like(self._hb.intersection(*map(self._other, bitmaps)))
+        mine, *others = self._with(*bitmaps)
+        return self._like(mine.intersection(*others))
 
     def difference(self, *bitmaps: _Reading) -> Self:
         """What is in this one and in none of the others.
@@ -417,7 +447,8 @@ class _Reading:
         >>> BitMap([3, 7]).difference(BitMap([7, 9]))
         BitMap([3])
         """
-        return self._like(self._hb.difference(*map(self._other, bitmaps)))
+        mine, *others = self._with(*bitmaps)
+        return self._like(mine.difference(*others))
 
     def symmetric_difference(self, other: _Reading) -> Self:
         """What is in one of the two.
@@ -433,7 +464,8 @@ class _Reading:
         >>> BitMap([3, 7]).union_cardinality(BitMap([7, 9]))
         3
         """
-        return self._hb.union_count(self._other(other))
+        mine, others = self._with(other)
+        return mine.union_count(others)
 
     def intersection_cardinality(self, other: _Reading) -> int:
         """``len(self & other)``, which is not made.
@@ -441,7 +473,8 @@ class _Reading:
         >>> BitMap([3, 7]).intersection_cardinality(BitMap([7, 9]))
         1
         """
-        return self._hb.intersection_count(self._other(other))
+        mine, others = self._with(other)
+        return mine.intersection_count(others)
 
     def difference_cardinality(self, other: _Reading) -> int:
         """``len(self - other)``, which is not made.
@@ -449,7 +482,8 @@ class _Reading:
         >>> BitMap([3, 7]).difference_cardinality(BitMap([7, 9]))
         1
         """
-        return self._hb.difference_count(self._other(other))
+        mine, others = self._with(other)
+        return mine.difference_count(others)
 
     def symmetric_difference_cardinality(self, other: _Reading) -> int:
         """``len(self ^ other)``, which is not made.
@@ -457,7 +491,8 @@ class _Reading:
         >>> BitMap([3, 7]).symmetric_difference_cardinality(BitMap([7, 9]))
         2
         """
-        return self._hb.symmetric_difference_count(self._other(other))
+        mine, others = self._with(other)
+        return mine.symmetric_difference_count(others)
 
     def jaccard_index(self, other: _Reading) -> float:
         """``len(self & other) / len(self | other)``; not a number, if both are empty.
@@ -651,7 +686,22 @@ class _Marking(_Reading):
             self._hb.update(*map(self._elements, all_values))
 
     def _elements(self, values: Iterable[int]) -> Iterable[int]:
-        return self._other(values) if isinstance(values, _Reading) else values
+        return self._fitting(values) if isinstance(values, _Reading) else values
+
+    def _fitting(self, other: object) -> HBitmap:
+        """The bitmap of the other operand, of the size of this one.
+
+        :raises OverflowError: if it has a number that this one cannot have
+        """
+        theirs, size = self._other(other), self._hb.size
+        beyond = theirs.next_dirty(size) if theirs.size > size else None
+        if beyond is not None:
+            raise NoItem(f"{beyond} is beyond the {size} items of the bitmap that this one covers")
+        return _sized(theirs, size)
+
+    def _inside(self, other: object) -> HBitmap:
+        """The same without what this one cannot have."""
+        return _sized(self._other(other), self._hb.size)
 
     def discard(self, value: int) -> None:
         """Take it out, if it is there.
@@ -699,19 +749,19 @@ class _Marking(_Reading):
         self._hb.clear()
 
     def __ior__(self, other: _Reading) -> Self:
-        self._hb.update(self._other(other))
+        self._hb.update(self._fitting(other))
         return self
 
     def __iand__(self, other: _Reading) -> Self:
-        self._hb.intersection_update(self._other(other))
+        self._hb.intersection_update(self._inside(other))
         return self
 
     def __isub__(self, other: _Reading) -> Self:
-        self._hb.difference_update(self._other(other))
+        self._hb.difference_update(self._inside(other))
         return self
 
     def __ixor__(self, other: _Reading) -> Self:
-        self._hb.symmetric_difference_update(self._other(other))
+        self._hb.symmetric_difference_update(self._fitting(other))
         return self
 
     def intersection_update(self, *all_values: Iterable[int]) -> None:
@@ -722,7 +772,9 @@ class _Marking(_Reading):
         >>> bm
         BitMap([3])
         """
-        self._hb.intersection_update(*map(self._elements, all_values))
+        self._hb.intersection_update(
+            *(self._inside(each) if isinstance(each, _Reading) else each for each in all_values)
+        )
 
     def difference_update(self, *others: _Reading) -> None:
         """Take out what one of them has.
@@ -732,7 +784,7 @@ class _Marking(_Reading):
         >>> bm
         BitMap([1, 2])
         """
-        self._hb.difference_update(*map(self._other, others))
+        self._hb.difference_update(*map(self._inside, others))
 
     def symmetric_difference_update(self, other: _Reading) -> None:
         """Keep what one of the two has.
@@ -742,7 +794,7 @@ class _Marking(_Reading):
         >>> bm
         BitMap([1, 3])
         """
-        self._hb.symmetric_difference_update(self._other(other))
+        self._hb.symmetric_difference_update(self._fitting(other))
 
     def overwrite(self, other: _Reading) -> None:
         """Become as the other.
@@ -756,9 +808,9 @@ class _Marking(_Reading):
         >>> bm
         BitMap([7])
         """
-        source = self._other(other)
-        if source is self._hb:
+        if self._other(other) is self._hb:
             raise InvalidError("a bitmap cannot be overwritten with itself")
+        source = self._fitting(other)
         self._hb.intersection_update(source)
         self._hb.update(source)
 

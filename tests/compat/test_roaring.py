@@ -320,6 +320,56 @@ def test_one_is_made_of_a_bitmap_of_another_size() -> None:
     assert list(BitMap(HBitmap.from_bytes(b"\x05" + bytes(7), 64))) == [0, 2]
 
 
+SMALL, WHOLE = ([3, 7], [3, 7]), ([3, 7, 999], [3, 8, 5000])
+ASKED = (
+    *("__eq__", "__ne__", "__le__", "__lt__", "__ge__", "__gt__", "__or__", "__and__", "__sub__"),
+    *("__xor__", "union", "intersection", "difference", "symmetric_difference", "issubset"),
+    *("issuperset", "isdisjoint", "intersect", "union_cardinality", "intersection_cardinality"),
+    *("difference_cardinality", "symmetric_difference_cardinality", "jaccard_index"),
+)
+BECOMING = ("__ior__", "__ixor__", "update", "symmetric_difference_update", "overwrite")
+CHANGED = (*BECOMING, "__iand__", "__isub__", "intersection_update", "difference_update")
+
+
+@pytest.mark.parametrize("width", ["BitMap", "BitMap64"])
+@pytest.mark.parametrize(("small", "whole"), [SMALL, WHOLE])
+@pytest.mark.parametrize("name", [*ASKED, *CHANGED])
+def test_those_over_a_smaller_bitmap_are_sets_like_others(
+    width: str, small: list[int], whole: list[int], name: str
+) -> None:
+    """They are combined and compared by their numbers, whatever they could have beside."""
+    hb = HBitmap(1000)
+    hb.update(small)
+    theirs, _, others, ours = pairs(width, small, whole)
+    cover = type(ours).of(hb)
+    if name in ASKED:
+        assert outcome(getattr(cover, name), ours) == outcome(getattr(theirs, name), others)
+        assert outcome(getattr(ours, name), cover) == outcome(getattr(others, name), theirs)
+        assert (list(cover), list(ours), cover.hbitmap) == (small, whole, hb)
+        return
+    back = theirs.copy(), others.copy()
+    if max(whole) >= 1000 and name in BECOMING:
+        with pytest.raises(OverflowError, match="5000 is beyond the 1000 items"):
+            getattr(cover, name)(ours)
+        assert list(hb) == small
+    else:
+        getattr(cover, name)(ours)
+        getattr(theirs, name)(others)
+        assert (list(hb), hb.size) == (list(theirs), 1000)
+    theirs, others = back
+    cover = type(ours).of(HBitmap.from_extents([(each, 1) for each in small], 1000))
+    getattr(ours, name)(cover)
+    getattr(others, name)(theirs)
+    assert (list(ours), list(cover)) == (list(others), small)
+
+
+def test_one_that_was_written_is_read_as_it_was_from_a_smaller_bitmap() -> None:
+    bm = BitMap.of(HBitmap.from_extents([(3, 5)], 1000))
+    again = BitMap.deserialize(bm.serialize())
+    assert again == bm
+    assert FrozenBitMap(again) in {FrozenBitMap.of(bm.hbitmap)}
+
+
 def test_each_cover_is_imported_when_it_is_asked_for() -> None:
     code = (
         "import sys, pybitmap;"
