@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NoReturn
 
-from ..errors import InvalidError
+from ..errors import InvalidError, RangeError
 from ..hbitmap import HBitmap
 
 PIECE = 1 << 16  # items of a container
@@ -112,7 +112,8 @@ def _dump(those: list[Container]) -> bytes:
 def load32(data: memoryview, into: HBitmap) -> None:
     """Mark what ``data`` has.
 
-    :raises InvalidError: if it is not in that format, or an item is beyond the end of the bitmap
+    :raises InvalidError: if it is not in that format
+    :raises RangeError: if an item is beyond the end of the bitmap
     """
     reader = _Reader(data)
     _load(reader, into, 0)
@@ -177,7 +178,7 @@ def _load(reader: _Reader, into: HBitmap, base: int) -> None:
         last = key
         start = base + key * PIECE
         if start >= into.size:
-            _refuse(f"item {start} is beyond what a bitmap of {into.size} items has")
+            raise RangeError(f"item {start} is beyond what a bitmap of {into.size} items has")
         if runs >> i & 1:
             _load_runs(reader, into, start)
         elif cardinality <= _MOST_IN_ARRAY:

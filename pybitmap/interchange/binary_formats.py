@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from .._core import MAX_GROUPS
 from ..compat.roaring_format import dump32, dump64, load32, load64
-from ..errors import FormatError, InvalidError
+from ..errors import FormatError, InvalidError, RangeError
 from ..extent import Extent
 from ..hbitmap import HBitmap
 from ..sizes import MAX_SIZE
@@ -106,7 +106,8 @@ def write_bits(extents: Iterable[Extent], out: Output, options: Options) -> None
 
 def _read_roaring(source: Source, options: Options, bits: int) -> Iterator[Extent]:
     block_size = options.blocks(_NUMBER)
-    most = min(1 << bits, -(-MAX_SIZE // block_size), 8 * options.memory_limit, 1 << 41)
+    allowed = 8 * options.memory_limit  # of a few bytes, all below the largest number may be in it
+    most = min(1 << bits, -(-MAX_SIZE // block_size), allowed, MAX_GROUPS)
     parts, length = [], 0
     while part := source.read():
         parts.append(part)
@@ -120,7 +121,9 @@ def _read_roaring(source: Source, options: Options, bits: int) -> Iterator[Exten
     try:
         (load32 if bits == 32 else load64)(memoryview(b"".join(parts)), numbers)
     except InvalidError as error:
-        source.refuse(str(error))
+        more = isinstance(error, RangeError) and most == allowed
+        instead = ": allow more, by memory_limit (--memory-limit)" if more else ""
+        source.refuse(f"{error}{instead}")
     order = Order(options)
     for first, count in numbers.areas():
         try:

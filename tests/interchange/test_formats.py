@@ -708,8 +708,20 @@ def test_a_roaring_bitmap_of_few_bytes_takes_no_more_memory_than_is_allowed() ->
     data = struct.pack("<QI", 1, 1 << 20) + written(
         "roaring", HBitmap.from_extents([(0, 1)]), block_size=1
     )
-    with pytest.raises(FormatError, match="beyond"):
+    with pytest.raises(FormatError, match=r"beyond .*: allow more, .*--memory-limit"):
         read(data, "roaring64", block_size=1)
+
+
+@pytest.mark.parametrize("runs", [[(9000, 1)], [(7999, 2)], [(0, 9000)], [(70000, 1)]])
+def test_numbers_beyond_what_memory_allows_are_refused_with_what_to_say(
+    runs: list[tuple[int, int]],
+) -> None:
+    hb = HBitmap.from_extents(runs)
+    for fmt in ("roaring", "roaring64"):
+        data = written(fmt, hb, block_size=1)
+        with pytest.raises(FormatError, match=r" 8000 items.*: allow more, .*--memory-limit"):
+            read(data, fmt, block_size=1, memory_limit=1000)
+        assert read(data, fmt, block_size=1, memory_limit=10000) == hb
 
 
 @pytest.mark.parametrize("fmt", ["bits", "roaring", "roaring64"])
