@@ -44,16 +44,19 @@ def _pyarrow() -> Any:
 
 
 def read_arrow(source: Source, options: Options) -> Iterator[Extent]:
-    """Arrow's IPC stream, or file; the latter is read as Parquet is, since what is in it need be no
-    stream (that of Polars is none)."""
+    """Arrow's IPC stream, which is to have its end, or file; the latter is read as Parquet is,
+    since what is in it need be no stream (that of Polars is none)."""
     pa = _pyarrow()
     from pyarrow import ipc
 
     if not source.head().startswith(ARROW_MAGIC):
+        ending = _Ending(source.file())
         with _refusing(source, pa):
-            stream = ipc.open_stream(source.file())
+            stream = ipc.open_stream(ending)
             _check(source, pa, stream.schema)
         yield from _extents(source, options, pa, stream.schema, iter(stream))
+        if ending.ended:
+            source.refuse("the stream has no end, as of a program that failed: is it cut short?")
         return
     with _copied(source) as file:
         with _refusing(source, pa):
@@ -196,6 +199,22 @@ def write_parquet(extents: Iterable[Extent], out: Output, options: Options) -> N
     with pq.ParquetWriter(pa.PythonFile(_File(out), "w"), schema) as writer:
         for batch in _batches(pa, schema, extents):
             writer.write_batch(batch)
+
+
+class _Ending:
+    """What pyarrow takes for a file that is read from its beginning on.
+
+    :ivar ended: there was less than was asked for; of a stream that says where it ends there is not
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.ended = self.closed = False
+
+    def read(self, nbytes: int) -> bytes:
+        data = self._file.read(nbytes)
+        self.ended |= len(data) < nbytes
+        return data
 
 
 class _File:

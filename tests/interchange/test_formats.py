@@ -763,6 +763,21 @@ def test_columns_that_are_cut_or_damaged_are_refused_or_read(fmt: str, extras: A
     assert refused > 50
 
 
+def test_an_arrow_stream_is_whole_or_refused(extras: Any) -> None:
+    """Wherever it is cut: who writes one piece by piece may fail in between."""
+    import pyarrow as pa
+
+    out = io.BytesIO()
+    table = pa.table({"offset": [0, 512, 4096], "length": [1, 2, 3]})
+    with pa.ipc.new_stream(out, table.schema) as writer:
+        writer.write_table(table, max_chunksize=1)
+    whole = out.getvalue()
+    assert read(whole) == HBitmap.from_extents([(0, 1), (512, 2), (4096, 3)])
+    for end in range(8, len(whole)):
+        with pytest.raises(FormatError):
+            read(whole[:end])
+
+
 @pytest.mark.parametrize("fmt", ARROW)
 def test_columns_of_another_kind_are_refused(fmt: str, extras: Any) -> None:
     import pyarrow as pa
