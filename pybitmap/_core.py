@@ -571,10 +571,15 @@ def integers(name: str, data: Integers) -> CData:
 
 
 def view_of(data: object) -> memoryview | None:
-    """Of a buffer, or of the array that something is, as those of pandas, Polars and pyarrow."""
+    """Of a buffer, or of the array that something is, as those of pandas, Polars and pyarrow.
+
+    :raises TypeError: for elements of NumPy's masked arrays that are missing: a buffer has them all
+    """
     if isinstance(data, Lent):
         return data.data
     if not isinstance(data, memoryview) and hasattr(type(data), "__array__"):
+        if hasattr(type(data), "compressed") and data.mask.any():  # type: ignore[attr-defined]
+            raise TypeError("some elements are masked: give array.compressed(), or array.filled()")
         data = data.__array__()  # type: ignore[attr-defined]
     try:
         return memoryview(data)  # type: ignore[arg-type]

@@ -415,3 +415,26 @@ def test_arrays_that_are_no_extents_are_refused(
 ) -> None:
     with pytest.raises(error, match=words):
         HBitmap.from_extents(np.array(wrong))
+
+
+@pytest.mark.parametrize("missing", [[True, False], [False, True], [True, True]])
+def test_elements_that_are_masked_are_refused(missing: list[bool]) -> None:
+    """What lies below the mask is nobody's word; pandas and Polars have no such elements either."""
+    hb = HBitmap(10)
+    masked: Any = np.ma.array([3, 5], mask=missing)
+    for call in (hb.update, hb.set_many, hb.union, lambda counts: hb.set_many([1, 2], counts)):
+        with pytest.raises(TypeError, match="masked"):
+            call(masked)
+    with pytest.raises(TypeError, match="masked"):
+        HBitmap.from_mask(np.ma.array([True, False], mask=missing))
+    with pytest.raises(TypeError, match="extent 0 has None"):
+        HBitmap.from_extents(np.ma.array([[3, 5]], mask=[missing]))
+    assert hb.empty()
+
+
+@pytest.mark.parametrize("missing", [False, [False, False]])
+def test_masked_arrays_with_nothing_masked_are_arrays(missing: Any) -> None:
+    hb = HBitmap(10)
+    hb.set_many(np.ma.array([3, 5], mask=missing))
+    assert hb == {3, 5} == HBitmap(10).union(np.ma.array([3, 5]))
+    assert hb == HBitmap.from_mask(np.ma.array(hb.to_mask(), mask=False))
