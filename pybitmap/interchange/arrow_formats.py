@@ -83,10 +83,18 @@ def read_parquet(source: Source, options: Options) -> Iterator[Extent]:
 @contextmanager
 def _copied(source: Source) -> Iterator[BinaryIO]:
     """As a temporary file: what ends with what says where things are is not read from its
-    beginning on."""
+    beginning on.
+
+    :raises OSError: if there is no room for it; its filename is the folder
+    """
     with tempfile.TemporaryFile() as file:
-        shutil.copyfileobj(source.file(), file)
-        file.seek(0)
+        try:
+            shutil.copyfileobj(source.file(), file)
+            file.seek(0)  # which writes what is still to be written
+        except OSError as error:
+            if error.filename is None:
+                error.filename = tempfile.gettempdir()
+            raise
         yield file
 
 

@@ -180,7 +180,7 @@ class Source:
         (b'0,512', b'0,512')
         """
         while len(self._head) < HEAD:
-            more = self._stream.read(HEAD - len(self._head))
+            more = self._more(HEAD - len(self._head))
             if not more:
                 break
             self._head += more
@@ -197,7 +197,18 @@ class Source:
         if self._head:
             part, self._head = self._head[:nbytes], self._head[nbytes:]
             return part
-        return self._stream.read(nbytes)
+        return self._more(nbytes)
+
+    def _more(self, nbytes: int) -> bytes:
+        """
+        :raises OSError: with the name
+        """
+        try:
+            return self._stream.read(nbytes)
+        except OSError as error:
+            if error.filename is None:
+                error.filename = self.name
+            raise
 
     def as_text(self) -> None:
         """It is read as text from here: a mark of its encoding (BOM) is none of its characters.

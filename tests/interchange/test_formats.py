@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import random
 import struct
 import subprocess
@@ -823,6 +825,56 @@ def test_without_pyarrow_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UnsupportedError, match="pip install pyarrow"):
         read(b"ARROW1\0\0")
+
+
+class Failing:
+    """A stream that ends with an error."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def read(self, nbytes: int) -> bytes:
+        if not self._data:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        data, self._data = self._data[:nbytes], self._data[nbytes:]
+        return data
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("end", [0, 20, None])
+def test_what_cannot_be_read_is_named(fmt: str, end: int | None) -> None:
+    options: dict[str, Any] = {"block_size": 512, "bit_order": "lsb", "since": 0}
+    if fmt in ARROW:
+        package("pyarrow")
+    hb = HBitmap.from_extents([(0, 512), (1 << 20, 512)], 1 << 21)
+    if fmt == "era-dump":
+        data = (FILES / "era-dump.xml").read_bytes()
+    else:
+        data = written(fmt, hb, **options)
+    stream: Any = Failing(data[:end])
+    with pytest.raises(OSError, match="Input/output") as caught:
+        list(read_extents(stream, fmt, name="disk.list", **options))
+    assert caught.value.filename == "disk.list"
+
+
+@pytest.mark.parametrize("fmt", ARROW)
+def test_a_full_folder_for_temporary_files_is_named(fmt: str, extras: Any, tmp_path: Path) -> None:
+    data = written(fmt, HBitmap.from_extents((2 * i, 1) for i in range(10_000)))
+    (tmp_path / "data").write_bytes(data)
+    run_python(
+        f"""
+import resource
+from pybitmap.interchange import read_bitmap
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+try:
+    read_bitmap({str(tmp_path)!r} + "/data", {fmt!r})
+except OSError as error:
+    assert (error.strerror, error.filename) == ("File too large", {str(tmp_path)!r}), error
+else:
+    raise AssertionError
+""",
+        TMPDIR=str(tmp_path),
+    )
 
 
 def test_a_reader_that_is_left_early_has_given_what_is_right() -> None:
