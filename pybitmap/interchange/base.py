@@ -23,6 +23,7 @@ from ..sizes import MAX_SIZE
 MAX_LINE = 1 << 16  # bytes of a line, or characters of a JSON value
 CHUNK = 1 << 18  # bytes read at once
 HEAD = 1 << 16  # bytes that are looked at to tell a format
+SECTOR = 512  # bytes
 
 LSB = "lsb"  #: orders of bits in a byte: the lowest is the first, as KVM, vhost and DRBD have it
 MSB = "msb"  #: the highest is the first
@@ -298,12 +299,15 @@ class _Raw(io.RawIOBase):
 class Order:
     """Makes extents, and knows what they have to be: inside a disk, in order, apart.
 
+    :param unit: of bytes, in which who tells of the disk counts, so that its last one may go beyond
+        the end: that part is cut off
     :ivar end: of the last; to be put back if extents are made once more
     """
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, unit: int = 1) -> None:
         self._options = options
         self._size = MAX_SIZE if options.size is None else options.size
+        self._furthest = min(-(-self._size // unit) * unit, MAX_SIZE)
         self.end = 0
 
     def extent(self, start: int, count: int, dirty: bool = True) -> Extent:
@@ -314,6 +318,9 @@ class Order:
         if start < 0 or count < 0:
             raise Malformed(f"offset {start}, length {count}: a negative number of bytes")
         end = start + count
+        if self._size < end == self._furthest:
+            start, end = min(start, self._size), self._size
+            count = end - start
         if end > self._size:
             if end > MAX_SIZE:
                 raise Malformed(f"offset {start} + length {count} is beyond 2^63 - 1")

@@ -14,6 +14,7 @@ from ..errors import FormatError
 from ..extent import Extent
 from ..sizes import MAX_SIZE
 from .base import (
+    SECTOR,
     Format,
     Malformed,
     Options,
@@ -59,9 +60,9 @@ def _made(make: _Make, order: Order) -> Callable[[object], Extent]:
     return checked
 
 
-def _list(source: Source, options: Options, make: _Make) -> Iterator[Extent]:
+def _list(source: Source, options: Options, make: _Make, unit: int = 1) -> Iterator[Extent]:
     """A list of extents, and nothing else."""
-    text, order = JsonText(source), Order(options)
+    text, order = JsonText(source), Order(options, unit)
     yield from text.elements(_made(make, order), order)
     text.end()
 
@@ -117,7 +118,7 @@ def read_qemu_map(source: Source, options: Options) -> Iterator[Extent]:
 
     Source: https://www.qemu.org/docs/master/tools/qemu-img.html (map). A map over NBD with
     x-dirty-bitmap looks alike and means the opposite (`qemu-map-bitmap`); it is recognised by what
-    is neither data nor reads as zeroes.
+    is neither data nor reads as zeroes. QEMU's disks have whole sectors, those of others need not.
     """
 
     def make(found: _Object, order: Order) -> Extent:
@@ -129,7 +130,7 @@ def read_qemu_map(source: Source, options: Options) -> Iterator[Extent]:
             )
         return order.extent(_whole(found, "start"), _whole(found, "length"), data or not zero)
 
-    return _list(source, options, make)
+    return _list(source, options, make, SECTOR)
 
 
 def write_qemu_map(extents: Iterable[Extent], out: Output, options: Options) -> None:
@@ -152,7 +153,7 @@ def read_qemu_map_bitmap(source: Source, options: Options) -> Iterator[Extent]:
         dirty = not _flag(found, "data")
         return order.extent(_whole(found, "start"), _whole(found, "length"), dirty)
 
-    return _list(source, options, make)
+    return _list(source, options, make, SECTOR)
 
 
 def write_qemu_map_bitmap(extents: Iterable[Extent], out: Output, options: Options) -> None:
@@ -207,7 +208,7 @@ def read_nbdinfo_json(source: Source, options: Options) -> Iterator[Extent]:
         start, length = _whole(found, "offset"), _whole(found, "length")
         return order.extent(start, length, nbd_dirty(description))
 
-    return _list(source, options, make)
+    return _list(source, options, make, SECTOR)
 
 
 def write_nbdinfo_json(extents: Iterable[Extent], out: Output, options: Options) -> None:

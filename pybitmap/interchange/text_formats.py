@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Callable
 
 from ..extent import Extent
-from .base import Format, Malformed, Options, Order, Output, Source, batched, number, shown
+from .base import SECTOR, Format, Malformed, Options, Order, Output, Source, batched, number, shown
 from .json_formats import nbd_dirty
 
 CSV_HEADINGS = ("offset,length", "offset,length,dirty")
@@ -17,12 +17,18 @@ NBDINFO_LINE = re.compile(r" *([0-9]+) +([0-9]+) +([0-9]+)(?:  (.*))?")
 
 
 def _lines(
-    source: Source, options: Options, make: Callable[[str, Order], Extent], skip: int = 0
+    source: Source,
+    options: Options,
+    make: Callable[[str, Order], Extent],
+    *,
+    skip: int = 0,
+    unit: int = 1,
 ) -> Iterator[Extent]:
     """
     :param skip: lines of a heading
+    :param unit: see :class:`Order`
     """
-    order = Order(options)
+    order = Order(options, unit)
     for line, text in source.lines():
         if line <= skip or not text.strip():
             continue
@@ -84,7 +90,7 @@ def read_nbdinfo(source: Source, options: Options) -> Iterator[Extent]:
         return order.extent(number(match[1]), number(match[2]), nbd_dirty(match[4].strip()))
 
     end = 0
-    for extent in _lines(source, options, make):
+    for extent in _lines(source, options, make, unit=SECTOR):
         end = max(end, extent.end)
         yield extent
     if options.size is not None and end < options.size:

@@ -6,7 +6,7 @@ own; elements that are nested deeper than these tools do, and tokens of more tha
 are refused as well.
 
 Source: thin_delta(8), era_invalidate(8), era_dump(8), and what their versions 0.9 print
-(https://github.com/jthornber/thin-provisioning-tools).
+(https://github.com/jthornber/thin-provisioning-tools). They count the size of blocks in sectors.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from xml.parsers import expat
 from ..errors import FormatError
 from ..extent import Extent
 from .base import (
+    SECTOR,
     Format,
     Malformed,
     Options,
@@ -30,7 +31,6 @@ from .base import (
     shown,
 )
 
-SECTOR = 512  # bytes, in which these tools count the size of blocks
 MAX_TOKEN = 1 << 20  # bytes that expat may keep of a token that has not ended
 _CHUNK = 1 << 16
 _DEEPEST = 6

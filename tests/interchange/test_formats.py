@@ -216,6 +216,43 @@ def test_holes_that_need_not_read_as_zeroes_are_dirty(tmp_path: Path) -> None:
     assert list(hb.areas()) == [(0, 2 * BLOCK), (3 * BLOCK, BLOCK)]  # what is allocated has data
 
 
+@pytest.mark.parametrize("size", [1000, 70_000, MIB + 1])
+def test_disks_of_no_whole_sectors_are_told_of_in_sectors(size: int, tmp_path: Path) -> None:
+    """QEMU rounds their size up; beyond the end there is nothing, dirty or not."""
+    nbdinfo, qemu_nbd = peer("nbdinfo", "libnbd-bin"), peer("qemu-nbd", "qemu-utils")
+    disk, socket = tmp_path / "disk", tmp_path / "socket"
+    disk.write_bytes(b"x" * size)
+    texts = {"qemu-map": qemu_img("map", "-f", "raw", "--output=json", disk).encode()}
+    server = subprocess.Popen([qemu_nbd, "-r", "-t", "-f", "raw", "-k", str(socket), str(disk)])
+    try:
+        until = time.monotonic() + 60
+        while not socket.exists() and time.monotonic() < until:
+            time.sleep(0.01)
+        for fmt, option in [("nbdinfo", []), ("nbdinfo-json", ["--json"])]:
+            command = [nbdinfo, "--map", *option, f"nbd+unix:///?socket={socket}"]
+            texts[fmt] = subprocess.run(command, check=True, capture_output=True, timeout=60).stdout
+    finally:
+        server.kill()
+        server.wait()
+    for fmt, text in texts.items():
+        hb = read(text, fmt, size=size)
+        assert (hb.size, list(hb.areas())) == (size, [(0, size)])
+        with pytest.raises(FormatError, match="beyond the size of the disk"):
+            read(text, fmt, size=size - 512)
+
+
+@pytest.mark.parametrize("dirty", [False, True])
+def test_a_sector_that_the_end_of_the_disk_cuts_is_cut(dirty: bool) -> None:
+    hb = HBitmap.from_extents([(0, 512), (512, 512, dirty)], 1024)
+    for fmt in ("qemu-map", "qemu-map-bitmap", "nbdinfo", "nbdinfo-json"):
+        text = written(fmt, hb)
+        for size in (1023, 1000, 513):
+            wanted = HBitmap.from_extents([(0, size if dirty else 512)], size)
+            assert read(text, fmt, size=size) == wanted
+        with pytest.raises(FormatError, match="beyond"):
+            read(text, fmt, size=512)
+
+
 def _tool(name: str, *arguments: str | Path) -> bytes:
     command = [peer(name, "thin-provisioning-tools"), *map(str, arguments)]
     return subprocess.run(command, check=True, capture_output=True, timeout=60).stdout
