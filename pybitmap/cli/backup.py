@@ -22,6 +22,7 @@ from ..tools.backup import Copy, Point, Repository, Verification, prune, restore
 from ..tools.backup.restore import FORMATS
 from ..trace import printable
 from .common import (
+    FilePath,
     Refused,
     deferred,
     json_option,
@@ -51,7 +52,7 @@ def _points(ctx: click.Context, param: click.Parameter, begin: str) -> list[str]
         return [each.id for each in repository.manifest.points if fits(each.id, begin)]
 
 
-_directory = click.argument("path", metavar="DIR", type=click.Path())
+_directory = click.argument("path", metavar="DIR", type=FilePath())
 _at = click.option(
     "--at",
     metavar="POINT",
@@ -95,7 +96,7 @@ def _told() -> Iterator[Progress]:
 @click.option(
     "--against",
     metavar="SOURCE",
-    type=click.Path(),
+    type=FilePath(),
     help="Compare a copy, the newest or that of --at, with a disk that nobody writes to.",
 )
 @click.option(
@@ -197,7 +198,7 @@ def _verified_lines(path: str, found: Verification) -> Iterator[str]:
 @click.option(
     "--to",
     metavar="FILE",
-    type=click.Path(),
+    type=FilePath(),
     required=True,
     help="A new file; or with --force one that is replaced, or a block device.",
 )

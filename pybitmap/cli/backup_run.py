@@ -18,6 +18,7 @@ from ..errors import BitmapError
 from ..sizes import rough_size
 from ..tools.backup import Backup, Hooks, Source, backup, qga_hook
 from .common import (
+    FilePath,
     Refused,
     json_option,
     note,
@@ -86,13 +87,13 @@ def _ending() -> Iterator[None]:
     "--to",
     metavar="DIR",
     required=True,
-    type=click.Path(),
+    type=FilePath(),
     help="The backup directory; made if it is not there.",
 )
 @click.option(
     "--qmp",
     metavar="SOCKET",
-    type=click.Path(),
+    type=FilePath(),
     help="The monitor of a machine that runs; SOURCEs are its disks then.",
 )
 @click.option(
@@ -126,7 +127,7 @@ def _ending() -> Iterator[None]:
 @click.option(
     "--freeze",
     metavar="SOCKET",
-    type=click.Path(),
+    type=FilePath(),
     help="Of the guest's agent (qemu-ga): its file systems are frozen for the instant.",
 )
 @json_option

@@ -40,6 +40,7 @@ from ..store import Store, StoredBitmap, StoredNode
 from ..store.base import LIVE, Progress
 from ..trace import printable
 from .common import (
+    FilePath,
     Refused,
     deferred,
     json_option,
@@ -70,7 +71,7 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-_target = click.argument("path", metavar="TARGET", type=click.Path(), shell_complete=targets_in)
+_target = click.argument("path", metavar="TARGET", type=FilePath(), shell_complete=targets_in)
 _new_name = click.argument("name")
 _name = click.argument("name", shell_complete=names_in())
 _names = click.argument(
@@ -87,7 +88,7 @@ _node = click.option(
 _qmp = click.option(
     "--qmp",
     metavar="SOCKET",
-    type=click.Path(),
+    type=FilePath(),
     help="The monitor (QMP) of a QEMU, a qemu-storage-daemon or a pybitmap serve that runs: a unix"
     " socket. TARGET is then a node of it, or a device.",
 )
@@ -195,7 +196,7 @@ def _until_stored() -> Iterator[Progress]:
 
 @command("info")
 @click.argument(
-    "path", metavar="TARGET", type=click.Path(), required=False, shell_complete=targets_in
+    "path", metavar="TARGET", type=FilePath(), required=False, shell_complete=targets_in
 )
 @json_option
 @click.option(
@@ -578,7 +579,7 @@ def disable_command(
     "-b",
     "source_path",
     metavar="FILE",
-    type=click.Path(),
+    type=FilePath(),
     help="The image or local store that has the sources; with --qmp, the node or the device."
     "  [default: TARGET]",
 )
@@ -958,12 +959,12 @@ def check_command(path: str, as_json: bool, no_lock: bool) -> int:
 
 
 @command("rescue")
-@click.argument("path", metavar="IMAGE", type=click.Path())
+@click.argument("path", metavar="IMAGE", type=FilePath())
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and write nothing.")
 @click.option(
     "--backup",
     metavar="FILE",
-    type=click.Path(),
+    type=FilePath(),
     help="A new file, to which what is replaced is copied first.  [default: IMAGE.before-rescue,"
     " with a number if that is there]",
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import signal
 import sys
@@ -53,6 +54,18 @@ def size_of(text: str) -> int:
         return parse_size(text)
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
+
+
+class FilePath(click.Path):
+    """A path. An empty one, as of a shell's variable that is not set, names nothing; to Python it
+    would be the folder where the command runs."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | bytes | os.PathLike[str]:
+        if not value:
+            self.fail("it is empty, where a path is wanted", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 json_option = click.option(

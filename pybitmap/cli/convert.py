@@ -26,6 +26,7 @@ from ..store.base import Progress
 from ..trace import printable
 from .bitmaps import _hinting, _to_change, _to_read, _until_stored
 from .common import (
+    FilePath,
     Refused,
     note,
     one_granularity,
@@ -61,8 +62,8 @@ class _Formats(click.ParamType):  # type: ignore[type-arg]
 
 
 @command("convert")
-@click.argument("source", metavar="SRC", type=click.Path(allow_dash=True))
-@click.argument("dest", metavar="[DST]", required=False, type=click.Path(allow_dash=True))
+@click.argument("source", metavar="SRC", type=FilePath(allow_dash=True))
+@click.argument("dest", metavar="[DST]", required=False, type=FilePath(allow_dash=True))
 @click.option(
     "--from",
     "source_format",

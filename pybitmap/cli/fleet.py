@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..sizes import is_size, parse_size, rough_size
-from .common import Refused, json_option, note, progress_bars, rendered, tell, unwinding, write
+from .common import (
+    FilePath,
+    Refused,
+    json_option,
+    note,
+    progress_bars,
+    rendered,
+    tell,
+    unwinding,
+    write,
+)
 from .group import Group, command
 
 if TYPE_CHECKING:
@@ -36,7 +46,7 @@ _to = click.option(
     "into",
     metavar="DIR",
     required=True,
-    type=click.Path(),
+    type=FilePath(),
     help="The folder for the tables, which replace those there; made if it is not there.",
 )
 
@@ -61,14 +71,14 @@ def fleet_command() -> None:
 
 
 @command("scan")
-@click.argument("names", metavar="[TARGET]...", nargs=-1, type=click.Path())
+@click.argument("names", metavar="[TARGET]...", nargs=-1, type=FilePath())
 @_to
 @click.option(
     "--list",
     "lists",
     metavar="FILE",
     multiple=True,
-    type=click.Path(),
+    type=FilePath(),
     help="TARGETs and their hosts: CSV whose first line is host,path. May be given several times.",
 )
 @click.option(
@@ -179,7 +189,7 @@ def _print_report(report: Report, console: Console) -> None:
 
 
 @command("union")
-@click.argument("sources", metavar="DIR...", nargs=-1, required=True, type=click.Path())
+@click.argument("sources", metavar="DIR...", nargs=-1, required=True, type=FilePath())
 @_to
 @click.option(
     "--epoch",
@@ -275,19 +285,19 @@ def _value(text: str) -> str | int | float:
 
 
 @command("plan")
-@click.argument("folder", metavar="DIR", type=click.Path())
+@click.argument("folder", metavar="DIR", type=FilePath())
 @click.argument("query", required=False)
 @click.option(
     "--queries",
     metavar="QDIR",
-    type=click.Path(),
+    type=FilePath(),
     help="A folder with queries, NAME.sql, instead of ours.",
 )
 @click.option("--show", is_flag=True, help="Print the SQL of QUERY, to be copied and changed.")
 @click.option(
     "--links",
     metavar="FILE",
-    type=click.Path(),
+    type=FilePath(),
     help="Over which link a host sends: CSV whose first line is host,link,bandwidth.",
 )
 @click.option(

@@ -28,6 +28,7 @@ from ..replay import (
 from ..sizes import exact_size, exact_sizes, is_size, rough_size
 from ..trace import printable
 from .common import (
+    FilePath,
     granularity_of,
     json_option,
     one_size,
@@ -217,7 +218,7 @@ def _print_extents(result: Replay, form: str) -> None:
 
 
 @command("replay", cls=ManyGranularities)
-@click.argument("trace", type=click.Path(allow_dash=True))
+@click.argument("trace", type=FilePath(allow_dash=True))
 @click.option(
     "--size",
     metavar="SIZE",
@@ -236,7 +237,7 @@ def _print_extents(result: Replay, form: str) -> None:
 )
 @click.option(
     "--expect",
-    type=click.Path(),
+    type=FilePath(),
     metavar="TRUTH.json",
     help="Compare with what QEMU said of the same trace, and take size and granularities from there"
     " unless they are given.",

@@ -14,7 +14,7 @@ import click
 from ..block.graph import BlockGraph
 from ..errors import InvalidError
 from ..store import Store
-from .common import deferred, note, progress_bars, size_of, tell, warn_unlocked
+from .common import FilePath, deferred, note, progress_bars, size_of, tell, warn_unlocked
 from .group import command, did_you_mean
 
 
@@ -85,7 +85,7 @@ def _nodes(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
     "--socket",
     "path",
     required=True,
-    type=click.Path(),
+    type=FilePath(),
     metavar="PATH",
     help="The unix socket to create; only its owner can connect.",
 )

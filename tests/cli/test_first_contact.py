@@ -7,6 +7,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,10 @@ from peers import package
 
 pytest.importorskip("click", reason="the command line is an extra: pip install '.[cli]'")
 pytest.importorskip("rich", reason="the command line is an extra: pip install '.[cli]'")
+
+import click
+
+from pybitmap.cli import cli
 
 CSV = b"offset,length\n4096,512\n"
 JSON = b'[{"offset": 4096, "length": 512}]'
@@ -245,5 +250,40 @@ def test_a_kindred_text_is_told_from_what_is_read(
 def test_an_empty_path_of_a_monitor_is_told(run: Run, words: tuple[str, ...]) -> None:
     package("qemu.qmp")
     result = run(*words, "--qmp", "")
-    assert (result.code, result.out) == (1, "")
-    assert "no path of a socket: it is empty" in result.err
+    assert (result.code, result.out) == (2, "")
+    assert "'--qmp': it is empty" in result.err
+
+
+# ---- paths ----------------------------------------------------------------------------------
+
+
+def paths(command: click.Command, *words: str) -> Iterator[tuple[str, click.Parameter]]:
+    """The arguments and options of a command, and of those below it, that take a path."""
+    ctx = click.Context(command)
+    for param in command.params:
+        if isinstance(param.type, click.Path):
+            yield " ".join((*words, param.human_readable_name)), param
+    if isinstance(command, click.Group):
+        for name in command.list_commands(ctx):
+            below = command.get_command(ctx, name)
+            assert below is not None
+            yield from paths(below, *words, name)
+
+
+def test_no_command_takes_an_empty_path() -> None:
+    """As `"$UNSET"` is one: it would be the folder where the command runs."""
+    found = dict(paths(cli))
+    assert {"add TARGET", "prune DIR", "backup to", "fleet scan [TARGET]..."} <= set(found)
+    for name, param in found.items():
+        with pytest.raises(click.BadParameter, match="empty"):
+            print(name, param.type.convert("", param, click.Context(cli)))
+
+
+def test_an_empty_path_is_not_the_folder_where_one_is(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("add", "", "vm1/daily", "--size", "1M")
+    assert (result.code, result.out) == (2, "")
+    assert "'TARGET': it is empty" in result.err
+    assert list(tmp_path.iterdir()) == []

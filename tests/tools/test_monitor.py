@@ -62,6 +62,11 @@ def descriptors() -> int:
 # ---- answers ------------------------------------------------------------------------------------
 
 
+def test_an_empty_path_is_told() -> None:
+    with pytest.raises(InvalidError, match="no path of a socket: it is empty"), Monitor(""):
+        pass
+
+
 def test_a_command_returns_what_qemu_says(monitor: Monitor, daemon: Daemon) -> None:
     nodes = monitor.execute("query-named-block-nodes", flat=True)
     assert "q" in [node["node-name"] for node in nodes]
