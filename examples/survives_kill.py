@@ -15,18 +15,30 @@ import sys
 import time
 from pathlib import Path
 
-from pybitmap import BlockGraph
+from pybitmap import BlockGraph, BlockNode, DirtyBitmap
 from pybitmap.store import LocalStore
 
 SIZE = 16 << 20
+
+
+def find_daily(disk: BlockNode) -> DirtyBitmap:
+    """What is dirty since the last copy: all of it, where nobody knows."""
+    if "daily" not in disk.bitmaps:  # the first time, or the store was lost
+        disk.add_bitmap("daily", granularity=4096, persistent=True, disabled=True)
+    daily = disk.bitmaps["daily"]
+    if daily.inconsistent:  # the machine went down, not the process
+        daily.repair()  # all of it is dirty then
+    if not daily.enabled:  # it is new; killed before the end of this, the next process does it
+        daily.set(0, disk.size)  # what was written before it, it does not know
+        daily.enable()
+    return daily
 
 
 def write(folder: Path) -> None:
     """Write at random, until killed."""
     with BlockGraph() as graph, open(folder / "disk.raw", "r+b", buffering=0) as file:
         disk = graph.add_node("disk", SIZE, LocalStore(folder / "disk.bitmaps"))
-        if "daily" not in disk.bitmaps:  # the first time
-            disk.add_bitmap("daily", granularity=4096, persistent=True)
+        find_daily(disk)
         for written in range(1 << 30):
             data = os.urandom(random.randint(1, 20_000))
             offset = random.randrange(SIZE - len(data))
@@ -39,12 +51,14 @@ def write(folder: Path) -> None:
 def copy(folder: Path) -> int:
     """Bring the copy up to date; returns how many bytes that took."""
     copied = 0
+    path = folder / "copy.raw"
     with BlockGraph() as graph, open(folder / "disk.raw", "rb") as source:
-        disk = graph.add_node("disk", store=LocalStore(folder / "disk.bitmaps"))
-        daily = disk.find_bitmap("daily")
-        if daily.inconsistent:  # the machine went down, not the process
-            daily.repair()  # all of it is dirty then
-        with daily.freeze() as frozen, open(folder / "copy.raw", "r+b") as target:
+        disk = graph.add_node("disk", SIZE, LocalStore(folder / "disk.bitmaps"))
+        daily = find_daily(disk)
+        if not path.exists():  # the first copy, or the last one was lost
+            daily.set(0, SIZE)
+            path.touch()
+        with daily.freeze() as frozen, open(path, "r+b") as target:
             os.fsync(source.fileno())  # what is copied must not be lost by the disk
             for offset, nbytes in daily.areas():
                 source.seek(offset)
@@ -57,10 +71,9 @@ def copy(folder: Path) -> int:
 
 
 def main(folder: Path) -> None:
-    for name in ("disk.raw", "copy.raw"):
-        if not (folder / name).exists():  # else it goes on with those of the last time
-            with open(folder / name, "wb") as file:
-                file.truncate(SIZE)
+    if not (folder / "disk.raw").exists():  # else it goes on with that of the last time
+        with open(folder / "disk.raw", "wb") as file:
+            file.truncate(SIZE)
     command = [sys.executable, __file__, str(folder), "write"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
         assert writer.stdout is not None
