@@ -169,6 +169,7 @@ class ServedDisk:
     >>> nbytes = Path("disk.raw").write_bytes(bytes(1 << 20))
     >>> asked = Parameters.of(["disk=disk.raw", "store=disk.bitmaps", "bitmap=daily"])
     >>> disk = ServedDisk(asked, report=print)
+    bitmap 'daily' is new, and clean: the first copy is one of all the disk
     >>> disk.write(b"new", 5000)
     >>> list(disk.node.bitmaps["daily"].areas())
     [(0, 65536)]
@@ -194,6 +195,7 @@ class ServedDisk:
             self.node = _add_node(self.graph, parameters, self.disk.size, self.read_only)
             for name in _missing(self.node, parameters):
                 self.node.add_bitmap(name, parameters.bitmaps[name], persistent=True)
+                report(f"bitmap '{name}' is new, and clean: the first copy is one of all the disk")
             self._report_bitmaps()
             if parameters.qmp is not None:
                 self._server = Server(self.graph, parameters.qmp)
@@ -240,6 +242,7 @@ class ServedDisk:
         >>> nbytes = Path("disk.raw").write_bytes(bytes(1 << 20))
         >>> asked = Parameters.of(["disk=disk.raw", "store=disk.bitmaps", "bitmap=daily"])
         >>> disk = ServedDisk(asked, report=print)
+        bitmap 'daily' is new, and clean: the first copy is one of all the disk
         >>> disk.write(b"new", 100_000)
         >>> disk.node.bitmaps["daily"].next_dirty(0)
         65536
@@ -254,6 +257,7 @@ class ServedDisk:
         >>> nbytes = Path("disk.raw").write_bytes(b"data" * 65536)
         >>> asked = Parameters.of(["disk=disk.raw", "store=disk.bitmaps", "bitmap=daily"])
         >>> disk = ServedDisk(asked, report=print)
+        bitmap 'daily' is new, and clean: the first copy is one of all the disk
         >>> disk.zero(65536, 65536, may_trim=True)
         >>> list(disk.node.bitmaps["daily"].areas())
         [(65536, 65536)]
@@ -268,6 +272,7 @@ class ServedDisk:
         >>> nbytes = Path("disk.raw").write_bytes(b"data" * 65536)
         >>> asked = Parameters.of(["disk=disk.raw", "store=disk.bitmaps", "bitmap=daily"])
         >>> disk = ServedDisk(asked, report=print)
+        bitmap 'daily' is new, and clean: the first copy is one of all the disk
         >>> disk.trim(65536, 65536)                 # a discard is dirty, as QEMU has it
         >>> list(disk.node.bitmaps["daily"].areas())
         [(65536, 65536)]

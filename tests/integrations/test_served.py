@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -55,6 +56,17 @@ def stored(parameters: Parameters) -> list[tuple[int, int]]:
     with BlockGraph() as graph:
         node = graph.add_node("disk", store=LocalStore(parameters.store))
         return list(node.bitmaps["daily"].areas())
+
+
+def test_a_bitmap_that_is_new_is_told(parameters: Parameters) -> None:
+    """It knows nothing of what the disk has; so is one whose store was lost."""
+    reports: list[str] = []
+    for _ in range(2):
+        ServedDisk(parameters, reports.append).close()
+    assert reports == ["bitmap 'daily' is new, and clean: the first copy is one of all the disk"]
+    shutil.rmtree(parameters.store)
+    ServedDisk(parameters, reports.append).close()
+    assert len(reports) == 2
 
 
 # ---- changes ------------------------------------------------------------------------------------
@@ -245,6 +257,7 @@ def test_several_errors_at_the_end_are_all_told(
 ) -> None:
     reports: list[str] = []
     served = ServedDisk(parameters, reports.append)
+    reports.clear()
 
     def sync() -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
