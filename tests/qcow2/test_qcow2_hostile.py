@@ -95,6 +95,16 @@ def test_a_broken_bitmap_does_not_harm_the_others(
     assert asked(path) == loaded(path)
 
 
+@pytest.mark.parametrize("nbytes", [4, 8, 71, 72, 103])
+def test_a_file_that_ends_amid_its_header_is_told(
+    tmp_path: Path, original: bytes, nbytes: int
+) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(original[:nbytes])
+    with pytest.raises(CorruptError, match="the file ends amid its header"):
+        entries(path)
+
+
 @pytest.mark.parametrize("beyond", [0, 1, 5, 50])
 @pytest.mark.parametrize("enabled", [0, 2])
 @pytest.mark.parametrize("damage", ["table", "short table", "data"])

@@ -146,6 +146,8 @@ class Image:
         magic, self.version, *fields = _V2.unpack_from(head)
         if magic != _MAGIC:
             raise file.corrupt("not a qcow2 image")
+        if self.file_nbytes < (_V3_NBYTES if self.version == 3 else _V2_NBYTES):
+            raise file.corrupt("the file ends amid its header")
         if self.version not in (2, 3):
             raise self.unsupported(f"a qcow2 image of version {self.version}")
         backing_offset, backing_nbytes, cluster_bits, self.size, crypt_method = fields[:5]
