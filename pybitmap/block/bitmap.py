@@ -42,7 +42,9 @@ class DirtyBitmap(NotCopied):
     """A named bitmap of a node; made by :meth:`pybitmap.BlockNode.add_bitmap`.
 
     Questions never wait. They are answered as of before a change that another thread is making,
-    or as of after it; with every write that has returned, in either case.
+    or as of after it; with every write that has returned, in either case. Once it was removed, or
+    its node closed, it answers as it was then, records nothing, and whatever changes it is a
+    NotFoundError.
 
     >>> from pybitmap import BlockGraph
     >>> node = BlockGraph().add_node("disk", size=1 << 20)

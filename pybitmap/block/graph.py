@@ -75,6 +75,8 @@ class BlockGraph(NotCopied):
         if size is not None:
             size = index(size)
             _core.check_size(size, 63)
+        if not (store is None or isinstance(store, Store)):
+            raise TypeError(f"a store is a LocalStore or a Qcow2Store, not {type(store).__name__}")
         with self._coordinator.held():
             if not name:
                 raise InvalidError("the name of a node cannot be empty")

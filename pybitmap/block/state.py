@@ -146,7 +146,8 @@ class State:
     @property
     def recording(self) -> bool:
         """Will a write be recorded, by the bitmap or by its successor?"""
-        return self.enabled or (self.successor is not None and self.successor.enabled)
+        successor = self.successor is not None and self.successor.enabled
+        return not self.removed and (self.enabled or successor)
 
     @property
     def flags(self) -> Forbidding:

@@ -7,6 +7,7 @@ import threading
 from array import array
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import publish, query, set_flag, writers
@@ -120,6 +121,19 @@ def test_a_removed_bitmap_frees_its_name_and_records_no_more(node: BlockNode) ->
     new = node.add_bitmap("b")
     node.mark_dirty(0, 1)
     assert (old.count(), new.count()) == (0, 65536)
+    assert (old.recording, new.recording) == (False, True)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_of_a_closed_node_no_bitmap_says_that_it_records(frozen: bool) -> None:
+    node = BlockGraph().add_node("n", SIZE)
+    bitmap = node.add_bitmap("b")
+    held = bitmap.freeze() if frozen else None
+    node.close()
+    assert not bitmap.recording
+    assert "recording" not in repr(bitmap)
+    if held is not None:
+        held.close()
 
 
 @pytest.mark.parametrize("change", ["add", "remove", "disable", "freeze", "thaw"])
@@ -342,6 +356,13 @@ def test_nodes_have_unique_names_and_sizes_that_can_be(graph: BlockGraph, node: 
         with pytest.raises(InvalidError):
             graph.add_node("m", size)
     assert list(graph.nodes) == ["n"]
+
+
+@pytest.mark.parametrize("store", ["disks.bitmaps", Path("disks.bitmaps"), LocalStore])
+def test_what_is_no_store_is_told(graph: BlockGraph, store: Any) -> None:
+    with pytest.raises(TypeError, match=f"or a Qcow2Store, not {type(store).__name__}"):
+        graph.add_node("m", SIZE, store)
+    assert list(graph.nodes) == []
 
 
 def test_leaving_the_graph_closes_its_nodes() -> None:
