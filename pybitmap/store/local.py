@@ -453,7 +453,10 @@ class LocalStore(Store):
 
     def _locked(self, holders: set[int]) -> LockedError:
         if os.getpid() in holders:
-            return LockedError(f"store '{self.path}' is in use in this process already")
+            return LockedError(
+                f"store '{self.path}' is in use in this process already, by another LocalStore: "
+                "give one object to all of its nodes"
+            )
         by = " (process " + ", ".join(map(str, sorted(holders))) + ")" if holders else ""
         return LockedError(f"store '{self.path}' is in use by another process{by}")
 
