@@ -9,9 +9,9 @@ turns them into words on stderr and an exit code:
     0    done; with --expect, equal; with check, all good
     1    done, and different from what was expected, or broken; what a machine, a rescue or a
          backup refuses
-    2    wrong usage, or input that cannot be used
+    2    wrong usage, or input that cannot be used; of the other commands, what could not be done
     129, 143  SIGHUP, SIGTERM, where something of a machine's was put back
-    130  Ctrl-C (see __main__.py)
+    130  Ctrl-C (see __main__.py); of a backup, SIGTERM and SIGHUP
     141  standard output was closed by its reader, as by `head`
 """
 
