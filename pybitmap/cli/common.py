@@ -58,7 +58,10 @@ def size_of(text: str) -> int:
 
 class FilePath(click.Path):
     """A path. An empty one, as of a shell's variable that is not set, names nothing; to Python it
-    would be the folder where the command runs."""
+    would be the folder where the command runs. Whether it can be read, who opens it finds out."""
+
+    def __init__(self, *, allow_dash: bool = False) -> None:
+        super().__init__(readable=False, allow_dash=allow_dash)
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None

@@ -287,3 +287,8 @@ def test_an_empty_path_is_not_the_folder_where_one_is(
     assert (result.code, result.out) == (2, "")
     assert "'TARGET': it is empty" in result.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_that_a_path_cannot_be_read_is_told_by_who_opens_it() -> None:
+    """In a line, with the exit code of the command; and what is only written need not be read."""
+    assert [name for name, param in paths(cli) if getattr(param.type, "readable", None)] == []
