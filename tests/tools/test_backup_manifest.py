@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -41,6 +42,7 @@ from pybitmap.tools.backup.manifest import (
     points,
     written,
 )
+from pybitmap.tools.backup.run import _opened
 
 #: What is dropped is told by Python.
 dropped = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
@@ -317,6 +319,27 @@ def test_a_name_that_is_taken_gets_a_number(tmp_path: Path) -> None:
 
 
 # ---- making, and leftovers ------------------------------------------------------------------
+
+
+def test_what_cannot_be_looked_at_is_not_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a directory of another user: a backup into it would be told that it is none."""
+    path = tmp_path / "b"
+    Repository.create(path).close()
+    lstat = os.lstat
+
+    def refused(looked: str | os.PathLike[str], **options: Any) -> os.stat_result:
+        if os.path.dirname(looked) == str(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(looked))
+        return lstat(looked, **options)
+
+    monkeypatch.setattr(os, "lstat", refused)
+    for look in (Repository.open, _opened):
+        with pytest.raises(StoreError, match=r"cannot look at .*json': Permission denied"):
+            look(path)
+    with pytest.raises(StoreError, match=r"cannot look at .*: File name too long"):
+        Repository.open(tmp_path / ("x" * 300))
 
 
 def test_a_directory_is_made_where_nothing_else_is(tmp_path: Path) -> None:

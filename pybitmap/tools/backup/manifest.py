@@ -445,10 +445,10 @@ class Repository:
         ['vda']
         """
         folder = _absolute(path)
-        if not os.path.lexists(folder):
+        if not is_there(folder):
             raise NotFoundError(f"'{path}' is no backup directory: nothing is there")
         _check_directory(folder)
-        if not os.path.lexists(folder / MANIFEST):
+        if not is_there(folder / MANIFEST):
             raise NotFoundError(f"'{path}' is no backup directory: it has no {MANIFEST}")
         found = cls(folder, _locked(folder) if writing else None)
         try:
@@ -802,6 +802,19 @@ def _absolute(path: str | os.PathLike[str]) -> Path:
     """
     with _reported(f"cannot look at '{path}'"):
         return Path(os.path.abspath(path))
+
+
+def is_there(path: Path) -> bool:
+    """Is there anything? A file that nobody lets us look for is not missing.
+
+    :raises StoreError: if it cannot be looked at
+    """
+    with _reported(f"cannot look at '{path}'"):
+        try:
+            os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+    return True
 
 
 def _check_directory(folder: Path) -> None:

@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from pathlib import Path
 from uuid import uuid4
 
 from ..._fork import Process
@@ -43,7 +44,7 @@ from .hashing import extents, new_copy
 from .images import Images
 from .jobs import JobError, Task, begin, copied, finish, open_target
 from .live import Live
-from .manifest import MANIFEST, Copy, Point, Repository, check_regular
+from .manifest import MANIFEST, Copy, Point, Repository, check_regular, is_there
 from .plan import (
     GRANULARITY,
     MODES,
@@ -227,7 +228,7 @@ def _reached(path: str | os.PathLike[str], timeout: float) -> Monitor:
 
 def _opened(path: str | os.PathLike[str]) -> Repository:
     """For writing; a new one if there is none."""
-    if not os.path.lexists(os.path.join(path, MANIFEST)):
+    if not is_there(Path(path, MANIFEST)):
         with suppress(ExistsError):  # somebody else has made it meanwhile
             return Repository.create(path)
     return Repository.open(path, writing=True)
