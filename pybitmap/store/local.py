@@ -271,7 +271,8 @@ class LocalStore(Store):
                 raise InvalidError(f"node name {node!r} is no valid Unicode") from None
             unknown = f"store '{self.path}' does not know the size of node '{node}'"
             if size is None and not read_only and not os.path.lexists(self._at / CATALOG):
-                raise InvalidError(unknown)  # nor is it to be made for that
+                # Nor is one to be made for that.
+                raise InvalidError(f"{unknown}: no store is there; a size makes one")
             self._acquire(writing=not read_only)
             try:
                 known = self._sql().node_size(node)

@@ -572,7 +572,7 @@ def test_a_big_endian_machine_is_told_and_nothing_is_touched(
 
 
 def test_a_size_that_nobody_knows_makes_no_store(path: Path) -> None:
-    with pytest.raises(InvalidError, match="does not know the size of node 'disk'"):
+    with pytest.raises(InvalidError, match="size of node 'disk': no store is there"):
         LocalStore(path).open("disk", None, read_only=False)
     assert not path.exists()
 
