@@ -322,6 +322,19 @@ def test_a_union_has_the_finest_granularity_and_the_newest_size(
     assert fleets.extents_in(tmp_path / "u", "d") == [(0, 69632)]
 
 
+def test_a_union_of_a_disk_that_outgrew_its_granularity_is_coarser(
+    tmp_path: Path, tables: Any
+) -> None:
+    size = (1 << 63) - 1
+    first = tables((disk(granularity=512), [(512, 512)]), (disk("other"), [(0, 4096)]))
+    second = tables((disk(granularity=1 << 30, size=size, read_at=2.0), [(1 << 60, 1 << 30)]))
+    assert merged(tmp_path, first, second) == [
+        ("d", "ready", size, 1 << 22, (1 << 22) + (1 << 30), None),
+        ("other", "ready", 1 << 20, 4096, 4096, None),
+    ]
+    assert fleets.extents_in(tmp_path / "u", "d") == [(0, 1 << 22), (1 << 60, 1 << 30)]
+
+
 def test_a_union_with_what_cannot_be_used_cannot_be_used(tmp_path: Path, tables: Any) -> None:
     good = tables(
         (disk("a"), [(0, 4096)]), (disk("b"), [(0, 4096)]), (disk("s//n", target="s"), [])

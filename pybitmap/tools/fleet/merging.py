@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from ..._core import MAX_GROUPS
 from ..._fork import Process
 from ...errors import InvalidError
 from ...hbitmap import HBitmap
@@ -100,10 +101,11 @@ def union(
     :raises InvalidError: if there are no sources, or a source is to be replaced
     :raises StoreError, LockedError: as for a scan
 
-    The new bitmap has the finest granularity of those merged, and the size that was read last; what
-    lies behind that is left out. If one of them cannot be used, or a disk that a source knows has
-    no bitmap of those names there, neither can the union: its row has the state of that, and the
-    reason. With epochs, disks that have none of them are left out.
+    The new bitmap has the finest granularity of those merged (a coarser one, if a disk that has
+    grown is too large for it), and the size that was read last; what lies behind that is left out.
+    If one of them cannot be used, or a disk that a source knows has no bitmap of those names there,
+    neither can the union: its row has the state of that, and the reason. With epochs, disks that
+    have none of them are left out.
 
     A kill, Ctrl-C or an error at any moment: the old tables of ``into`` count, and what was begun
     goes with the next writer. A second writer there is refused; readers, and scans of the sources,
@@ -193,7 +195,7 @@ class _Merging:
                 node=node,
                 bitmap=UNION if bad is None else None,
                 size=size,
-                granularity=granularity,
+                granularity=_possible(size, granularity),
                 recording=recording,
                 reason=None if bad is None else _why(bad),
             )
@@ -230,6 +232,13 @@ class _Merging:
                 which = order[begin:end]
                 row = rows[int(number)]
                 yield int(number), _merged(row, part["offset"][which], part["length"][which])
+
+
+def _possible(size: int | None, granularity: int | None) -> int | None:
+    """The granularity with which there is a bitmap of that size."""
+    while size and granularity and size > MAX_GROUPS * granularity:
+        granularity *= 2
+    return granularity
 
 
 def _merged(row: Disk, offsets: Any, lengths: Any) -> Extents:
