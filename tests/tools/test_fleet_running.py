@@ -102,17 +102,19 @@ def test_a_program_that_cannot_be_imported_again_is_told_so(tmp_path: Path) -> N
     assert "__main__" in done.stdout
 
 
-def test_ctrl_c_does_not_reach_a_process_that_is_only_beginning(tmp_path: Path) -> None:
-    """It goes to all processes of a terminal, also to those that import their modules yet."""
+def beginning(tmp_path: Path, code: str) -> tuple[str, str]:
+    """What a scan says whose processes do that while they begin: stdout, stderr."""
     program = tmp_path / "program.py"
     program.write_text(
         "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from pybitmap.errors import ExecutorError\n"
         "from pybitmap.tools import fleet\n"
         "from fleets import made, targets\n"
         "if __name__ == '__main__':\n"
-        "    print(fleet.scan(targets(3), sys.argv[1], reader=made, processes=2).unread)\n"
-        "else:\n"
-        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    try: print(fleet.scan(targets(3), sys.argv[1], reader=made, processes=2).unread)\n"
+        "    except ExecutorError as error: print(error)\n"
+        f"else: {code}\n"
     )
     done = subprocess.run(
         [sys.executable, str(program), str(tmp_path / "f")],
@@ -121,7 +123,23 @@ def test_ctrl_c_does_not_reach_a_process_that_is_only_beginning(tmp_path: Path) 
         timeout=120,
         env={**os.environ, "PYTHONPATH": str(SUPPORT)},
     )
-    assert (done.stdout, done.stderr) == ("0\n", "")
+    return done.stdout, done.stderr
+
+
+def test_ctrl_c_does_not_reach_a_process_that_is_only_beginning(tmp_path: Path) -> None:
+    """It goes to all processes of a terminal, also to those that import their modules yet."""
+    assert beginning(tmp_path, "os.kill(os.getpid(), signal.SIGINT)") == ("0\n", "")
+
+
+def test_a_process_that_is_killed_while_it_begins_is_made_anew(tmp_path: Path) -> None:
+    mark = str(tmp_path / "mark")
+    once = f"os.path.exists({mark!r}) or (Path({mark!r}).touch(), os.kill(os.getpid(), 9))"
+    assert beginning(tmp_path, once)[0] == "0\n"
+    assert os.path.exists(mark)
+    said, _ = beginning(tmp_path, "os.kill(os.getpid(), 9)")
+    assert said.startswith("processes cannot be started: 3 were killed while they began; 0 of 3")
+    said, _ = beginning(tmp_path, "sys.exit(1)")
+    assert "can be imported again" in said
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])

@@ -41,6 +41,9 @@ _Answer = TypeVar("_Answer")
 #: process of ours. So many answers are in memory at most.
 AHEAD, AHEAD_OF_EACH = 32, 2
 
+#: Times that processes of ours are started, if they are killed before they have begun.
+STARTS = 3
+
 
 def answers(
     function: Callable[[_Task], _Answer],
@@ -177,20 +180,30 @@ class _Pool:
     def __init__(self, count: int) -> None:
         # Not forked: this process may have threads, with locks that nobody opens in a child.
         context = multiprocessing.get_context("spawn")
-        self.executor = _Processes(count, context, _begin)
         self._process = Process()
-        try:
-            self.executor.submit(os.getpid).result()
-        except BrokenExecutor as error:
-            self._end()
-            raise ExecutorError(
-                "processes cannot be started: the program that asks for them must be a file or a "
-                "module that can be imported again (its work below `if __name__ == '__main__':`), "
-                "or hand over an executor of its own"
-            ) from error
-        except BaseException:
-            self._end()
-            raise
+        for left in reversed(range(STARTS)):
+            self.executor = _Processes(count, context, _begin)
+            workers: list[Any] = []
+            try:
+                begun = self.executor.submit(os.getpid)
+                workers += self._workers()
+                begun.result()
+                return
+            except BrokenExecutor as error:
+                self._end()
+                if any((each.exitcode or 0) > 0 for each in workers):
+                    raise ExecutorError(
+                        "processes cannot be started: the program that asks for them must be a "
+                        "file or a module that can be imported again (its work below `if __name__ "
+                        "== '__main__':`), or hand over an executor of its own"
+                    ) from error
+                if not left:
+                    raise ExecutorError(
+                        f"processes cannot be started: {STARTS} were killed while they began"
+                    ) from error
+            except BaseException:
+                self._end()
+                raise
 
     def __enter__(self) -> _Pool:
         return self
@@ -198,11 +211,14 @@ class _Pool:
     def __exit__(self, *exception: object) -> None:
         self._end()
 
+    def _workers(self) -> list[Any]:
+        return list((getattr(self.executor, "_processes", None) or {}).values())
+
     def _end(self) -> None:
         if not self._process.is_this():  # a child of a fork, unwinding
             return
         # One may hang in a read of a disk that does not answer.
-        for process in list((getattr(self.executor, "_processes", None) or {}).values()):
+        for process in self._workers():
             with suppress(OSError, ValueError):
                 process.kill()
         self.executor.shutdown(wait=True, cancel_futures=True)
