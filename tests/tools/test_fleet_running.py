@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import gc
 import logging
@@ -14,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
@@ -298,6 +299,27 @@ def test_an_executor_that_is_shut_down_is_one_that_broke(tmp_path: Path) -> None
     with pytest.raises(ExecutorError, match="the executor broke: RuntimeError"):
         fleet.scan(named("h"), tmp_path / "f", reader=made, executor=executor)
     assert not (tmp_path / "f" / "current").exists()
+
+
+@pytest.mark.parametrize("kind", [CancelledError, asyncio.CancelledError, ValueError])
+def test_an_executor_that_takes_a_task_back_is_one_that_broke(
+    tmp_path: Path, kind: type[BaseException]
+) -> None:
+    """The second is no Exception; dask has it of a worker that is gone."""
+
+    class Cancelling(AtOnce):
+        def submit(self, function: Callable[..., Any], /, *args: Any, **more: Any) -> Future[Any]:
+            future = super().submit(function, *args, **more)
+            if self.submitted == 3:
+                future = Future()
+                future.set_exception(kind())
+            return future
+
+    targets = named(*["h"] * 5)
+    with pytest.raises(ExecutorError, match=f"the executor broke: {kind.__name__}"):
+        fleet.scan(targets, tmp_path / "f", reader=made, executor=Cancelling())
+    fleet.scan(targets, tmp_path / "f", reader=made, executor=AtOnce())
+    each_once(tmp_path / "f", targets, {State.READY: 5})
 
 
 def test_a_worker_needs_no_duckdb(tmp_path: Path) -> None:

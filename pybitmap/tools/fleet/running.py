@@ -19,6 +19,7 @@ of ours are ended, also those that hang. Twin: runs know nothing of each other.
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import os
 import signal
@@ -92,7 +93,7 @@ def _on(
     running = _Running(executor, function, tasks)
     try:
         yield from running.answers(AHEAD)
-    except Exception as error:  # whatever it has for that
+    except (Exception, asyncio.CancelledError) as error:  # whatever it has for that
         raise _broke(error) from error
     if running.error is not None:
         raise _broke(running.error) from running.error
