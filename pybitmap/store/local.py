@@ -402,6 +402,8 @@ class LocalStore(Store):
         if self._lock_file is not None:
             self._flock(kind)
             return
+        if writing:
+            self._check_directory(locked=False)  # before anything is made in one that is not ours
         for _ in range(_TRIES):
             self._process = Process()
             self._lock_file = self._open_lock(writing)
@@ -461,9 +463,14 @@ class LocalStore(Store):
         by = " (process " + ", ".join(map(str, sorted(holders))) + ")" if holders else ""
         return LockedError(f"store '{self.path}' is in use by another process{by}")
 
-    def _check_directory(self) -> None:
-        """Without a catalog, a directory with anything else in it is not ours."""
+    def _check_directory(self, *, locked: bool = True) -> None:
+        """Without a catalog, a directory with anything else in it is not ours.
+
+        :param locked: else another process may be making a store there, its bits first
+        """
         others = set() if _has_catalog(self._at) else _others(self._at)
+        if not locked:
+            others = {name for name in others if not is_words(name)}
         if others:
             raise CorruptError(f"'{self._at}' is no store: it has no catalog, but '{min(others)}'")
 

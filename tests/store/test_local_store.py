@@ -598,6 +598,7 @@ def test_a_directory_of_other_things_is_no_store(path: Path) -> None:
     (path / "letter.txt").write_text("dear")
     with pytest.raises(CorruptError, match=r"is no store: it has no catalog, but 'letter\.txt'"):
         LocalStore(path).open("disk", SIZE, read_only=False)
+    assert os.listdir(path) == ["letter.txt"]
 
 
 def test_a_creation_that_was_cut_short_is_taken_up(path: Path) -> None:
