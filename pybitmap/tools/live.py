@@ -266,12 +266,26 @@ def enable(monitor: Monitor, names: Collection[Name], enabled: bool) -> None:
     >>> find_node(monitor, "disk0").bitmaps[0].enabled
     False
     """
-    _each(monitor, "enable" if enabled else "disable", names)
+    if not enabled:
+        _each(monitor, "disable", names)
+        return
+    # QEMU dies of one that is missing, and disables one that is busy, as it takes back what it has
+    # refused. So each is read first, by which it is refused as well.
+    beside = [(node, new_name()) for node, _ in names]
+    monitor.transaction(
+        [
+            *[_act("add", each, disabled=True) for each in beside],
+            *[_merge(each, [name]) for each, name in zip(beside, names)],
+            *[_act("enable", name) for name in names],
+            *[_act("remove", each) for each in beside],
+        ]
+    )
 
 
 def merge(monitor: Monitor, name: Name, sources: Collection[Name]) -> None:
     """Mark what is dirty in the sources, in all of them or, if one is refused, in none.
 
+    :raises NotFoundError: if there are no sources, and no such bitmap
     :raises MonitorError: if QEMU refuses it; nothing has changed
 
     >>> add(monitor, ("disk0", "weekly"), disabled=True)
@@ -279,7 +293,10 @@ def merge(monitor: Monitor, name: Name, sources: Collection[Name]) -> None:
     >>> [bitmap.count for bitmap in find_node(monitor, "disk0").bitmaps]
     [65536, 65536]
     """
-    monitor.transaction([_merge(name, sources)])
+    if sources:
+        monitor.transaction([_merge(name, sources)])
+    else:  # of which QEMU dies
+        _find(monitor, name)
 
 
 def take(monitor: Monitor, name: Name, other: str) -> None:

@@ -355,11 +355,29 @@ def test_all_or_none(machine: Machine, monitor: Monitor) -> None:
         live.clear,
         live.remove,
         partial(live.enable, enabled=False),
+        partial(live.enable, enabled=True),
     ):
         with pytest.raises(CommandError, match="Dirty bitmap 'none' not found"):
             change(monitor, names)
         assert bitmaps(monitor) == {"daily": 4096}
         assert live.find_node(monitor, "disk").bitmaps[0].enabled
+
+
+def test_to_merge_nothing_changes_nothing(machine: Machine, monitor: Monitor) -> None:
+    machine.write([(0, 1)])
+    live.merge(monitor, DAILY, [])
+    assert bitmaps(monitor) == {"daily": 4096}
+    with pytest.raises(NotFoundError, match="Dirty bitmap 'none' not found"):
+        live.merge(monitor, ("disk", "none"), [])
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_enable_of_a_node_that_is_not_there_is_refused(
+    machine: Machine, monitor: Monitor, enabled: bool
+) -> None:
+    with pytest.raises(CommandError, match="'none'"):
+        live.enable(monitor, [DAILY, ("none", "daily")], enabled)
+    assert bitmaps(monitor) == {"daily": 0}
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -517,6 +535,23 @@ def test_a_busy_bitmap_cannot_be_taken(qemu: Qemu, folder: Path) -> None:
             assert bitmap.in_use
             with pytest.raises(CommandError, match="is currently in use"):
                 Taken(monitor, DAILY).__enter__()
+        finally:
+            qemu.daemon.release("disk")
+        assert nothing_is_left(monitor, folder)
+
+
+def test_a_busy_bitmap_that_is_to_be_enabled_stays_so(qemu: Qemu, folder: Path) -> None:
+    with Monitor(qemu.socket) as monitor:
+        for node in live.nodes(monitor):
+            live.remove(monitor, [(node.name, each.name) for each in node.bitmaps])
+        live.add(monitor, DAILY)
+        qemu.daemon.hold("disk", "daily")
+        try:
+            with pytest.raises(CommandError, match="is currently in use"):
+                live.enable(monitor, [DAILY], True)
+            [bitmap] = live.find_node(monitor, "disk").bitmaps
+            assert bitmap.in_use
+            assert bitmap.enabled
         finally:
             qemu.daemon.release("disk")
         assert nothing_is_left(monitor, folder)
