@@ -181,6 +181,9 @@ class Images(Disks):
         give(image.held, path, plan.old.granularity, {OLD: (image.node, plan.old.name)})
         return (OLD,)
 
+    def complete(self, task: Task) -> None:
+        """It has it, together with the new ones."""
+
     def actions(self, task: Task, names: Names, granularity: int) -> list[Action]:
         old = task.plan.old
         if old is None or not task.marks:

@@ -9,11 +9,11 @@ The same for a machine that runs and for a daemon that has the disks open, read 
     new file, with bitmaps "all" and                               a file that nobody names
       "end" in it (marks)
     blockdev-add                      has the file open            the same, a node
+    merge end into OLD, if the        OLD has more than it had     the same; no harm
+      disk is smaller
     transaction                       ---- the instant ----
       add NEW, merge end              NEW records                  NEW: nobody names it either
       add NEW-uncut, merge all
-      merge end into OLD, if the      OLD has more than it had     harmless
-        disk is smaller
       remove all, end of the file
       blockdev-backup                 running -> pending           and a job, which waits for ever
     job-finalize                      concluded, without error

@@ -105,6 +105,12 @@ class Live(Disks):
             give(graph, path, granularity, marks)
         return tuple(marks)
 
+    def complete(self, task: Task) -> None:
+        """By a command of its own: a transaction that fails takes back what a bitmap was given, and
+        with that what a disk with a thread of its own has marked meanwhile."""
+        if task.plan.shrunk and task.bitmap is not None:
+            self.monitor.transaction([merging(task, task.bitmap, END)])
+
     def actions(self, task: Task, names: Names, granularity: int) -> list[Action]:
         disk = task.plan.disk.name
         persistent = self._persistent[disk]
@@ -122,8 +128,6 @@ class Live(Disks):
                 )
             )
             made.append(merging(task, name, marks))
-        if task.plan.shrunk and task.bitmap is not None:
-            made.append(merging(task, task.bitmap, END))
         return made
 
     def check(self, plans: Sequence[Plan]) -> None:

@@ -25,8 +25,8 @@ would come back in silence. The second one does, whatever was written since::
 The last group is dirty in the recording one from the begin: a disk that ends amid a cluster may,
 when it grows, show what an earlier, larger one had left in the rest of it. And an increment without
 it was made by a bitmap that somebody has cleared. When a disk has become smaller, its last group is
-another, which the recording one gets with the next point: the disk may have been cut amid that, and
-have grown to the end of it, which the second one does not tell.
+another, which the recording one gets before the next point: the disk may have been cut amid that,
+and have grown to the end of it, which the second one does not tell.
 
 The tag is the backup directory's: several of them may take from the same disk. The names are data
 of the manifest; the tag of its newest bitmap is the directory's, and before there is one its path

@@ -306,6 +306,8 @@ class _Run:
         self._check_room(tasks)
         step("targets")
         try:
+            for task in tasks:
+                self.disks.complete(task)
             begun = self._instant(monitor, tasks, names)
         except CommandError:
             self.disks.check(plans)  # knows better words, if QEMU has refused what is another now

@@ -135,6 +135,13 @@ class Disks(ABC):
         """Gives a new target the bitmaps that are merged at the instant; their names."""
 
     @abstractmethod
+    def complete(self, task: Task) -> None:
+        """Gives the old bitmap what it lacks, see :attr:`Plan.shrunk`; the target is open.
+
+        :raises CommandError: if QEMU refuses it
+        """
+
+    @abstractmethod
     def actions(self, task: Task, names: Names, granularity: int) -> list[Action]:
         """Of the transaction, before the jobs."""
 
