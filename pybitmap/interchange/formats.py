@@ -59,6 +59,8 @@ def _kindred(head: bytes) -> str:
         return "it is empty, as after a program that failed"
     if first.split() == ["Offset", "Length", "Mapped", "to", "File"]:
         return "it is a table of qemu-img's, for people; programs read that of map --output=json"
+    if first.startswith("{"):
+        return "JSON of extents is a list of objects, and this an object (of several: jq -s .)"
     if "," in first and "{" not in first:
         return f"CSV begins with {text_formats.CSV_HEADINGS[0]}, and this with {shown(first)}"
     return "it is none that is recognised"

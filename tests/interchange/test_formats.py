@@ -713,6 +713,12 @@ def test_what_is_not_recognised_is_refused_with_the_formats_there_are(text: byte
         read(text)
 
 
+def test_lines_of_json_are_refused_with_what_makes_a_list_of_them() -> None:
+    """As Polars and DuckDB write them."""
+    with pytest.raises(FormatError, match=r"list of objects.* jq -s \."):
+        read(b'{"offset":0,"length":512}\n{"offset":4096,"length":512}\n')
+
+
 def test_no_beginning_takes_long_to_tell_from_the_formats() -> None:
     """A search that tries each end of a name anew takes half a minute of the processor."""
     run_python(
