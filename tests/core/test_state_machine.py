@@ -469,8 +469,9 @@ class Machine(RuleBasedStateMachine):
         start = data.draw(positions(pair.model))
         end = data.draw(st.none() | positions(pair.model))
         mask = pair.real.to_mask(start, end=end)
-        last = -(-(size if end is None else min(end, size)) >> granularity)
-        groups, starts = range(start >> granularity, last), set(pair.model)
+        last = size if end is None else min(end, size)
+        touched = range(start >> granularity, -(-last >> granularity))
+        groups, starts = touched if start < last else (), set(pair.model)
         assert mask.tolist() == [group << granularity in starts for group in groups]
         whole = pair.real.to_mask()
         made = HBitmap.from_mask(whole, size=size, granularity=granularity)
