@@ -353,7 +353,6 @@ def plan_command(
       pybitmap fleet plan tonight order --show > q/order.sql
     """
     from ..tools import fleet
-    from ..tools.fleet.folder import reading
 
     if as_csv and as_json:
         raise click.UsageError("Give either --csv or --json.")
@@ -361,6 +360,8 @@ def plan_command(
     if query is None:
         if show:
             raise click.UsageError("Give the QUERY to show.")
+        from ..tools.fleet.folder import reading  # which needs the extra, as queries() has told
+
         with reading(folder):  # or it is said that there is nothing to be asked
             _list(list(known.values()), as_json, as_csv)
         return

@@ -185,13 +185,20 @@ def test_what_cannot_be_done_is_told(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["duckdb", "numpy"])
-def test_without_the_extra_it_says_what_to_install(tmp_path: Path, missing: str) -> None:
+@pytest.mark.parametrize(
+    "args", [["scan", ".", "--to", "x"], ["union", ".", "--to", "x"], ["plan", "."]]
+)
+def test_without_the_extra_it_says_what_to_install(
+    tmp_path: Path, args: list[str], missing: str
+) -> None:
     code = (
         f"import sys; sys.modules[{missing!r}] = None\n"
         "from pybitmap.__main__ import main; sys.exit(main())"
     )
-    command = [sys.executable, "-c", code, "fleet", "scan", str(tmp_path), "--to", "x"]
-    done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
+    command = [sys.executable, "-c", code, "fleet", *args]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=dict(os.environ), cwd=tmp_path
+    )
     assert done.returncode == 2
     assert done.stderr.endswith(
         f"fleets need {missing}, which is not installed. In a clone of this project: "
