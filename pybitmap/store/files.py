@@ -10,18 +10,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .. import _core
-from ..errors import StoreError
+from ..errors import BitmapError, StoreError
 
 
 @contextmanager
 def reported(what: str) -> Iterator[None]:
-    """Errors of system calls become StoreErrors.
+    """Errors of system calls become StoreErrors; ours, of which some are OSErrors, stay.
 
     :param what: could not be done
     """
     try:
         yield
-    except StoreError:
+    except BitmapError:
         raise
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)

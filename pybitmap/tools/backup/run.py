@@ -185,7 +185,8 @@ def backup(
         if isinstance(qmp, Monitor):
             monitor = qmp
         elif qmp is not None:
-            monitor = stack.enter_context(_reached(qmp, timeout))
+            with reported(f"cannot reach '{qmp}'"):
+                monitor = stack.enter_context(Monitor(qmp, timeout=timeout))
         repository = stack.enter_context(_opened(to))
         disks: Disks = Images(found, timeout) if monitor is None else Live(monitor, found)
         stack.callback(disks.close)
@@ -212,18 +213,6 @@ def _check_place(source: Source, to: str | os.PathLike[str], *, live: bool) -> N
             f"'{place}' lies in the backup directory itself, where nothing is to be written into: "
             "pybitmap restore makes a disk of it"
         )
-
-
-def _reached(path: str | os.PathLike[str], timeout: float) -> Monitor:
-    """
-    :raises BitmapError: if it cannot be
-    """
-    try:
-        return Monitor(path, timeout=timeout)
-    except BitmapError:
-        raise
-    except OSError as error:
-        raise StoreError(f"cannot reach '{path}': {error.strerror}", error.errno) from error
 
 
 def _opened(path: str | os.PathLike[str]) -> Repository:
