@@ -10,13 +10,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from commands import Run, heed_signals, spawn
+from filesystems import loop_device
 from images import create, qemu_img, qemu_io
-from peers import lacking, package, peer
+from peers import package
 
 pytest.importorskip("click", reason="the command line is an extra: pip install '.[cli]'")
 pytest.importorskip("rich", reason="the command line is an extra: pip install '.[cli]'")
@@ -364,22 +366,13 @@ def test_the_example_brings_a_copy_up_to_date(tmp_path: Path) -> None:
 @pytest.fixture
 def devices(tmp_path: Path) -> Iterator[list[Path]]:
     """Of 3 MiB, 3 MiB and 2 MiB."""
-    if os.geteuid():
-        lacking("only root can make a loop device")
-    made: list[str] = []
-    try:
+    with ExitStack() as stack:
+        made = []
         for number, size in enumerate((3 * MIB, 3 * MIB, 2 * MIB)):
             path = tmp_path / f"device{number}"
             path.write_bytes(bytes(size))
-            command = [peer("losetup", "mount"), "--find", "--show", str(path)]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                lacking(f"no loop device: {done.stderr.strip()}")
-            made.append(done.stdout.strip())
-        yield [Path(each) for each in made]
-    finally:
-        for each in made:
-            subprocess.run(["losetup", "-d", each], check=True)
+            made.append(stack.enter_context(loop_device(path)))
+        yield made
 
 
 def test_the_example_takes_devices_which_have_no_size_as_files(

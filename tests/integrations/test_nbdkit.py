@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from filesystems import mounted
+from filesystems import loop_device, mounted
 from images import create, qemu_io
 from nbd_server import (
     ROOT,
@@ -309,14 +309,9 @@ def test_parameters_of_filters_come_behind_the_plugin(tmp_path: Path, disk: Path
 
 
 def test_a_block_device_is_served_like_a_file(tmp_path: Path, disk: Path) -> None:
-    losetup = peer("losetup", "mount")
     os.truncate(disk, SIZE)
-    found = subprocess.run([losetup, "--show", "-f", disk], capture_output=True, text=True)
-    if found.returncode:
-        lacking(f"a block device: {found.stderr.strip()}")
-    device = found.stdout.strip()
     link = tmp_path / "device" / "disk.raw"
-    try:
+    with loop_device(disk) as device:
         link.parent.mkdir()
         link.symlink_to(device)
         with serving(link.parent, *DAILY) as server:
@@ -334,8 +329,6 @@ def test_a_block_device_is_served_like_a_file(tmp_path: Path, disk: Path) -> Non
             assert server.end() == 0, server.errors
         areas, _ = opened(link.parent)
         assert areas == [(0, BLOCK), (MIB, MIB), (3 * MIB, BLOCK), (4 * MIB, 65536)]
-    finally:
-        subprocess.run([losetup, "-d", device], check=True)
 
 
 def shown(*words: str | Path) -> str:

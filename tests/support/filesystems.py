@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""File systems of several kinds, each in a file of its own, mounted for a test."""
+"""File systems of several kinds, each in a file of its own, mounted for a test; block devices."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from peers import peer
+from peers import lacking, peer
 
 #: What makes them; XFS takes no less than 300 MB.
 MAKERS = {
@@ -56,6 +56,22 @@ def filesystem(kind: str, folder: Path) -> Iterator[Path]:
 def make_filesystem(kind: str, image: Path, *more: str) -> None:
     program, *options = MAKERS[kind]
     subprocess.run([peer(program, PACKAGES[kind]), *options, *more, str(image)], check=True)
+
+
+@contextmanager
+def loop_device(path: Path) -> Iterator[Path]:
+    """A block device that a file is."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        lacking("block devices: only root of a Linux machine can make one of a file")
+    losetup = peer("losetup", "mount")
+    done = subprocess.run([losetup, "--find", "--show", path], capture_output=True, text=True)
+    if done.returncode:
+        lacking(f"block devices: {done.stderr.strip()}")
+    device = done.stdout.strip()
+    try:
+        yield Path(device)
+    finally:
+        subprocess.run([losetup, "-d", device], check=True)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from filesystems import mounted
+from filesystems import loop_device, mounted
 from images import MIB, qemu, qemu_img
 from lines import at_every_line
 from machines import Machine
@@ -288,24 +288,15 @@ def test_a_prune_leaves_what_is_being_restored(history: History) -> None:
 
 
 @contextmanager
-def loop_device(path: Path, nbytes: int) -> Iterator[Path]:
-    if sys.platform != "linux" or os.geteuid() != 0:
-        lacking("only root of a Linux machine has block devices to write to")
+def device_of(path: Path, nbytes: int) -> Iterator[Path]:
     path.write_bytes(b"\xee" * nbytes)
-    command = [peer("losetup", "mount"), "--find", "--show", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lacking(f"no loop device: {done.stderr.strip()}")
-    device = done.stdout.strip()
-    try:
-        yield Path(device)
-    finally:
-        subprocess.run(["losetup", "-d", device], check=True)
+    with loop_device(path) as device:
+        yield device
 
 
 def test_a_block_device_is_written_at_its_beginning(history: History, tmp_path: Path) -> None:
     first, _, last = history.contents
-    with loop_device(tmp_path / "disk", 4 * MIB) as device:
+    with device_of(tmp_path / "disk", 4 * MIB) as device:
         with pytest.raises(ExistsError):
             restore(history.path, to=device)
         with pytest.raises(InvalidError, match="takes format raw only"):
@@ -315,14 +306,14 @@ def test_a_block_device_is_written_at_its_beginning(history: History, tmp_path: 
             data = history.contents[point]
             assert device.read_bytes()[: len(data)] == data
         assert device.read_bytes()[3 * MIB :] == b"\xee" * MIB
-    with loop_device(tmp_path / "small", MIB) as device:
+    with device_of(tmp_path / "small", MIB) as device:
         with pytest.raises(InvalidError, match="has 1048576 bytes, and the disk 3145728"):
             restore(history.path, to=device, force=True)
         assert device.read_bytes() == b"\xee" * MIB
 
 
 def test_a_block_device_that_is_in_use_is_not_written(history: History, tmp_path: Path) -> None:
-    with loop_device(tmp_path / "disk", 4 * MIB) as device:
+    with device_of(tmp_path / "disk", 4 * MIB) as device:
         subprocess.run([peer("mkfs.ext4", "e2fsprogs"), "-q", "-F", str(device)], check=True)
         with mounted(tmp_path / "m", str(device)) as point:
             (point / "x").write_text("x")
@@ -334,7 +325,7 @@ def test_a_block_device_that_is_in_use_is_not_written(history: History, tmp_path
 
 
 def test_a_block_device_that_a_machine_has_is_not_written(history: History, tmp_path: Path) -> None:
-    with loop_device(tmp_path / "disk", 4 * MIB) as device:
+    with device_of(tmp_path / "disk", 4 * MIB) as device:
         file = {"driver": "host_device", "filename": str(device)}
         with Machine({}) as machine:
             machine.must("blockdev-add", driver="raw", node_name="x", file=file)
