@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 
+from pybitmap import BitmapError
 from pybitmap.tools import live
 from pybitmap.tools.monitor import Monitor
 
@@ -43,6 +44,8 @@ def rounds(monitor: Monitor, disk: str) -> Iterator[str]:
 
 
 def main() -> None:
+    if len(sys.argv) not in (3, 4):
+        sys.exit(__doc__)
     path, disk = sys.argv[1:3]
     left = int(sys.argv[3]) if len(sys.argv) > 3 else None
     with Monitor(path) as monitor:
@@ -55,4 +58,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (BitmapError, OSError) as error:  # no such monitor, or disk
+        sys.exit(str(error))

@@ -11,14 +11,17 @@ import sys
 from array import array
 from typing import Any
 
-import matplotlib
+try:
+    import matplotlib
+except ModuleNotFoundError:
+    sys.exit("matplotlib is not installed: pip install matplotlib")
 
 matplotlib.use("Agg")  # no window: files only
 
 import numpy as np
 from matplotlib import pyplot
 
-from pybitmap import HBitmap
+from pybitmap import BitmapError, HBitmap
 from pybitmap.trace import Requests, read_trace
 
 GROUP = 4096  # bytes
@@ -70,4 +73,9 @@ def main(trace: str, target: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    try:
+        main(*sys.argv[1:])
+    except (BitmapError, OSError) as error:  # no such trace, or none that can be read
+        sys.exit(str(error))

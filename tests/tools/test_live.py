@@ -864,6 +864,27 @@ def test_two_at_a_time_do_not_disturb_each_other(ours: Ours, folder: Path) -> No
         assert nothing_is_left(monitor, folder)
 
 
+@pytest.mark.parametrize(
+    ("example", "args"),
+    [
+        ("live_writes.py", []),
+        ("live_writes.py", ["missing", "disk"]),
+        ("plot.py", ["one"]),
+        ("plot.py", ["missing", "x.svg"]),
+    ],
+)
+def test_an_example_says_in_words_what_is_wrong(
+    tmp_path: Path, example: str, args: list[str]
+) -> None:
+    script = Path(__file__).resolve().parents[2] / "examples" / example
+    done = subprocess.run(
+        [sys.executable, str(script), *args], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 1
+    assert done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_the_example_shows_where_a_machine_writes(qemu: Qemu) -> None:
     example = Path(__file__).resolve().parents[2] / "examples" / "live_writes.py"
     with subprocess.Popen(
