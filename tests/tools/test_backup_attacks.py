@@ -307,6 +307,9 @@ def test_what_is_no_disk_no_directory_and_no_monitor_is_refused_by_errors_of_our
     wrong = tmp_path / place
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "socket"))
+        with pytest.raises(errors.BitmapError):
+            backup([disk, wrong], other)
+        assert not other.exists()
         calls: list[Callable[[], object]] = [
             lambda: backup([wrong], other),
             lambda: backup([Source(str(tmp_path / "file"), store=str(wrong))], other),

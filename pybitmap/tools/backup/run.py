@@ -59,7 +59,7 @@ from .plan import (
     tag_of,
 )
 from .qemu import program, run
-from .source import Disks, Source, check_names
+from .source import Disks, Source, check_names, is_device
 
 #: What :attr:`Hooks.step` is told, in this order.
 STEPS = (
@@ -206,6 +206,7 @@ def _check_place(source: Source, to: str | os.PathLike[str], *, live: bool) -> N
                 "are off have no instant in common; make two backups"
             )
         return
+    is_device(place)  # or it is refused before a directory is made for it
     with reported(f"cannot look at '{place}' and '{to}'"):
         inside = os.path.dirname(os.path.realpath(place)) == os.path.realpath(to)
     if inside:
